@@ -1,0 +1,273 @@
+"""The words of the house: what is passed between its parts, and nothing that acts.
+
+Batch and Signals are plain dictionaries of tensors, so that anybody's code can make or read one.
+A tap says where to read in a model. Teacher and Objective are shapes of callables, not classes to inherit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+
+from stillroom.errors import TapError
+
+Batch = dict[str, Tensor]
+"""``id`` (int64, B x 2: example, view) and the source's columns; ``labels = -1`` means unlabelled."""
+
+Signals = dict[str, Tensor]
+"""What a model showed on a batch: the first axis is the example. Three suffixes are reserved:
+``<name>.mask`` (bool, B x length) beside a padded tensor, and ``<name>.bank`` (rows x ...) with
+``<name>.bank.mask`` (bool, B x rows; False where a bank row is the example itself)."""
+
+UNLABELLED = -1
+
+
+# --- where to read -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the model returns, or the part of it called ``pick`` (a key, an attribute or a position)."""
+
+    pick: str | int | None = None
+
+    def __str__(self) -> str:
+        return "output" if self.pick is None else f"output[{self.pick}]"
+
+
+@dataclass(frozen=True)
+class Named:
+    """``logits`` or ``features``, found by rule: see :func:`stillroom.taps.read`."""
+
+    name: Literal["logits", "features"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What leaves (``side="out"``) or enters (``"in"``) the submodule at ``path``.
+
+    ``call`` is needed where the module runs several times in a pass; ``pick`` chooses a part of a
+    tuple, list or dictionary.
+    """
+
+    path: str
+    side: Literal["out", "in"] = "out"
+    call: int | None = None
+    pick: str | int | None = None
+
+    def __str__(self) -> str:
+        picked = "" if self.pick is None else f"[{self.pick}]"
+        called = "" if self.call is None else f"#{self.call}"
+        side = ":in" if self.side == "in" else (":out" if self.path in RESERVED else "")
+        return f"{self.path}{side}{picked}{called}"
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention weights of the ``nn.MultiheadAttention`` at ``path``: (B, heads, queries, keys)."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.path}@attention"
+
+
+@dataclass(frozen=True)
+class State:
+    """Memory of the ``nn.LSTM`` or ``nn.GRU`` at ``path``.
+
+    Gives ``<path>@h`` (B, T, layers x directions, hidden) at every step and, for an LSTM, ``<path>@c``
+    (B, ceil(T / every), layers x directions, hidden) at the border after each ``every`` steps, each
+    with its mask. The reverse direction counts steps from the end of each row's own length.
+    """
+
+    path: str
+    every: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.path}@state" + ("" if self.every == 1 else f"/{self.every}")
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Gradient of one output along a direction, with respect to a column of the Batch.
+
+    ``along="top"`` is the teacher's top class (the student follows the teacher's), ``"label"`` the true class.
+    """
+
+    of: Literal["logits"] = "logits"
+    along: Literal["top", "label"] = "top"
+    wrt: str = "inputs"
+
+    def __str__(self) -> str:
+        parts = [] if self.along == "top" else [self.along]
+        parts += [] if self.wrt == "inputs" else [f"wrt={self.wrt}"]
+        return f"{self.of}@gradient" + (f"({','.join(parts)})" if parts else "")
+
+
+Tap = Output | Named | Hidden | Attention | State | Gradient
+
+RESERVED = ("logits", "features", "output")
+_PLACE = re.compile(r"^(?P<path>[^\[\]#@:]*)(?P<side>:in|:out)?(?:\[(?P<pick>[^\]]+)\])?(?:#(?P<call>\d+))?$")
+_GRADIENT = re.compile(r"^logits@gradient(?:\((?P<options>[^)]*)\))?$")
+
+
+def tap(text: str | Tap) -> Tap:
+    """Read a tap from its text: ``logits``, ``layer3``, ``fc:in``, ``encoder.layer.3[0]``, ``shared#1``, ``lstm@state``.
+
+    Raises:
+        TapError: the text is not a tap.
+    """
+    if not isinstance(text, str):
+        return text
+    if text in ("logits", "features"):
+        return Named(text)  # type: ignore[arg-type]
+    if found := _GRADIENT.match(text):
+        options = [part.strip() for part in (found["options"] or "").split(",") if part.strip()]
+        wrt = next((part[4:] for part in options if part.startswith("wrt=")), "inputs")
+        along = next((part for part in options if not part.startswith("wrt=")), "top")
+        if along in ("top", "label"):
+            return Gradient(along=along, wrt=wrt)  # type: ignore[arg-type]
+    elif text.endswith("@attention"):
+        return Attention(text.removesuffix("@attention"))
+    elif found := re.match(r"^(?P<path>[^@]+)@state(?:/(?P<every>[1-9]\d*))?$", text):
+        return State(found["path"], int(found["every"] or 1))
+    elif (found := _PLACE.match(text)) and text:
+        pick: str | int | None = found["pick"]
+        pick = int(pick) if pick is not None and pick.isdigit() else pick
+        if found["path"] == "output" and not found["side"]:
+            return Output(pick)
+        side: Literal["in", "out"] = "in" if found["side"] == ":in" else "out"
+        return Hidden(found["path"], side, None if found["call"] is None else int(found["call"]), pick)
+    raise TapError(
+        f"This is not a tap: got '{text}'. Allowed: logits, features, output, output[part], layer3, fc:in, "
+        "encoder.layer.3[0], shared#1 (its second call), lstm@state, lstm@state/8, mha@attention, logits@gradient, "
+        "logits@gradient(label). Write one of these forms."
+    )
+
+
+# --- who answers, who compares -------------------------------------------------------------------
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Any ``Batch -> Signals``, detached. One with a past also has :class:`HasPast`'s methods."""
+
+    def __call__(self, batch: Batch) -> Signals: ...
+
+
+@runtime_checkable
+class HasPast(Protocol):
+    """A teacher that changes as training goes on; the checkpoint saves its state."""
+
+    def advance(self, step: int) -> None: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> Any: ...
+
+
+@runtime_checkable
+class HasBank(Protocol):
+    """A teacher that can show other rows than the batch's: a Store."""
+
+    def bank(self, names: Sequence[str], batch: Batch, *, rows: int, seed: int, step: int) -> Signals: ...
+
+
+class Objective(Protocol):
+    """Compares what the student and the teacher showed on a batch."""
+
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor: ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where examples come from. Examples are numbered 0 .. len - 1; view 0 is the plain example."""
+
+    classes: Sequence[str] | None
+    splits: Mapping[str, Tensor]
+
+    def __len__(self) -> int: ...
+
+    def batch(self, ids: Tensor) -> Batch:
+        """Return the columns of ``ids`` (int64, B x 2: example, view), ``id`` among them."""
+        ...
+
+    def hashes(self, examples: Tensor) -> np.ndarray:
+        """Return a 64-bit hash (uint64, B) of each raw example, before any view."""
+        ...
+
+    def show(self, example: int) -> Any:
+        """Return something a person can look at: a uint8 array (height, width[, 3]) or a text."""
+        ...
+
+
+# --- what a loss accepts: the annotation of its tensors --------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a loss parameter stands for: its name, the axes it has and the tap it reads when none is named."""
+
+    name: str
+    axes: tuple[str, ...]
+    default: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join(self.axes)})"
+
+
+Logits = Annotated[Tensor, Kind("logits", ("example", "class"), "logits")]
+Vectors = Annotated[Tensor, Kind("vectors", ("example", "feature"), "features")]
+Maps = Annotated[Tensor, Kind("maps", ("example", "channel", "height", "width"))]
+Tokens = Annotated[Tensor, Kind("tokens", ("example", "time", "feature"))]
+Features = Annotated[Tensor, Kind("features", ("example", "..."), "features")]
+Labels = Annotated[Tensor, Kind("labels", ("example",))]
+
+Parameters = Annotated[Mapping[str, Tensor], Kind("parameters", ())]
+"""The student's named parameters: what a weight penalty reads."""
+
+LossFunction = Callable[..., Tensor]
+Role = Literal["task", "distil", "penalty"]
+
+
+# --- what evaluation and mining return -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found out: a sentence a person can act on, its number, its control, and what to draw."""
+
+    title: str
+    sentence: str
+    number: float | None = None
+    control: str = ""
+    figure: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of training: its number (from 1), named losses (tensors until somebody asks) and the rate."""
+
+    number: int
+    steps: int
+    losses: Mapping[str, Tensor]
+    learning_rate: float
+    gradient_norms: Mapping[str, float] | None = None
+
+
+Progress = Callable[[int, int, str], None]
+"""Told (done, of, what) as long work goes on."""
+
+
+def columns(signals: Signals) -> Iterator[str]:
+    """Yield the names in ``signals`` that are readings themselves, not masks or banks."""
+    return (name for name in signals if not name.endswith((".mask", ".bank")))

@@ -1,0 +1,202 @@
+"""Files that are whole or absent: every artefact of Stillroom is written through here.
+
+A file is written beside its place, flushed to the disk, renamed, and the folder's entry flushed too.
+A *step* of work (a teacher, an arm, an export) is committed by its ``done.json``, written last.
+``faultpoint`` names the moments at which the tests kill the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import StoreError, UserError
+
+DONE = "done.json"
+_hits: dict[str, int] = {}
+
+
+def faultpoint(name: str) -> None:
+    """Do nothing, unless ``STILLROOM_FAULT`` is ``name`` or ``name:k``: then die at its k-th passing, unannounced."""
+    wanted = os.environ.get("STILLROOM_FAULT")
+    if not wanted:
+        return
+    point, _, count = wanted.partition(":")
+    if point == name:
+        _hits[name] = _hits.get(name, 0) + 1
+        if _hits[name] == int(count or 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the names in ``folder`` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on success flush it and rename it into place, else remove it.
+
+    Raises:
+        UserError: the disk is full or the place may not be written.
+    """
+    handle, name = -1, ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        os.chmod(name, 0o644)
+        faultpoint("file:opened")
+        yield Path(name)
+        with open(name, "rb+") as stream:
+            os.fsync(stream.fileno())
+        faultpoint("file:flushed")
+        os.replace(name, path)
+        name = ""
+        flush_folder(path.parent)
+        faultpoint("file:renamed")
+    except OSError as error:
+        raise refused(path, error) from error
+    finally:
+        if name:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+
+
+def refused(path: Path, error: OSError) -> UserError:
+    """Translate an operating-system error about ``path`` into one that says what to do."""
+    reasons = {
+        errno.ENOSPC: "the disk is full; free some space or choose another folder with --out, then run the same again",
+        errno.EDQUOT: "the disk quota is used up; free some space or choose another folder with --out",
+        errno.EACCES: "permission was denied; choose a folder that you may write with --out",
+        errno.EPERM: "permission was denied; choose a folder that you may write with --out",
+        errno.EROFS: "the file system is read-only; choose another folder with --out",
+        errno.ENOTDIR: "a part of that path is a file, not a folder; choose another folder with --out",
+        errno.EISDIR: "a folder is in its place; move it away or choose another name",
+        errno.EEXIST: "a file is in the place of a folder; move it away or choose another name",
+        errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    }
+    reason = reasons.get(error.errno or 0, f"{error.strerror or error}; check the path and the disk")
+    return UserError(f"Could not write {path}: {reason}. What was there before is untouched.")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path``, whole or not at all."""
+    with writing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented, sorted JSON; NaN and infinities are refused."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON from ``path``.
+
+    Raises:
+        StoreError: the file is absent or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StoreError(f"Missing file: {path} does not exist. Check the path, or make it again.") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StoreError(f"Unreadable file: {path} is not valid JSON ({error}). Restore it, or make it again.") from error
+
+
+def fingerprint(value: Any) -> str:
+    """Return a SHA-256 of ``value``'s canonical JSON (sorted keys, no spaces), as 64 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# --- committed steps -------------------------------------------------------------------------------
+
+
+def committed(folder: Path, inputs: str) -> dict[str, Any] | None:
+    """Return what :func:`commit` noted if ``folder`` holds that step's finished work for ``inputs``, else None.
+
+    The one judge of "is this artefact committed?": the mark must be there, carry the same fingerprint of
+    inputs, and every file it names must still have the size it had.
+    """
+    mark = folder / DONE
+    if not mark.is_file():
+        return None
+    try:
+        note = json.loads(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(note, dict) or note.get("inputs") != inputs:
+        return None
+    for name, size in note.get("files", {}).items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != size:
+            return None
+    return note
+
+
+def commit(folder: Path, inputs: str, **note: Any) -> None:
+    """Mark the step in ``folder`` as finished for ``inputs``; ``note`` is kept with the mark."""
+    sizes = {
+        str(file.relative_to(folder)): file.stat().st_size
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != DONE and not file.name.startswith(".")
+    }
+    faultpoint("commit:before")
+    write_json(folder / DONE, {"inputs": inputs, "files": sizes, **note})
+    faultpoint("commit:after")
+
+
+def begin(folder: Path, inputs: str) -> None:
+    """Make ``folder`` ready for the step with ``inputs``: another step's work there is moved to ``old/``, never lost.
+
+    Unfinished work of the same inputs stays, so that it can be resumed.
+    """
+    begun = folder / "begun.json"
+    if folder.is_dir() and any(folder.iterdir()):
+        try:
+            same = json.loads(begun.read_text(encoding="utf-8")).get("inputs") == inputs
+        except (OSError, ValueError, AttributeError):
+            same = False
+        if not same:
+            set_aside(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused(folder, error) from error
+    if not begun.is_file():
+        write_json(begun, {"inputs": inputs})
+
+
+def set_aside(folder: Path) -> Path:
+    """Move ``folder`` into ``old/`` beside it, under the first free number, and return its new place."""
+    old = folder.parent / "old"
+    number = 1
+    while (old / f"{folder.name}-{number}").exists():
+        number += 1
+    try:
+        old.mkdir(parents=True, exist_ok=True)
+        shutil.move(str(folder), str(old / f"{folder.name}-{number}"))
+    except OSError as error:
+        raise refused(old, error) from error
+    return old / f"{folder.name}-{number}"
