@@ -1,0 +1,113 @@
+"""The settings of a training run and the ramp of a weight: plain values, checked once, needed on many floors.
+
+They live below everything that computes, so that a recipe can be checked without loading PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Settings(BaseModel):
+    """A group of settings: it never changes, knows no other key, and holds no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+
+class Mixed(Settings):
+    """A batch of two parts: rows with a label, and rows of the transfer set, which may have none."""
+
+    labelled: Annotated[int, Field(ge=1)]
+    transfer: Annotated[int, Field(ge=1)]
+
+    @property
+    def rows(self) -> int:
+        """All rows of a batch."""
+        return self.labelled + self.transfer
+
+
+class Training(Settings):
+    """How a model is trained; ``warmup``, ``milestones`` and ``evaluate_at`` are fractions of the steps.
+
+    Exactly one of ``steps`` and ``epochs`` may be given; without either, 10 epochs are run. An epoch is
+    one passing of the rows that have a label.
+    """
+
+    steps: Annotated[int, Field(ge=1)] | None = None
+    epochs: Positive | None = None
+    batch: Annotated[int, Field(ge=1)] | Mixed = 128
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive = 1e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: tuple[Fraction, ...] = (0.5, 0.75)
+    decay: Share = 0.1
+    warmup: Fraction = 0.0
+    clip: Positive | None = None
+    precision: Literal["float32", "bf16"] = "float32"
+    channels_last: bool = False
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
+    gradient_norms_every: Annotated[int, Field(ge=0)] = 100
+    evaluate_at: tuple[Share, ...] = (0.25, 0.5, 1.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _length(cls, given: Any) -> Any:
+        """Fill the default length, so that what was resolved always says how long."""
+        if isinstance(given, dict) and given.get("steps") is None and given.get("epochs") is None:
+            return {**given, "epochs": 10.0}
+        return given
+
+    @model_validator(mode="after")
+    def _fits(self) -> Training:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(f"steps ({self.steps}) and epochs ({self.epochs:g}) are both given; keep one of them")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov needs optimizer: sgd with a momentum above 0")
+        return self
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch, both parts together."""
+        return self.batch if isinstance(self.batch, int) else self.batch.rows
+
+    def total_steps(self, labelled: int) -> int:
+        """Return the number of steps when ``labelled`` rows carry a label."""
+        if self.steps is not None:
+            return self.steps
+        part = self.batch if isinstance(self.batch, int) else self.batch.labelled
+        per_epoch = -(-labelled // part)
+        return max(1, round((self.epochs or 10.0) * per_epoch))
+
+
+class Ramp(Settings):
+    """A weight that goes linearly ``from`` one value ``to`` another between two fractions of the training.
+
+    Example:
+        >>> Ramp(**{"from": 1, "to": 0, "until": 0.5}).at(0.25)
+        0.5
+    """
+
+    begin: Annotated[float, Field(ge=0, alias="from")]
+    to: Annotated[float, Field(ge=0)]
+    until: Share
+    start: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Ramp:
+        if self.start >= self.until:
+            raise ValueError(f"start ({self.start:g}) must lie before until ({self.until:g})")
+        return self
+
+    def at(self, progress: float) -> float:
+        """Return the weight when ``progress`` (0 to 1) of the steps are done."""
+        passed = (progress - self.start) / (self.until - self.start)
+        return self.begin + (self.to - self.begin) * min(1.0, max(0.0, passed))
