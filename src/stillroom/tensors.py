@@ -1,0 +1,220 @@
+"""Named tensors as bytes and back, without pickle: what bundles and checkpoints are made of.
+
+The format is safetensors. Three things it leaves open are settled here: a tensor shared by several names
+is written once and its other names noted, any memory layout is accepted, and all that is not a tensor
+stands in one metadata key as sorted JSON, so that equal content gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from stillroom.errors import ModelError, UserError, nearest, say
+
+NOTE = "stillroom"
+_LISTED = 6
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and persistent buffer of ``module`` by name, detached and not copied.
+
+    Raises:
+        ModelError: the module keeps state that is not a tensor.
+    """
+    state = {name: value for name, value in module.state_dict().items() if value is not None}
+    odd = sorted(name for name, value in state.items() if not isinstance(value, Tensor))
+    if odd:
+        raise ModelError(
+            say(
+                "The state of a module holds something that is not a tensor",
+                f"{_some(odd)} of {type(module).__name__}",
+                "tensors only, since nothing is pickled",
+                "Make get_extra_state return a tensor, or leave it out.",
+            )
+        )
+    return {name: value.detach() for name, value in state.items()}
+
+
+def restore(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    error: type[UserError] = ModelError,
+    source: str = "the stored weights",
+) -> None:
+    """Copy ``tensors`` into ``module`` by name; every name and shape is checked before the first is copied.
+
+    The module keeps its own memory layout, type and device. ``source`` is named in the message.
+
+    Raises:
+        UserError: of the class ``error``, when a tensor is missing, left over, or of another shape or kind.
+    """
+    own = state_of(module)
+    kind = type(module).__name__
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    do = "Give the module these weights were made with, built with the same options."
+    if missing or extra:
+        given = [f"without {_some(missing)}"] if missing else []
+        given += [f"with {_some(extra)} that it lacks"] if extra else []
+        close = nearest(missing[0], extra) if missing and extra else None
+        hint = f" '{missing[0]}' may have been called '{close}' before." if close else ""
+        allowed = f"its own {len(own)} names"
+        raise error(say(f"The weights of {kind} are not those in {source}", "; ".join(given), allowed, do) + hint)
+    for name, value in own.items():
+        stored = tensors[name]
+        if stored.shape != value.shape or stored.is_floating_point() != value.is_floating_point():
+            raise error(
+                say(
+                    f"The tensor '{name}' in {source} does not fit {kind}",
+                    _form(stored),
+                    _form(value),
+                    do,
+                )
+            )
+    module.load_state_dict(dict(tensors))
+
+
+def pack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> bytes:
+    """Return ``tensors`` and ``meta`` (JSON) as safetensors bytes; equal content gives equal bytes.
+
+    Any layout and device is accepted. Names that stand for the same memory are written once.
+
+    Raises:
+        ModelError: a tensor is sparse, quantised or holds no data, or ``meta`` is not plain JSON.
+    """
+    kept: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    taken: set[int] = set()
+    for name in sorted(tensors):
+        value = tensors[name].detach()
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            form = "without data (device meta)" if value.is_meta else f"{value.layout}, {value.dtype}"
+            raise ModelError(
+                say(
+                    f"The tensor '{name}' cannot be written",
+                    form,
+                    "dense tensors that hold data",
+                    "Convert it first, for example with .to_dense() or .dequantize(), or load its weights.",
+                )
+            )
+        place = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if value.numel() and place in seen:
+            aliases[name] = seen[place]
+            continue
+        seen[place] = name
+        kept[name] = _own_memory(value, taken)
+    try:
+        note = json.dumps({"aliases": aliases, "meta": dict(meta or {})}, sort_keys=True, allow_nan=False)
+        return safetensors.torch.save(kept, metadata={NOTE: note})
+    except (TypeError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
+        raise ModelError(
+            say(
+                "These tensors and their note cannot be written as safetensors",
+                str(error),
+                "tensors of the common types, and a note of texts, numbers, lists and dictionaries",
+                "Convert what is named here.",
+            )
+        ) from error
+
+
+def unpack(path: Path, *, error: type[UserError] = ModelError) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`pack` wrote: the tensors under all their names, and the note.
+
+    A safetensors file of another author is read too; its note is empty.
+
+    Raises:
+        UserError: of the class ``error``, when the file is absent, cut short, a pickle, or anything else.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as cause:
+        raise error(f"Missing file: {path} does not exist. Check the path, or make it again.") from cause
+    except OSError as cause:
+        reason = cause.strerror or cause
+        raise error(f"Unreadable file: {path} ({reason}). Allowed: a file you may read. Check the path.") from cause
+    _recognise(path, content, error)
+    try:
+        tensors = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        note = json.loads(header.get("__metadata__", {}).get(NOTE, "{}"))
+        aliases, meta = note.get("aliases", {}), note.get("meta", {})
+        if not isinstance(meta, dict):
+            raise ValueError("its note is not a dictionary")
+        tensors |= {name: tensors[kept] for name, kept in aliases.items()}
+    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as cause:
+        _refuse(path, f"{len(content):,} bytes, damaged or cut short ({cause})", error, cause)
+    return tensors, meta
+
+
+def refuse_not_finite(
+    module: nn.Module, *, error: type[UserError] = ModelError, source: str = "the stored weights"
+) -> None:
+    """Check that no parameter is NaN or infinite and no buffer NaN (a mask may well hold -inf).
+
+    Raises:
+        UserError: of the class ``error``, naming the first such tensors.
+    """
+    parameters = [name for name, value in module.named_parameters() if not bool(torch.isfinite(value).all())]
+    buffers = [name for name, value in module.named_buffers() if bool(torch.isnan(value).any())]
+    if parameters or buffers:
+        raise error(
+            say(
+                f"A network that cannot answer: {source} hold values that are not finite",
+                f"NaN or infinity in {_some(parameters + buffers)}",
+                "finite weights",
+                "Training went astray before they were saved: take an earlier checkpoint, or train with a lower rate.",
+            )
+        )
+
+
+def _own_memory(value: Tensor, taken: set[int]) -> Tensor:
+    """Return ``value`` on the CPU, contiguous, and alone in its memory: safetensors accepts nothing else."""
+    value = value.cpu().contiguous()
+    memory = value.untyped_storage()
+    if memory.nbytes() != value.numel() * value.element_size() or memory.data_ptr() in taken:
+        value = value.clone(memory_format=torch.contiguous_format)
+    taken.add(value.untyped_storage().data_ptr())
+    return value
+
+
+def _recognise(path: Path, content: bytes, error: type[UserError]) -> None:
+    """Refuse what is plainly something else, each with its own advice."""
+    # Safetensors begins with the length of its header, whose upper four bytes are always zero.
+    if content.startswith((b"PK\x03\x04", b"\x80")) and content[4:8] != bytes(4):
+        raise error(
+            say(
+                f"{path} is not a safetensors file",
+                "a pickle (as torch.save writes), which can run code while it is read",
+                "safetensors, which holds numbers only",
+                "Where you trust it, read it with torch.load(..., weights_only=True) and save it as safetensors.",
+            )
+        )
+    if content.startswith(b"version https://git-lfs"):
+        _refuse(path, "a Git LFS pointer, not the weights; fetch them with 'git lfs pull'", error, None)
+    if len(content) < 8:
+        _refuse(path, f"{len(content)} bytes", error, None)
+
+
+def _refuse(path: Path, given: str, error: type[UserError], cause: Exception | None) -> NoReturn:
+    raise error(
+        say(f"{path} is not a safetensors file", given, "a whole safetensors file", "Restore it, or make it again.")
+    ) from cause
+
+
+def _form(value: Tensor) -> str:
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = [f"'{name}'" for name in names]
+    more = len(listed) - _LISTED
+    return ", ".join(listed[:_LISTED]) + (f" and {more} more" if more > 0 else "")
