@@ -289,13 +289,13 @@ def _answers(deployed: nn.Module, inputs: Tensor) -> Tensor:
     """Return the network's own logits on raw ``inputs``, float32 on the CPU, in eval mode."""
     plain = _plain_copy(deployed)
     with torch.no_grad():
-        return torch.cat([plain(part.cpu()) for part in inputs.split(_BATCH)])
+        return torch.cat([plain(part.cpu()) for part in torch.split(inputs, _BATCH)])
 
 
 def _compare(path: Path, check: tuple[Tensor, Tensor | None], answers: Tensor) -> dict[str, Any]:
     """Run a graph on real rows beside the network's answers."""
     session = _session(path)
-    logits = torch.cat([torch.from_numpy(_run(session, _numpy(part))) for part in check[0].split(_BATCH)])
+    logits = torch.cat([torch.from_numpy(_run(session, _numpy(part))) for part in torch.split(check[0], _BATCH)])
     if logits.shape != answers.shape:
         raise ExportError(
             say(f"{path.name} answers in another shape", tuple(logits.shape), f"{tuple(answers.shape)}, as the network")
@@ -441,7 +441,7 @@ def _reader(examples: Tensor) -> Any:
 
     class Rows(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.parts = iter(examples.split(_BATCH))
+            self.parts = iter(torch.split(examples, _BATCH))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             part = next(self.parts, None)
