@@ -200,3 +200,11 @@ def set_aside(folder: Path) -> Path:
     except OSError as error:
         raise refused(old, error) from error
     return old / f"{folder.name}-{number}"
+
+
+# --- the shared cache ------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Return the folder of what can be made again: ``STILLROOM_CACHE``, else ``~/.cache/stillroom`` (not created)."""
+    return Path(os.environ.get("STILLROOM_CACHE") or Path.home() / ".cache" / "stillroom").expanduser()

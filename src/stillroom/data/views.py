@@ -1,0 +1,92 @@
+"""Replayable views: each augmented example is a pure function of (seed, example, view).
+
+View 0 is the plain example. A view v >= 1 is cut from the example padded with zeros, at a place of its
+own, and flipped left to right or not. Nothing depends on the rest of the batch, so a stored answer to
+a view stays true.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillroom.errors import DataError, say
+from stillroom.files import fingerprint
+from stillroom.randomness import draw
+
+_FIELD = np.uint64(21)
+_MASK = np.uint64((1 << 21) - 1)
+
+
+@dataclass(frozen=True)
+class Views:
+    """How many views an example has (view 0, the plain one, among them) and how the others are made.
+
+    ``pad`` is in pixels, each side; ``flip`` allows left-right flips. Raises DataError on impossible settings.
+    """
+
+    count: int = 1
+    pad: int = 2
+    flip: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.count, int) or isinstance(self.count, bool) or self.count < 1:
+            raise DataError(say("Views cannot be made", f"views={self.count!r}", "a whole number from 1 on, 1 = plain"))
+        if not isinstance(self.pad, int) or isinstance(self.pad, bool) or self.pad < 0:
+            raise DataError(say("Views cannot be made", f"pad={self.pad!r}", "a whole number of pixels from 0 on"))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the settings that shape views 1, 2, ...: ``count`` only says how many are used."""
+        settings = asdict(self)
+        del settings["count"]
+        return fingerprint({"kind": "pad-crop-flip", "version": 1, **settings})
+
+    def check(self, views: NDArray[np.int64]) -> None:
+        """Refuse view numbers that do not exist.
+
+        Raises:
+            DataError: a view is below 0 or not below ``count``.
+        """
+        if views.size and (views.min() < 0 or views.max() >= self.count):
+            wrong = views[(views < 0) | (views >= self.count)]
+            raise DataError(
+                say(
+                    "No such view",
+                    f"view {int(wrong[0])}",
+                    f"0 to {self.count - 1}",
+                    "Make the source with more views (views: N), or ask for fewer.",
+                )
+            )
+
+    def apply(self, images: NDArray, examples: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray:
+        """Return the views of ``images`` (B, C, H, W; any number type): a new array of the same shape and type."""
+        batch, _, height, width = images.shape
+        top, left, flipped = self._places(examples, views)
+        if self.pad:
+            frame = ((0, 0), (0, 0), (self.pad, self.pad), (self.pad, self.pad))
+            padded = np.pad(images, frame)
+            windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+            images = windows[np.arange(batch), :, top, left]
+        else:
+            images = images.copy()
+        if flipped.any():
+            images[flipped] = images[flipped, :, :, ::-1]
+        return images
+
+    def _places(
+        self, examples: NDArray[np.int64], views: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Cut one random word into the row and column of the cut and the flip; the plain view sits in the middle."""
+        words = draw(self.seed, "view", examples, views)
+        span = np.uint64(2 * self.pad + 1)
+        top = (((words & _MASK) * span) >> _FIELD).astype(np.int64)
+        left = ((((words >> _FIELD) & _MASK) * span) >> _FIELD).astype(np.int64)
+        flipped = (words >> np.uint64(63)).astype(bool) if self.flip else np.zeros(len(words), bool)
+        plain = views == 0
+        top[plain] = self.pad
+        left[plain] = self.pad
+        return top, left, flipped & ~plain

@@ -1,0 +1,190 @@
+"""Small networks, one screen each: ``net``, ``mlp``, ``cnn`` and ``resnet``.
+
+Inputs are floats, normalised by an encode of their own; the answer is logits (B, classes). Weights come
+from PyTorch's global generator, which the caller seeds. The last layer is always called ``head``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stillroom.errors import ModelError, say
+
+Shape = Sequence[int]
+
+
+class Net(nn.Module):
+    """Flatten, one hidden layer with ReLU, logits: 784-256-10 has 203,530 parameters."""
+
+    def __init__(self, *, shape: Shape, classes: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.hidden = nn.Linear(math.prod(shape), hidden)
+        self.relu = nn.ReLU()
+        self.head = nn.Linear(hidden, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits (B, classes)."""
+        return self.head(self.relu(self.hidden(self.flatten(inputs))))
+
+
+class MLP(nn.Module):
+    """Any number of hidden layers with ReLU, each followed by dropout."""
+
+    def __init__(self, *, shape: Shape, classes: int, hidden: Sequence[int] = (256, 128), dropout: float = 0.0) -> None:
+        super().__init__()
+        widths = [math.prod(shape), *hidden]
+        self.flatten = nn.Flatten()
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths[:-1], widths[1:], strict=True))
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(widths[-1], classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits (B, classes)."""
+        hidden = self.flatten(inputs)
+        for layer in self.layers:
+            hidden = functional.relu(layer(hidden))
+            if self.dropout.p:
+                hidden = self.dropout(hidden)
+        return self.head(hidden)
+
+
+class CNN(nn.Module):
+    """Three convolutions with BatchNorm, each at half the size of the one before, then the mean over space."""
+
+    def __init__(self, *, shape: Shape, classes: int, width: int = 16, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.block1 = _block(shape[0], width, stride=2)
+        self.block2 = _block(width, 2 * width, stride=1, pool=True)
+        self.block3 = _block(2 * width, 4 * width, stride=1)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(4 * width, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits (B, classes)."""
+        maps = self.block3(self.block2(self.block1(inputs)))
+        return self.head(self.dropout(maps.mean(dim=(2, 3))))
+
+
+def _block(entering: int, leaving: int, *, stride: int, pool: bool = False) -> nn.Sequential:
+    """Convolution, BatchNorm, ReLU, and max pooling by 2 where asked."""
+    layers = [nn.Conv2d(entering, leaving, 3, stride, 1, bias=False), nn.BatchNorm2d(leaving), nn.ReLU()]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+
+
+class ResNet(nn.Module):
+    """A residual network in CIFAR style (He et al. 2016, https://arxiv.org/abs/1512.03385, section 4.2).
+
+    Three groups of basic blocks, ``width``, 2 and 4 times as wide; depth = 6n + 2 gives n blocks a group, another even
+    depth puts its spare blocks into the later groups (10 is 1, 1, 2). ``stem`` is the stride of the first convolution.
+    Shortcuts that change the shape are the paper's option A: every second pixel, new channels zero, no parameters.
+    """
+
+    def __init__(self, *, shape: Shape, classes: int, depth: int = 8, width: int = 16, stem: int = 1) -> None:
+        super().__init__()
+        if depth < 8 or depth % 2:
+            raise ModelError(say("This depth of a ResNet cannot be built", depth, "8, 10, 12, 14, 20, ... (even)"))
+        if stem not in (1, 2):
+            raise ModelError(say("This stem of a ResNet cannot be built", stem, "1 or 2 (the first stride)"))
+        blocks = (depth - 2) // 2
+        counts = [(blocks + place) // 3 for place in range(3)]
+        self.stem = nn.Sequential(nn.Conv2d(shape[0], width, 3, stem, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.layer1 = _group(width, width, counts[0], 1)
+        self.layer2 = _group(width, 2 * width, counts[1], 2)
+        self.layer3 = _group(2 * width, 4 * width, counts[2], 2)
+        self.head = nn.Linear(4 * width, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits (B, classes)."""
+        maps = self.layer3(self.layer2(self.layer1(self.stem(inputs))))
+        return self.head(maps.mean(dim=(2, 3)))
+
+
+def _group(entering: int, leaving: int, blocks: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        *(BasicBlock(leaving if place else entering, leaving, 1 if place else stride) for place in range(blocks))
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut without parameters."""
+
+    def __init__(self, entering: int, leaving: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.added = leaving - entering
+        self.conv1 = nn.Conv2d(entering, leaving, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(leaving)
+        self.conv2 = nn.Conv2d(leaving, leaving, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(leaving)
+        self.relu = nn.ReLU()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return maps (B, leaving, H / stride, W / stride)."""
+        shortcut = maps if self.stride == 1 else maps[:, :, :: self.stride, :: self.stride]
+        if self.added:
+            shortcut = functional.pad(shortcut, (0, 0, 0, 0, 0, self.added))
+        hidden = functional.relu(self.norm1(self.conv1(maps)))
+        return self.relu(self.norm2(self.conv2(hidden)) + shortcut)
+
+
+ZOO: dict[str, Callable[..., nn.Module]] = {"net": Net, "mlp": MLP, "cnn": CNN, "resnet": ResNet}
+
+
+def build(name: str, *, shape: Shape, classes: int, **options: Any) -> nn.Module:
+    """Build the zoo's model ``name`` for inputs of ``shape`` (C, H, W) or (F,) without the batch axis.
+
+    Raises:
+        ModelError: an unknown model or option, a value that does not fit, or images needed and not given.
+    """
+    if name not in ZOO:
+        raise ModelError(say("Unknown model", f"'{name}'", sorted(ZOO), "Or give your own nn.Module in Python."))
+    allowed = [option for option in inspect.signature(ZOO[name]).parameters if option not in ("shape", "classes")]
+    for option, value in options.items():
+        if option not in allowed:
+            raise ModelError(say(f"Unknown option of model '{name}'", f"'{option}'", allowed))
+        _check_option(name, option, value)
+    if name in ("cnn", "resnet") and len(shape) != 3:
+        do = "Use net or mlp for vectors."
+        raise ModelError(
+            say(f"Model '{name}' reads images", f"inputs of shape {tuple(shape)}", "(channels, height, width)", do)
+        )
+    if classes < 1:
+        raise ModelError(say("A model needs classes", classes, "at least 1", "Give the data class names or labels."))
+    return ZOO[name](shape=tuple(int(size) for size in shape), classes=int(classes), **options)
+
+
+def _check_option(name: str, option: str, value: Any) -> None:
+    if option == "dropout":
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
+        allowed = "a number from 0 up to 1"
+    else:
+        many = isinstance(value, (list, tuple)) and name == "mlp"
+        fits = all(
+            isinstance(part, int) and not isinstance(part, bool) and part > 0 for part in (value if many else [value])
+        )
+        fits = fits and many == (name == "mlp")
+        allowed = "a list of whole numbers above 0" if name == "mlp" else "a whole number above 0"
+    if not fits:
+        raise ModelError(say(f"Option '{option}' of model '{name}' does not fit", repr(value), allowed))
+
+
+def parameters(model: nn.Module) -> int:
+    """Return how many numbers ``model`` learns."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def empty(name: str, *, shape: Shape, classes: int, **options: Any) -> nn.Module:
+    """Build as :func:`build` does, on ``device="meta"``: shapes without memory or random numbers."""
+    with torch.device("meta"):
+        return build(name, shape=shape, classes=classes, **options)
