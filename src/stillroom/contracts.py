@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -117,6 +117,7 @@ Tap = Output | Named | Hidden | Attention | State | Gradient
 
 RESERVED = ("logits", "features", "output")
 _PLACE = re.compile(r"^(?P<path>[^\[\]#@:]*)(?P<side>:in|:out)?(?:\[(?P<pick>[^\]]+)\])?(?:#(?P<call>\d+))?$")
+_STATE = re.compile(r"^(?P<path>[^@]+)@(?:state|h|c)(?:/(?P<every>[1-9]\d*))?$")
 _GRADIENT = re.compile(r"^logits@gradient(?:\((?P<options>[^)]*)\))?$")
 
 
@@ -138,7 +139,7 @@ def tap(text: str | Tap) -> Tap:
             return Gradient(along=along, wrt=wrt)  # type: ignore[arg-type]
     elif text.endswith("@attention"):
         return Attention(text.removesuffix("@attention"))
-    elif found := re.match(r"^(?P<path>[^@]+)@state(?:/(?P<every>[1-9]\d*))?$", text):
+    elif found := _STATE.match(text):
         return State(found["path"], int(found["every"] or 1))
     elif (found := _PLACE.match(text)) and text:
         pick: str | int | None = found["pick"]
@@ -152,6 +153,30 @@ def tap(text: str | Tap) -> Tap:
         "encoder.layer.3[0], shared#1 (its second call), lstm@state, lstm@state/8, mha@attention, logits@gradient, "
         "logits@gradient(label). Write one of these forms."
     )
+
+
+class Place(NamedTuple):
+    """One entry of Signals as an objective names it: whose it is, how to read it, and under which name it comes."""
+
+    owner: str
+    tap: Tap
+    key: str
+
+
+def place(text: str | Tap) -> Place:
+    """Read ``layer3``, ``lstm@c/8`` (one entry of the tap ``lstm@state/8``) or, of several teachers, ``big/layer3``.
+
+    Raises:
+        TapError: the text is not a tap.
+    """
+    owner, rest = "", text
+    if isinstance(text, str) and "/" in text.split("@")[0]:
+        owner, _, rest = text.partition("/")
+    found = tap(rest)
+    key = str(found)
+    if isinstance(found, State) and isinstance(rest, str) and not rest.split("@")[1].startswith("state"):
+        key = rest.split("/")[0]
+    return Place(owner, found, f"{owner}/{key}" if owner else key)
 
 
 # --- who answers, who compares -------------------------------------------------------------------
@@ -180,6 +205,17 @@ class HasBank(Protocol):
     """A teacher that can show other rows than the batch's: a Store."""
 
     def bank(self, names: Sequence[str], batch: Batch, *, rows: int, seed: int, step: int) -> Signals: ...
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """A teacher that answers from a store: it can be asked for less, and can prepare targets once."""
+
+    def __call__(self, batch: Batch) -> Signals: ...
+
+    def use(self, names: Sequence[str]) -> Recorded: ...
+
+    def derive(self, key: str, of: str, function: Callable[[Tensor], Tensor]) -> Recorded: ...
 
 
 class Objective(Protocol):
@@ -215,19 +251,26 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """What a loss parameter stands for: its name, the axes it has and the tap it reads when none is named."""
+    """What a loss parameter stands for: its name, its axes, the tap it reads when none is named.
+
+    ``fit`` says what happens when student and teacher differ in shape: a connector is put in between
+    (``connect``), it is an error (``equal``), or the loss does not mind (``free``).
+    """
 
     name: str
     axes: tuple[str, ...]
     default: str | None = None
+    fit: Literal["connect", "equal", "free"] = "connect"
 
     def __str__(self) -> str:
         return f"{self.name} ({', '.join(self.axes)})"
 
 
-Logits = Annotated[Tensor, Kind("logits", ("example", "class"), "logits")]
+Logits = Annotated[Tensor, Kind("logits", ("example", "class"), "logits", "equal")]
 Vectors = Annotated[Tensor, Kind("vectors", ("example", "feature"), "features")]
 Maps = Annotated[Tensor, Kind("maps", ("example", "channel", "height", "width"))]
+FreeMaps = Annotated[Tensor, Kind("maps", ("example", "channel", "height", "width"), fit="free")]
+FreeVectors = Annotated[Tensor, Kind("vectors", ("example", "feature"), "features", "free")]
 Tokens = Annotated[Tensor, Kind("tokens", ("example", "time", "feature"))]
 Features = Annotated[Tensor, Kind("features", ("example", "..."), "features")]
 Labels = Annotated[Tensor, Kind("labels", ("example",))]
@@ -262,6 +305,7 @@ class Step:
     losses: Mapping[str, Tensor]
     learning_rate: float
     gradient_norms: Mapping[str, float] | None = None
+    notes: tuple[str, ...] = ()
 
 
 Progress = Callable[[int, int, str], None]

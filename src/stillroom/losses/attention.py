@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from stillroom.contracts import Maps
+from stillroom.contracts import FreeMaps
 
 
 def _attention(maps: Tensor, power: float) -> Tensor:
@@ -17,7 +17,7 @@ def _attention(maps: Tensor, power: float) -> Tensor:
 
 
 def attention_transfer(
-    student_maps: Maps, teacher_maps: Maps, *, power: Annotated[float, Field(gt=0)] = 2.0
+    student_maps: FreeMaps, teacher_maps: FreeMaps, *, power: Annotated[float, Field(gt=0)] = 2.0
 ) -> Tensor:
     """Mean squared difference of the two models' normalised spatial attention maps.
 

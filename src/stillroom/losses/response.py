@@ -71,8 +71,8 @@ def kd(student_logits: Logits, teacher_logits: Logits, *, temperature: Temperatu
 def mse_logits(student_logits: Logits, teacher_logits: Logits) -> Tensor:
     """Mean squared difference of the logits, over batch and classes.
 
-    Kim et al. 2021 (https://arxiv.org/abs/2105.08919): the limit of :func:`kd` at high temperature, for
-    logits whose row means agree, is this value times C / (2 C).
+    Kim et al. 2021 (https://arxiv.org/abs/2105.08919). For logits whose row means agree, :func:`kd` tends to
+    half this value as the temperature grows.
 
     Shapes: (B, C) and (B, C); returns a scalar in squared logits.
     """

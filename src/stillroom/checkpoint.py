@@ -1,0 +1,107 @@
+"""A training at rest: everything that a bit-identical continuation needs, in one file that is whole or absent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.contracts import HasPast
+from stillroom.errors import TrainError, say
+from stillroom.files import writing
+from stillroom.tensors import pack, restore, state_of, unpack
+
+NAME = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a checkpoint was taken: steps done, and on what it was computed."""
+
+    step: int
+    inputs: str
+    threads: int
+    world: int
+    torch: str
+    capability: str
+
+    @classmethod
+    def now(cls, step: int, inputs: str, world: int) -> Moment:
+        """Return this moment on this machine."""
+        return cls(
+            step, inputs, torch.get_num_threads(), world, torch.__version__, torch.backends.cpu.get_cpu_capability()
+        )
+
+    def differences(self, other: Moment) -> list[str]:
+        """Name what keeps a continuation from being bit-identical."""
+        keys = ("threads", "world", "torch", "capability")
+        return [
+            f"{key} {getattr(other, key)} then, {getattr(self, key)} now"
+            for key in keys if getattr(self, key) != getattr(other, key)
+        ]
+
+
+def save(
+    folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, teacher: object, moment: Moment
+) -> Path:
+    """Write the learner, the optimizer and a teacher's past into ``folder``; the one before is replaced."""
+    tensors = {f"learner/{name}": value for name, value in state_of(learner).items()}
+    state = optimizer.state_dict()
+    plain: dict[str, dict[str, Any]] = {}
+    for index, slots in state["state"].items():
+        for slot, value in slots.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{slot}"] = value
+            else:
+                plain.setdefault(str(index), {})[slot] = value
+    if isinstance(teacher, HasPast):
+        tensors |= {f"teacher/{name}": value for name, value in teacher.state_dict().items()}
+    path = folder / NAME
+    content = pack(tensors, {"moment": vars(moment), "groups": state["param_groups"], "slots": plain})
+    with writing(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def load(
+    folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, teacher: object, inputs: str
+) -> Moment | None:
+    """Bring everything back from ``folder``; None when there is no checkpoint.
+
+    Raises:
+        TrainError: the checkpoint is damaged, or belongs to another model, data, teacher or setting.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    tensors, meta = unpack(path, error=TrainError)
+    try:
+        moment = Moment(**meta["moment"])
+        groups, plain = meta["groups"], meta["slots"]
+    except (KeyError, TypeError) as error:
+        raise TrainError(
+            f"{path} is not a checkpoint of Stillroom: got a note without {error}. Remove it to start from the beginning."
+        ) from error
+    if moment.inputs != inputs:
+        raise TrainError(
+            say(f"The checkpoint {path} belongs to another training", moment.inputs[:12], inputs[:12],
+                "Use another folder, or remove the checkpoint to start from the beginning.")
+        )
+    parts: dict[str, dict[str, Tensor]] = {"learner": {}, "optimizer": {}, "teacher": {}}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition("/")
+        parts[kind][rest] = value
+    restore(learner, parts["learner"], error=TrainError, source=str(path))
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in parts["optimizer"].items():
+        index, _, slot = name.partition("/")
+        state.setdefault(int(index), {})[slot] = value
+    for index, slots in plain.items():
+        state.setdefault(int(index), {}).update(slots)
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    if isinstance(teacher, HasPast):
+        teacher.load_state_dict(parts["teacher"])
+    return moment

@@ -1,0 +1,134 @@
+"""The learner: a student and its objectives in one module, for our loop or anybody else's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.contracts import Batch, Gradient, Place, Signals, place
+from stillroom.errors import LossError
+from stillroom.objectives import Objective, match
+from stillroom.taps import Reader, Takes, read, sizing
+
+Precision = Literal["float32", "bf16"]
+
+
+class Learner(nn.Module):
+    """A student and what it is asked to do: ``losses = learner(batch, teacher(batch))``.
+
+    The answer holds each objective's unweighted value by name and their weighted sum as ``loss``; one forward, one
+    backward. All that is trained (student and connectors) is in here, so it can be wrapped for several processes.
+
+    Example:
+        >>> learner = Learner(student, [match("labels", weight=0.1), match("kd", weight=0.9)])
+        >>> learner.size(batch, teacher(batch))      # once, before the optimizer
+        >>> learner(batch, teacher(batch))["loss"].backward()
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        objectives: Sequence[Objective | str],
+        *,
+        encode: Callable[..., Any] | None = None,
+        takes: Takes = ("inputs",),
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__()
+        if not objectives:
+            raise LossError("A learner needs at least one objective: got none. Add one, for example 'labels' or 'kd'.")
+        self.student = student
+        self.objectives = nn.ModuleList(match(one) if isinstance(one, str) else one for one in objectives)
+        names = [objective.name for objective in self._each()]
+        doubled = {name for name in names if names.count(name) > 1}
+        if doubled or "loss" in names:
+            wrong = sorted(doubled) or ["loss"]
+            raise LossError(
+                f"Objectives need names of their own: got {wrong} {'twice' if doubled else '(it is the sum)'}. "
+                "Give one of them another with name=."
+            )
+        for objective in self._each():
+            objective.bind(student)
+        self.precision: Precision = precision
+        self.reader: Reader = read(student, [one.tap for one in self._places("student")], encode, takes=takes)
+
+    def _each(self) -> list[Objective]:
+        return list(self.objectives)  # type: ignore[arg-type]
+
+    def _places(self, side: Literal["student", "teacher"]) -> list[Place]:
+        return [one for objective in self._each() for one in objective.places(side)]
+
+    @property
+    def teacher_places(self) -> list[Place]:
+        """Return what the teacher must show."""
+        wanted = self._places("teacher")
+        follows = any(isinstance(one.tap, Gradient) and one.tap.along == "top" for one in self._places("student"))
+        return list(dict.fromkeys([*wanted, *([place("logits")] if follows else [])]))
+
+    @property
+    def banks(self) -> list[str]:
+        """Return the names of the teacher's signals of which other rows are read."""
+        return list(dict.fromkeys(name for objective in self._each() for name in objective.banks))
+
+    def weights(self, step: int = 0, steps: int = 1) -> dict[str, float]:
+        """Return each objective's weight at a step; 0 where it is not computed."""
+        progress = step / max(1, steps)
+        return {one.name: one.weight_at(progress) if one.active(step) else 0.0 for one in self._each()}
+
+    def size(self, batch: Batch, teacher: Signals, *, seed: int = 0) -> None:
+        """Look at one real batch: make the connectors that are needed. Statistics and generators stay as they were.
+
+        Raises:
+            LossError: shapes do not fit; names both.
+        """
+        with sizing(self.student, seed=seed):
+            student = self._read(batch, teacher, 0)
+        for objective in self._each():
+            objective.size(student, teacher, batch, seed=seed)
+
+    def forward(self, batch: Batch, teacher: Signals | None = None, *, step: int = 0, steps: int = 1) -> dict[str, Tensor]:
+        """Return the losses at ``step`` of ``steps`` (both only matter to ramps and to ``every``)."""
+        teacher = teacher or {}
+        student = self._read(batch, teacher, step)
+        losses: dict[str, Tensor] = {}
+        total: Tensor | None = None
+        progress = step / max(1, steps)
+        for objective in self._each():
+            if objective.folded:
+                continue
+            if objective.active(step):
+                value = objective(student, teacher, batch)
+                losses[objective.name] = value
+                weight = objective.weight_at(progress)
+                value = value if weight == 1.0 else value * weight
+            else:
+                value = _touch(objective)
+                if value is None:
+                    continue
+            total = value if total is None else total + value
+        losses["loss"] = total if total is not None else self._idle(student)
+        return losses
+
+    def _read(self, batch: Batch, teacher: Signals, step: int) -> Signals:
+        resting = [one for one in self._each() if not one.active(step)]
+        skip = ()
+        if resting:
+            wanted = {where.tap for one in self._each() if one.active(step) for where in one.places("student")}
+            skip = tuple({where.tap for one in resting for where in one.places("student")} - wanted)
+        if self.precision == "float32":
+            return self.reader(batch, teacher, skip=skip)
+        with torch.autocast(batch["id"].device.type, dtype=torch.bfloat16):
+            return self.reader(batch, teacher, skip=skip)
+
+    def _idle(self, student: Signals) -> Tensor:
+        """A loss of 0 for a step at which nothing is computed: the graph still reaches every parameter read."""
+        return torch.stack([value.float().sum() * 0 for value in student.values()]).sum()
+
+
+def _touch(objective: Objective) -> Tensor | None:
+    """Zero times the resting objective's own parameters: several processes wait for every gradient."""
+    owned = [parameter.sum() for parameter in objective.parameters()]
+    return torch.stack(owned).sum() * 0 if owned else None

@@ -1,0 +1,331 @@
+"""match(): binds a pure loss to places in the student and the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.contracts import Batch, Place, Role, Signals, Tap, place
+from stillroom.errors import LossError, say
+from stillroom.losses import LOSSES, PREPARED
+from stillroom.objectives.connectors import Connector, pool
+from stillroom.objectives.signature import Signature, Slot, default_place, signature
+from stillroom.randomness import forked
+from stillroom.settings import Ramp
+
+Where = str | Tap | Sequence[str | Tap] | Mapping[str, str | Tap] | None
+Weight = float | Ramp
+
+
+class Objective(nn.Module):
+    """A loss bound to places: ``(student, teacher, batch) -> Tensor``. Made by :func:`match`.
+
+    It may own a connector per pair, trained with the student, sized once by :meth:`size`.
+    """
+
+    def __init__(
+        self, name: str, loss: Callable[..., Tensor], options: Mapping[str, Any], pairs: Sequence[Mapping[str, Place]],
+        *, own: bool, weight: Weight, connect: str, every: int, role: Role,
+    ) -> None:
+        super().__init__()
+        self.name, self.loss, self.options, self.pairs = name, loss, dict(options), list(pairs)
+        self.own, self.weight, self.connect, self.every, self.role = own, weight, connect, every, role
+        self.reads: Signature = signature(loss)
+        self.connectors = nn.ModuleDict()
+        self.sized = not self._may_connect()
+        self.parameters_read: Mapping[str, Tensor] = {}
+        self.folded = False  # an l2 that the optimizer applies as weight decay
+        self.prepared = PREPARED.get(loss) if not own and role == "distil" else None
+
+    # --- what it needs ------------------------------------------------------------------------------
+
+    def places(self, side: Literal["student", "teacher"]) -> list[Place]:
+        """Return what must be read of one side; a teacher side that is the student's own counts as the student's."""
+        wanted = []
+        for pair in self.pairs:
+            for slot in self.reads.slots:
+                if slot.name in pair and not slot.mask:
+                    theirs = "student" if slot.side == "student" or (self.own and slot.side == "teacher") else "teacher"
+                    if slot.side in ("student", "teacher") and theirs == side:
+                        wanted.append(pair[slot.name])
+        return wanted
+
+    @property
+    def banks(self) -> list[str]:
+        """Return the names of the teacher's signals whose bank is read."""
+        return [pair[slot.name].key for pair in self.pairs for slot in self.reads.sides("bank")]
+
+    @property
+    def prepared_name(self) -> str:
+        """Return the name under which targets made beforehand come with the teacher's signals."""
+        options = ",".join(f"{key}={value}" for key, value in sorted(self.options.items()))
+        return f"{self.pairs[0]['teacher_logits'].key}~{self.loss.__name__}({options})" if self.prepared else ""
+
+    def weight_at(self, progress: float) -> float:
+        """Return the weight when ``progress`` (0 to 1) of the steps are done."""
+        return self.weight.at(progress) if isinstance(self.weight, Ramp) else self.weight
+
+    def active(self, step: int) -> bool:
+        """Whether this objective is computed at ``step`` (counted from 0)."""
+        return step % self.every == 0
+
+    def bind(self, student: nn.Module) -> None:
+        """Give a penalty the student's weights: named parameters with two or more axes."""
+        if self.role == "penalty":
+            self.parameters_read = {name: value for name, value in student.named_parameters() if value.dim() >= 2}
+
+    # --- computing ----------------------------------------------------------------------------------
+
+    def forward(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        """Return the unweighted loss, in float32 whatever the surrounding precision."""
+        if not self.sized:
+            raise LossError(
+                f"The objective '{self.name}' has not seen the shapes it connects. "
+                "Call learner.size(batch, teacher(batch)) once, before the optimizer is made."
+            )
+        device = next(iter(student.values())).device.type if student else "cpu"
+        if not torch.is_autocast_enabled(device):
+            return self._total(student, teacher, batch)
+        with torch.autocast(device, enabled=False):
+            return self._total(student, teacher, batch)
+
+    def _total(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        if self.prepared and (name := self.prepared_name) in teacher:
+            logits = _floats(student[self.pairs[0]["student_logits"].key])
+            return self.prepared.loss(logits, teacher[name], **self.options)
+        total: Tensor | None = None
+        for index, pair in enumerate(self.pairs):
+            value = self.loss(*self._arguments(index, pair, student, teacher, batch), **self.options)
+            total = value if total is None else total + value
+        assert total is not None
+        return total
+
+    def _arguments(
+        self, index: int, pair: Mapping[str, Place], student: Signals, teacher: Signals, batch: Batch
+    ) -> list[Any]:
+        if self.own:
+            teacher = {name: value.detach() for name, value in student.items()}
+        values: dict[str, Any] = {}
+        for slot in self.reads.slots:
+            values[slot.name] = self._value(slot, pair, student, teacher, batch)
+        self._meet(index, pair, values, student, teacher)
+        return [values[slot.name] for slot in self.reads.slots]
+
+    def _value(
+        self, slot: Slot, pair: Mapping[str, Place], student: Signals, teacher: Signals, batch: Batch
+    ) -> Any:
+        if slot.side == "parameters":
+            return self.parameters_read
+        if slot.side == "column":
+            return _column(batch, slot.name, self.name)
+        place = pair[_owner_slot(slot)]
+        signals = student if slot.side == "student" else teacher
+        if slot.side == "bank":
+            return signals.get(f"{place.key}.bank.mask") if slot.mask else _floats(_entry(signals, f"{place.key}.bank", self))
+        if slot.mask:
+            return signals.get(f"{place.key}.mask")
+        return _floats(_entry(signals, place.key, self))
+
+    def _meet(
+        self, index: int, pair: Mapping[str, Place], values: dict[str, Any], student: Signals, teacher: Signals
+    ) -> None:
+        """Pool and connect the pair's tensors where the loss wants equal shapes."""
+        slots = self._connected()
+        if slots is None:
+            return
+        ours, theirs = slots
+        masks = {"student_mask", "teacher_mask"} & values.keys()
+        mask_ours = None if masks else student.get(f"{pair[ours.name].key}.mask")
+        mask_theirs = None if masks else teacher.get(f"{pair[theirs.name].key}.mask")
+        mine, target = values[ours.name], values[theirs.name]
+        if self.connect != "none":
+            mine, target = pool(mine, target, mask_ours, mask_theirs)
+        if str(index) in self.connectors:
+            mine = self.connectors[str(index)](mine)
+        if mine.shape != target.shape:
+            raise LossError(
+                f"The objective '{self.name}' compares the student's '{pair[ours.name].key}' {tuple(mine.shape)} with the "
+                f"teacher's '{pair[theirs.name].key}' {tuple(target.shape)}. Allowed: equal shapes"
+                + (". Leave 'connector: none' out, and one is put between them." if self.connect == "none"
+                   else ", as they were when the connectors were sized. Size the learner again on such a batch.")
+            )
+        values[ours.name], values[theirs.name] = mine, target
+        for slot in self.reads.sides("bank"):
+            if values[slot.name].dim() > 2 and target.dim() == 2:
+                values[slot.name] = pool(values[slot.name], values[slot.name].flatten(1)[:, :1])[0]
+
+    # --- sizing -------------------------------------------------------------------------------------
+
+    def _connected(self) -> tuple[Slot, Slot] | None:
+        ours, theirs = self.reads.sides("student"), self.reads.sides("teacher")
+        if not ours or not theirs or (ours[0].kind is not None and ours[0].kind.fit != "connect"):
+            return None
+        return ours[0], theirs[0]
+
+    def _may_connect(self) -> bool:
+        return self._connected() is not None
+
+    def size(self, student: Signals, teacher: Signals, batch: Batch, *, seed: int = 0) -> None:
+        """Look at real shapes once: make the connectors that are needed and try the loss.
+
+        Raises:
+            LossError: the shapes do not fit; names both.
+        """
+        slots = self._connected()
+        if slots is not None and self.connect != "none":
+            with forked(seed, "connector", self.name):
+                for index, pair in enumerate(self.pairs):
+                    self._size_pair(index, pair, slots, student, student if self.own else teacher)
+        self.sized = True
+        self._check_logits(student, teacher)
+        with torch.no_grad():
+            self(student, teacher, batch)
+
+    def _size_pair(
+        self, index: int, pair: Mapping[str, Place], slots: tuple[Slot, Slot], student: Signals, teacher: Signals
+    ) -> None:
+        ours, theirs = pair[slots[0].name].key, pair[slots[1].name].key
+        mine, target = pool(
+            _floats(_entry(student, ours, self)), _floats(_entry(teacher, theirs, self)),
+            student.get(f"{ours}.mask"), teacher.get(f"{theirs}.mask"),
+        )
+        axis = 1 if mine.dim() == 4 else -1
+        if (mine.dim() != target.dim() or mine.shape[axis] != target.shape[axis] or self.connect == "linear") and (
+            str(index) not in self.connectors
+        ):
+            self.connectors[str(index)] = Connector(mine, target).to(mine.device)
+
+    def _check_logits(self, student: Signals, teacher: Signals) -> None:
+        for pair in self.pairs:
+            both = [slot for slot in self.reads.slots if slot.kind is not None and slot.kind.fit == "equal" and not slot.mask]
+            shapes = {
+                slot.side: tuple((teacher if slot.side == "teacher" and not self.own else student)[pair[slot.name].key].shape)
+                for slot in both if slot.name in pair
+            }
+            if len(set(shapes.values())) > 1:
+                raise LossError(
+                    f"The objective '{self.name}' needs equal shapes: got the student's {shapes.get('student')} and the "
+                    f"teacher's {shapes.get('teacher')}. Give both models the same classes in the same order, or compare "
+                    "features instead (hint, bank)."
+                )
+
+
+def match(
+    loss: str | Callable[..., Tensor],
+    student: Where = None,
+    teacher: Where = None,
+    *,
+    weight: Weight | Mapping[str, float] = 1.0,
+    connector: Literal["auto", "none", "linear"] = "auto",
+    every: int = 1,
+    name: str | None = None,
+    **options: Any,
+) -> Objective:
+    """Bind a loss to places in the student and the teacher.
+
+    ``loss`` is a name from :data:`stillroom.losses.LOSSES` or a function: positional parameters are tensors (named
+    student..., teacher..., bank, or after a column of the batch), keyword-only parameters are options, given here as
+    keywords. ``student`` and ``teacher`` are taps; lists of equal length give a sum over pairs, a mapping names a tap for
+    each parameter, and ``teacher={"student": tap}`` compares the student with its own signals, detached.
+    ``weight`` is a number or a ramp ``{"from": 1, "to": 0, "until": 0.5}``; ``every`` computes it at every k-th step only.
+
+    Raises:
+        LossError: an unknown loss or option, or a place that must be named.
+        TapError: a place that is not a tap.
+
+    Example:
+        >>> match("hint", student="layer2", teacher="layer3", weight=0.5)
+    """
+    function = _function(loss)
+    reads = signature(function)
+    title = name or (loss if isinstance(loss, str) else function.__name__)
+    for option in options:
+        if option not in reads.options:
+            raise LossError(say(f"The loss '{title}' has no such option", f"'{option}'", reads.options))
+    own = isinstance(teacher, Mapping) and set(teacher) == {"student"}
+    theirs: Where = teacher["student"] if own and isinstance(teacher, Mapping) else teacher
+    pairs = _pairs(title, reads, student, theirs)
+    role: Role = "penalty" if reads.sides("parameters") else "distil" if reads.sides("teacher") else "task"
+    ramp = Ramp(**weight) if isinstance(weight, Mapping) else weight
+    if every < 1:
+        raise LossError(say(f"The objective '{title}' is to be computed every so many steps", every, "1 or more"))
+    return Objective(title, function, options, pairs, own=own, weight=ramp, connect=connector, every=every, role=role)
+
+
+def _function(loss: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
+    if not isinstance(loss, str):
+        return loss
+    if loss not in LOSSES:
+        raise LossError(say("There is no such loss", f"'{loss}'", LOSSES, "Or pass your own function."))
+    return LOSSES[loss]
+
+
+def _pairs(title: str, reads: Signature, student: Where, teacher: Where) -> list[dict[str, Place]]:
+    """Return, for each pair of taps, the place of every slot that reads a model."""
+    sides: dict[str, list[dict[str, Place]]] = {}
+    for side, where in (("student", student), ("teacher", teacher)):
+        slots = reads.sides(side)  # type: ignore[arg-type]
+        if not slots:
+            if where is not None:
+                raise LossError(f"The loss '{title}' reads nothing of the {side}: got '{where}'. Leave '{side}:' out.")
+            sides[side] = [{}]
+        elif isinstance(where, Mapping):
+            sides[side] = [{slot.name: _place(title, slot, where.get(slot.name)) for slot in slots}]
+        elif isinstance(where, Sequence) and not isinstance(where, str):
+            sides[side] = [{slots[0].name: place(one)} for one in where]
+        else:
+            sides[side] = [{slot.name: _place(title, slot, where) for slot in slots}]
+    ours, theirs = sides["student"], sides["teacher"]
+    if len(ours) != len(theirs) and reads.sides("student") and reads.sides("teacher"):
+        raise LossError(
+            f"The objective '{title}' pairs taps one to one: got {len(ours)} of the student and {len(theirs)} of the teacher. "
+            "Name as many on both sides."
+        )
+    pairs = [{**a, **b} for a, b in zip(ours, theirs, strict=len(ours) == len(theirs))]
+    for pair in pairs:
+        for slot in reads.sides("bank"):
+            pair[slot.name] = pair[reads.sides("teacher")[0].name]
+    return pairs
+
+
+def _place(title: str, slot: Slot, where: str | Tap | None) -> Place:
+    named = where if where is not None else default_place(slot)
+    if named is None:
+        raise LossError(
+            f"The loss '{title}' does not know where to read '{slot.name}'"
+            + (f" ({slot.kind})" if slot.kind else "")
+            + f". Name the place: {slot.side}: layer3, for example."
+        )
+    return place(named)
+
+
+def _owner_slot(slot: Slot) -> str:
+    """The slot whose place a mask or bank belongs to."""
+    return slot.name if not slot.mask else slot.name.removesuffix("_mask")
+
+
+def _entry(signals: Signals, key: str, objective: Objective) -> Tensor:
+    try:
+        return signals[key]
+    except KeyError:
+        raise LossError(
+            say(f"The objective '{objective.name}' reads a signal that was not shown", f"'{key}'", signals,
+                "Read or record that tap too.")
+        ) from None
+
+
+def _column(batch: Batch, name: str, objective: str) -> Tensor:
+    try:
+        return batch[name]
+    except KeyError:
+        raise LossError(
+            say(f"The objective '{objective}' reads a column that the batch does not have", f"'{name}'", batch,
+                "Give the source that column, or leave the objective out.")
+        ) from None
+
+
+def _floats(values: Tensor) -> Tensor:
+    return values.float() if values.is_floating_point() else values

@@ -1,0 +1,76 @@
+"""Which rows make up which batch: a pure function of (seed, step), so that nothing of it is ever saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillroom.errors import DataError
+from stillroom.randomness import integers, permutation
+
+
+@dataclass(frozen=True)
+class Part:
+    """A pool of examples and how many of them go into each batch."""
+
+    name: str
+    examples: Tensor
+    count: int
+
+
+class Order:
+    """The batches of a training: ``order.ids(step)`` (B, 2) int64, the same on every machine.
+
+    Each part is passed through in a new order each epoch; a batch may take the end of one epoch and the start of
+    the next, so that all batches are full. With ``views`` above 1 each passing of an example draws one of its views.
+
+    Raises:
+        DataError: a part is empty.
+    """
+
+    def __init__(self, parts: Sequence[Part], *, seed: int, views: int = 1) -> None:
+        for part in parts:
+            if len(part.examples) == 0:
+                raise DataError(
+                    f"There is nothing to train on: got no {part.name} rows. Allowed: at least one. "
+                    "Check the splits and how many labels the student may see."
+                )
+        self.parts, self.seed, self.views = tuple(parts), seed, views
+        self._epochs: dict[str, tuple[int, Tensor]] = {}
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch."""
+        return sum(part.count for part in self.parts)
+
+    def ids(self, step: int) -> Tensor:
+        """Return the ids of the batch at ``step`` (from 0): (example, view) a row."""
+        pieces = []
+        for part in self.parts:
+            start, total = step * part.count, len(part.examples)
+            end = start + part.count
+            while start < end:
+                epoch, offset = divmod(start, total)
+                taken = min(end - start, total - offset)
+                pieces.append(self._epoch(part, epoch)[offset : offset + taken])
+                start += taken
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _epoch(self, part: Part, epoch: int) -> Tensor:
+        """All ids of one passing of a part, in its order; the last one asked for is kept."""
+        kept = self._epochs.get(part.name)
+        if kept is not None and kept[0] == epoch:
+            return kept[1]
+        examples = part.examples.numpy()[permutation(len(part.examples), self.seed, part.name, epoch)]
+        views = (
+            integers(self.views, self.seed, "view", examples, epoch)
+            if self.views > 1
+            else np.zeros(len(examples), dtype=np.int64)
+        )
+        ids = torch.from_numpy(np.stack([examples, views], axis=1))
+        self._epochs[part.name] = (epoch, ids)
+        return ids

@@ -1,0 +1,350 @@
+"""read(module, taps): one model's Batch -> Signals, leaving no hook behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from stillroom.contracts import Attention, Batch, Gradient, Hidden, Named, Output, Signals, State, Tap, tap
+from stillroom.errors import ModelError, TapError, say
+from stillroom.randomness import forked
+from stillroom.taps.places import as_signals, find_logits, leaves, pick, submodule
+from stillroom.taps.recurrent import StateReading
+
+Encode = Callable[..., Any]
+Takes = Sequence[str] | Mapping[str, str]
+
+
+@contextmanager
+def sizing(module: nn.Module, *, seed: int = 0) -> Iterator[None]:
+    """A dry pass: eval mode, no gradients, a generator of its own; every module's mode comes back."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        with torch.no_grad(), forked(seed, "sizing"):
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+class Reader:
+    """Reads one model: knows which Batch columns it takes, how they are encoded, and where to look.
+
+    Made by :func:`read`. As a context manager it keeps its hooks open for a whole loop.
+    """
+
+    def __init__(self, module: nn.Module, taps: Sequence[Tap], encode: Encode | None, takes: Takes) -> None:
+        self.module = getattr(module, "_orig_mod", module)
+        self.run = self._peers if isinstance(self.module, nn.ModuleDict) else self.module
+        self.encode, self.takes = encode, takes
+        self.taps = tuple(dict.fromkeys(taps))
+        self._inner = [one for one in self.taps if isinstance(one, Hidden | Attention | State)]
+        self._gradients = [one for one in self.taps if isinstance(one, Gradient)]
+        self._features: Hidden | None = None
+        self._wants_features = Named("features") in self.taps
+        self._fragile: set[str] = set()
+        self._ready = not (self._inner or self._wants_features)
+        self._seen: dict[str, list[tuple[Any, int]]] = {}
+        self._states: Signals = {}
+        self._stand_ins: list[StateReading] = []
+        self._open: ExitStack | None = None
+        self._listens = False
+        for one in self._inner:
+            submodule(self.module, one.path)
+
+    @property
+    def names(self) -> list[str]:
+        """The taps as text, in the order asked for."""
+        return [str(one) for one in self.taps]
+
+    def __enter__(self) -> Reader:
+        self._open = self._hooks()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def __call__(self, batch: Batch, given: Signals | None = None, *, skip: Iterable[Tap] = ()) -> Signals:
+        """Read the model on ``batch``.
+
+        ``given`` is what the teacher showed: only gradients along the teacher's class need it. ``skip`` leaves
+        out taps that are not wanted this time.
+
+        Raises:
+            TapError: a tapped module did not run, ran several times, or its tensor was overwritten later.
+        """
+        if not self._ready:
+            self.prepare(batch)
+        skipped = frozenset(skip)
+        gradients = [one for one in self._gradients if one not in skipped]
+        if not (self._inner or self._wants_features or gradients):
+            return self._collect(self._run(batch), batch, {}, skipped)
+        with nullcontext() if self._open is not None else self._hooks(), self._listening():
+            if gradients:
+                return self._with_gradients(batch, given or {}, gradients, skipped)
+            return self._collect(self._run(batch), batch, {}, skipped)
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Take note of what passes the hooks for one pass; at other times they let everything go by."""
+        with ExitStack() as stack:
+            for one in self._inner:
+                if isinstance(one, State):
+                    stack.enter_context(self._standing_in(one))
+            self._listens = True
+            try:
+                yield
+            finally:
+                self._listens = False
+                self._seen, self._states = {}, {}
+
+    # --- one pass ---------------------------------------------------------------------------------
+
+    def _arguments(self, batch: Batch, replaced: Mapping[str, Tensor]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        takes = self.takes
+        names = list(takes.values()) if isinstance(takes, Mapping) else list(takes)
+        try:
+            values = [replaced[name] if name in replaced else batch[name] for name in names]
+        except KeyError as error:
+            raise ModelError(
+                say(f"{type(self.module).__name__} takes a column that the batch does not have", error.args[0], list(batch),
+                    "Name the columns with takes=, or make the source give it.")
+            ) from error
+        if self.encode is not None:
+            encoded = self.encode(*values)
+            if isinstance(encoded, Mapping):
+                return (), encoded
+            if isinstance(encoded, tuple):
+                return encoded, {}
+            values[0] = encoded
+        if isinstance(takes, Mapping):
+            return (), dict(zip(takes, values, strict=True))
+        return values, {}
+
+    def _run(self, batch: Batch, replaced: Mapping[str, Tensor] | None = None) -> Any:
+        positional, keyword = self._arguments(batch, replaced or {})
+        for stand_in in self._stand_ins:
+            stand_in.lengths = batch.get("lengths")
+        return self.run(*positional, **keyword)
+
+    def _peers(self, *positional: Any, **keyword: Any) -> dict[str, Any]:
+        """A dictionary of models answers with a dictionary of answers: ``output[a]``, ``a.layer3``."""
+        return {name: peer(*positional, **keyword) for name, peer in self.module.items()}
+
+    def _collect(self, output: Any, batch: Batch, extra: Signals, skipped: frozenset[Tap]) -> Signals:
+        rows, signals = len(batch["id"]), {}
+        for one in self.taps:
+            if one in skipped or isinstance(one, Gradient):
+                continue
+            if isinstance(one, State):
+                signals.update({key: value for key, value in self._states.items() if key.startswith(f"{one.path}@")})
+                if f"{one.path}@h" not in self._states:
+                    raise _never_ran(self.module, one)
+            elif isinstance(one, Named) and one.name == "logits":
+                signals["logits"] = find_logits(output, type(self.module).__name__)
+            elif isinstance(one, Output):
+                signals.update(as_signals(pick(output, one.pick, "output"), str(one), rows))
+            else:
+                place = self._features if isinstance(one, Named) else one
+                assert isinstance(place, Hidden | Attention)
+                signals.update(as_signals(self._captured(place), str(one), rows))
+        return signals | extra
+
+    def _captured(self, place: Hidden | Attention) -> Any:
+        key = _key(place)
+        calls = self._seen.get(key, [])
+        if not calls:
+            raise _never_ran(self.module, place)
+        call = place.call if isinstance(place, Hidden) else None
+        if call is None and len(calls) > 1:
+            raise TapError(
+                f"The module at '{place.path}' runs {len(calls)} times in one pass: got a tap that does not say which. "
+                f"Allowed: {', '.join(f'{place.path}#{index}' for index in range(len(calls)))}. Say which call."
+            )
+        if call is not None and call >= len(calls):
+            raise TapError(say(f"The module at '{place.path}' runs {len(calls)} times in one pass", f"call {call}",
+                               f"0 to {len(calls) - 1}"))
+        value, version = calls[call or 0]
+        if isinstance(value, Tensor) and not value.is_inference() and value._version != version:
+            raise TapError(
+                f"What the tap '{place}' saw was overwritten in place by a later layer in training mode only. "
+                "Make that layer out of place (inplace=False)."
+            )
+        return value
+
+    def _with_gradients(
+        self, batch: Batch, given: Signals, gradients: Sequence[Gradient], skipped: frozenset[Tap]
+    ) -> Signals:
+        keep = torch.is_grad_enabled()
+        names = {one.wrt for one in gradients}
+        missing = names - set(batch)
+        if missing:
+            raise TapError(say("A gradient is asked for with respect to a column the batch does not have",
+                               sorted(missing)[0], list(batch)))
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            replaced = {name: batch[name].detach().float().requires_grad_() for name in names}
+            output = self._run(batch, replaced)
+            logits = find_logits(output, type(self.module).__name__).float()
+            extra: Signals = {}
+            for one in gradients:
+                along = _direction(one, logits, given, batch)
+                chosen = logits.gather(1, along[:, None]).sum()
+                extra[str(one)] = torch.autograd.grad(
+                    chosen, replaced[one.wrt], create_graph=keep, retain_graph=True
+                )[0]
+            signals = self._collect(output, batch, extra, skipped)
+        return signals if keep else {name: value.detach() for name, value in signals.items()}
+
+    # --- hooks ------------------------------------------------------------------------------------
+
+    def _hooks(self) -> ExitStack:
+        stack = ExitStack()
+        try:
+            places = [one for one in self._inner if not isinstance(one, State)]
+            places += [self._features] if self._features is not None else []
+            for place in {_key(one): one for one in places}.values():
+                self._hook(stack, place)
+        except BaseException:
+            stack.close()
+            raise
+        return stack
+
+    def _hook(self, stack: ExitStack, place: Hidden | Attention) -> None:
+        target, key = submodule(self.module, place.path), _key(place)
+        if isinstance(place, Attention):
+            stack.callback(target.register_forward_pre_hook(_ask_for_weights, with_kwargs=True).remove)
+        if isinstance(place, Hidden) and place.side == "in":
+            def entering(_: nn.Module, positional: tuple, keyword: dict) -> None:
+                entered = positional[0] if len(positional) == 1 and not keyword else (positional or keyword)
+                self._note(key, pick(entered, place.pick, str(place)))
+
+            stack.callback(target.register_forward_pre_hook(entering, with_kwargs=True).remove)
+            return
+
+        part = 1 if isinstance(place, Attention) else place.pick
+
+        def leaving(_: nn.Module, __: tuple, ___: dict, output: Any) -> None:
+            self._note(key, pick(output, part, str(place)))
+
+        stack.callback(target.register_forward_hook(leaving, with_kwargs=True).remove)
+
+    def _note(self, key: str, value: Any) -> None:
+        if not self._listens:
+            return
+        if isinstance(value, Tensor):
+            if key in self._fragile:
+                value = value.clone()
+            self._seen.setdefault(key, []).append((value, 0 if value.is_inference() else value._version))
+        else:
+            self._seen.setdefault(key, []).append((value, 0))
+
+    @contextmanager
+    def _standing_in(self, one: State) -> Iterator[None]:
+        target = submodule(self.module, one.path)
+        reading = StateReading(target, one.path, one.every, lambda seen: self._states.update(seen))  # type: ignore[arg-type]
+        target.forward = reading  # type: ignore[method-assign]
+        self._stand_ins.append(reading)
+        try:
+            yield
+        finally:
+            self._stand_ins.remove(reading)
+            del target.forward
+
+    # --- the first look ---------------------------------------------------------------------------
+
+    def prepare(self, batch: Batch) -> None:
+        """Find what can only be found by running once: what makes the logits, and which places are overwritten."""
+        was_open = self._open is not None
+        self.__exit__()
+        with sizing(self.module):
+            if self._wants_features and self._features is None:
+                self._features = self._find_features(batch)
+            with self._hooks(), self._listening():
+                self._run(batch)
+                self._fragile |= {
+                    key for key, calls in self._seen.items()
+                    for value, version in calls
+                    if isinstance(value, Tensor) and not value.is_inference() and value._version != version
+                }
+        self._ready = True
+        if was_open:
+            self.__enter__()
+
+    def _find_features(self, batch: Batch) -> Hidden:
+        made: list[tuple[str, Any]] = []
+        with ExitStack() as stack:
+            for path, part in leaves(self.module).items():
+                def leaving(_: nn.Module, __: tuple, output: Any, path: str = path) -> None:
+                    made.append((path, output))
+
+                stack.callback(part.register_forward_hook(leaving).remove)
+            logits = find_logits(self._run(batch), type(self.module).__name__)
+        makers = [path for path, output in made if output is logits]
+        if len(makers) != 1:
+            raise TapError(
+                f"Cannot tell which layer of {type(self.module).__name__} makes the logits, so 'features' has no meaning: "
+                f"got {len(makers)} candidates. Name the place, for example '<last layer>:in', one of: "
+                f"{', '.join(list(leaves(self.module))[-5:])}."
+            )
+        calls = sum(1 for path, _ in made if path == makers[0])
+        return Hidden(makers[0], "in", call=calls - 1 if calls > 1 else None)
+
+
+def read(
+    module: nn.Module, taps: Iterable[str | Tap], encode: Encode | None = None, *, takes: Takes = ("inputs",)
+) -> Reader:
+    """Return a reader of ``module``: ``(batch, given={}) -> Signals``, with an entry for each tap.
+
+    ``encode`` turns the taken columns into what the model's forward takes: a tensor, a tuple (positional) or a
+    dictionary (keyword arguments). ``takes`` names the Batch columns, in order, or as {argument: column}.
+    ``logits`` is the output if it is a tensor, its ``.logits``, or its only floating 2-D tensor; ``features`` is what
+    enters the layer that made them.
+
+    Raises:
+        TapError: a tap is not one, or its path is not in the module.
+
+    Example:
+        >>> reader = read(model, ["logits", "layer3", "fc:in"])
+        >>> reader({"id": ids, "inputs": images})["layer3"].shape
+    """
+    return Reader(module, [tap(one) for one in taps], encode, takes)
+
+
+def _key(place: Hidden | Attention) -> str:
+    return str(Hidden(place.path, place.side, None, place.pick)) if isinstance(place, Hidden) else str(place)
+
+
+def _ask_for_weights(module: nn.Module, positional: tuple, keyword: dict) -> tuple[tuple, dict]:
+    if not isinstance(module, nn.MultiheadAttention):
+        raise TapError(
+            f"An attention tap reads an nn.MultiheadAttention: got {type(module).__name__}. "
+            "Tap the module that returns the weights, for example 'attention[1]'."
+        )
+    return positional[:4], {**keyword, "need_weights": True, "average_attn_weights": False}
+
+
+def _never_ran(module: nn.Module, place: Hidden | Attention | State) -> TapError:
+    return TapError(
+        f"The tap '{place}' saw nothing: got a pass in which '{place.path}' ({type(submodule(module, place.path)).__name__}) "
+        "was never called. Allowed: modules whose forward runs (not a ModuleList, nor a layer used only for its weights). "
+        "Tap a place before or after it."
+    )
+
+
+def _direction(one: Gradient, logits: Tensor, given: Signals, batch: Batch) -> Tensor:
+    if one.along == "label":
+        if "labels" not in batch:
+            raise TapError("A gradient along the label needs labels: got a batch without them. Use along='top'.")
+        return batch["labels"].clamp(min=0)
+    return given.get("logits", logits).detach().argmax(1)
+
+
+__all__ = ["Encode", "Reader", "Takes", "read", "sizing"]

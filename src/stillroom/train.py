@@ -1,0 +1,378 @@
+"""train(): a generator of steps over a learner, a source and a teacher; fit() runs it to the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from stillroom import checkpoint
+from stillroom.contracts import Batch, HasBank, HasPast, Recorded, Signals, Source, Step, Teacher
+from stillroom.errors import TrainError, say
+from stillroom.files import faultpoint, fingerprint
+from stillroom.learner import Learner
+from stillroom.objectives import Objective
+from stillroom.order import Order, Part
+from stillroom.randomness import stream
+from stillroom.settings import Mixed, Training
+
+Prepare = Callable[[nn.Module, Batch], Batch]
+Gradients = Callable[[Learner, Mapping[str, Tensor], Mapping[str, float]], None]
+
+APART = 100.0  # gradient norms of two terms that differ by more than this factor are worth a warning
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which examples a student learns from: those with a label, and the transfer set, which may have none."""
+
+    labelled: Tensor
+    transfer: Tensor | None = None
+
+    @classmethod
+    def of(cls, data: Source) -> Rows:
+        """Return a source's training rows: labelled and unlabelled ones together are its transfer set."""
+        train = data.splits["train"]
+        return cls(getattr(data, "labelled", train), train)
+
+    def order(self, settings: Training, *, seed: int, views: int = 1) -> Order:
+        """Return the batches of a training on these rows."""
+        if isinstance(settings.batch, Mixed):
+            transfer = self.labelled if self.transfer is None else self.transfer
+            parts = [Part("labelled", self.labelled, settings.batch.labelled), Part("transfer", transfer, settings.batch.transfer)]
+        else:
+            parts = [Part("labelled", self.labelled, settings.batch)]
+        return Order(parts, seed=seed, views=views)
+
+
+def learning_rate(settings: Training, step: int, steps: int) -> float:
+    """Return the rate at ``step`` (from 0): a linear warm-up, then constant, in steps, or a half cosine to 0."""
+    warm = round(settings.warmup * steps)
+    if step < warm:
+        return settings.lr * (step + 1) / warm
+    passed = (step - warm) / max(1, steps - warm)
+    if settings.schedule == "cosine":
+        return settings.lr * 0.5 * (1 + math.cos(math.pi * passed))
+    if settings.schedule == "step":
+        return settings.lr * settings.decay ** sum(step / steps >= mark for mark in settings.milestones)
+    return settings.lr
+
+
+def optimizer_of(learner: Learner, settings: Training) -> torch.optim.Optimizer:
+    """Return the optimizer; a constant ``l2`` penalty under SGD without clipping becomes weight decay (2 x its weight)."""
+    decays = {id(parameter): settings.weight_decay for parameter in learner.parameters()}
+    for objective in learner.objectives:
+        assert isinstance(objective, Objective)
+        objective.folded = _folds(objective, settings)
+        if objective.folded:
+            for value in objective.parameters_read.values():
+                decays[id(value)] += 2 * objective.weight_at(0)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in learner.parameters():
+        if parameter.requires_grad:
+            groups.setdefault(decays[id(parameter)], []).append(parameter)
+    if not groups:
+        raise TrainError("There is nothing to train: got a student without trainable parameters. Unfreeze some of them.")
+    listed = [{"params": members, "weight_decay": decay} for decay, members in groups.items()]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(listed, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+    return torch.optim.AdamW(listed, lr=settings.lr)
+
+
+def _folds(objective: Objective, settings: Training) -> bool:
+    return (
+        objective.loss.__name__ == "l2" and isinstance(objective.weight, int | float) and objective.every == 1
+        and settings.optimizer == "sgd" and settings.clip is None
+    )
+
+
+def train(
+    learner: Learner,
+    data: Source,
+    teacher: Teacher | None = None,
+    settings: Training | None = None,
+    *,
+    rows: Rows | None = None,
+    views: int = 1,
+    seed: int = 0,
+    folder: Path | None = None,
+    prepare: Prepare | None = None,
+    gradients: Gradients | None = None,
+) -> Iterator[Step]:
+    """Train ``learner`` on ``data``, giving each step to the caller as it is done.
+
+    Nothing happens until the first step is asked for. With a ``folder``, checkpoints are written there and a killed
+    training goes on from the last one to bit-identical weights, at the same number of threads and processes.
+    ``prepare(student, batch)`` may change the inputs by looking at the student (an attack); ``gradients(learner,
+    losses, weights)`` fills ``.grad`` itself. Under ``torch.distributed`` each process takes its share of every batch.
+
+    Raises:
+        TrainError: the loss is not finite, a signal is missing, or two arguments cannot go together.
+
+    Example:
+        >>> for step in train(learner, data, teacher, Training(steps=1000)):
+        ...     if step.number % 100 == 0:
+        ...         print(step.number, float(step.losses["loss"]))
+    """
+    run = _Run(learner, data, teacher, settings or Training(), rows or Rows.of(data), views, seed, folder, prepare, gradients)
+    state = torch.random.get_rng_state()
+    try:
+        with learner.reader:
+            yield from run.steps()
+    finally:
+        torch.random.set_rng_state(state)
+        learner.eval()
+
+
+def fit(learner: Learner, data: Source, teacher: Teacher | None = None, settings: Training | None = None, **more: object) -> Step:
+    """Run :func:`train` to its end and return the last step."""
+    last: Step | None = None
+    for step in train(learner, data, teacher, settings, **more):  # type: ignore[arg-type]
+        last = step
+    if last is None:
+        raise TrainError("This training was already at its end: got a checkpoint of the last step. Remove it to train anew.")
+    return last
+
+
+class _Run:
+    """The state of one training; its methods are the moments of a step."""
+
+    def __init__(
+        self, learner: Learner, data: Source, teacher: Teacher | None, settings: Training, rows: Rows, views: int,
+        seed: int, folder: Path | None, prepare: Prepare | None, gradients: Gradients | None,
+    ) -> None:
+        self.learner, self.data, self.teacher, self.settings = learner, data, teacher, settings
+        self.seed, self.folder, self.prepare, self.gradients = seed, folder, prepare, gradients
+        self.total = settings.total_steps(len(rows.labelled))
+        self.order = rows.order(settings, seed=seed, views=views)
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank, self.world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
+        self.notes: list[str] = []
+        self._refuse()
+        self.answers = self._attached(teacher)
+        self.bank_rows = bank_rows(len(data.splits["train"])) if learner.banks else 0
+        self.saved = 0
+        self.wrapped: nn.Module = learner
+
+    def _refuse(self) -> None:
+        """Say no before anything is computed."""
+        needs = [place.key for place in self.learner.teacher_places]
+        if needs and self.teacher is None:
+            raise TrainError(say("Objectives read a teacher", "no teacher", needs, "Give a Store or a live teacher."))
+        if self.prepare is not None and isinstance(self.teacher, Recorded):
+            raise TrainError(
+                "prepare= changes the inputs by looking at the student, and a Store has no answers for changed inputs: "
+                "got both. Give the live teacher instead."
+            )
+        if self.learner.banks and not isinstance(self.teacher, HasBank):
+            raise TrainError(
+                f"The objectives compare with other rows of a store ({', '.join(self.learner.banks)}): got a live teacher. "
+                "Record its signals first and give the Store."
+            )
+        if self.gradients is not None and self.world > 1:
+            raise TrainError(
+                "gradients= fills .grad by itself, which several processes would not share: got "
+                f"{self.world} processes. Use one process, or leave gradients= out."
+            )
+        if self.order.rows % self.world:
+            raise TrainError(
+                say(f"A batch is shared among {self.world} processes", f"{self.order.rows} rows",
+                    f"a multiple of {self.world}", "Change train.batch.")
+            )
+
+    def _attached(self, teacher: Teacher | None) -> Teacher | None:
+        """A store is asked for nothing but what is read, and prepares what does not depend on the student."""
+        if not isinstance(teacher, Recorded):
+            return teacher
+        wanted, derived = [place.key for place in self.learner.teacher_places], []
+        for objective in self._objectives():
+            if objective.prepared is not None:
+                source = objective.pairs[0]["teacher_logits"].key
+                teacher = teacher.derive(objective.prepared_name, source, _bound(objective))
+                derived.append(objective.prepared_name)
+                others = [place.key for other in self._objectives() if other is not objective for place in other.places("teacher")]
+                if source not in others and source in wanted:
+                    wanted.remove(source)
+        return teacher.use([*dict.fromkeys([*wanted, *derived])])
+
+    def _objectives(self) -> list[Objective]:
+        return list(self.learner.objectives)  # type: ignore[arg-type]
+
+    def _signature(self) -> str:
+        shapes = {name: list(value.shape) for name, value in self.learner.state_dict().items()}
+        return fingerprint({
+            "settings": self.settings.model_dump(), "seed": self.seed, "total": self.total, "shapes": shapes,
+            "views": self.order.views,
+            "rows": [[part.name, len(part.examples), int(part.examples.sum()), part.count] for part in self.order.parts],
+            "weights": [(one.name, str(one.weight), one.every) for one in self._objectives()],
+        })
+
+    # --- the loop -------------------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[Step]:
+        learner = self.learner
+        self._size()
+        if self.settings.channels_last:
+            learner.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = optimizer_of(learner, self.settings)
+        first = self._resume()
+        if self.world > 1:
+            self.wrapped = DistributedDataParallel(learner)
+        learner.train()
+        every = self.settings.checkpoint_every or max(1, self.total // 4)
+        for step in range(first, self.total):
+            done = self._step(step)
+            if self.folder is not None and (done.number % every == 0 or done.number == self.total):
+                self._save(done.number)
+            yield done
+            learner.train()
+
+    def _size(self) -> None:
+        batch = self._batch(0)
+        if not all(objective.sized for objective in self._objectives()):
+            self.learner.size(batch, self._signals(batch, 0), seed=self.seed)
+        check_labels(batch)
+
+    def _resume(self) -> int:
+        if self.folder is None:
+            return 0
+        inputs = self._signature()
+        moment = checkpoint.load(self.folder, self.learner, self.optimizer, self.teacher, inputs)
+        self.saved = moment.step if moment else 0
+        if moment and (differences := checkpoint.Moment.now(0, inputs, self.world).differences(moment)):
+            self.notes.append("resumed, but not bit for bit: " + "; ".join(differences))
+        return self.saved
+
+    def _save(self, number: int) -> None:
+        if self.rank == 0:
+            assert self.folder is not None
+            faultpoint("train:checkpoint")
+            moment = checkpoint.Moment.now(number, self._signature(), self.world)
+            checkpoint.save(self.folder, self.learner, self.optimizer, self.teacher, moment)
+        self.saved = number
+
+    def _batch(self, step: int) -> Batch:
+        ids = self.order.ids(step)
+        if self.world > 1:
+            ids = ids[self.rank :: self.world].contiguous()
+        return self.data.batch(ids)
+
+    def _signals(self, batch: Batch, step: int) -> Signals:
+        if self.answers is None:
+            return {}
+        signals = self.answers(batch)
+        if self.bank_rows:
+            assert isinstance(self.answers, HasBank)
+            signals = signals | self.answers.bank(
+                self.learner.banks, batch, rows=self.bank_rows, seed=self.seed, step=step
+            )
+        return signals
+
+    def _step(self, step: int) -> Step:
+        learner, settings = self.learner, self.settings
+        faultpoint("train:step")
+        torch.manual_seed(stream(self.seed, "noise", step, self.rank))
+        batch = self._batch(step)
+        if self.prepare is not None:
+            batch = self.prepare(learner.student, batch)
+        rate = learning_rate(settings, step, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        losses = self.wrapped(batch, self._signals(batch, step), step=step, steps=self.total)
+        total = losses["loss"]
+        if not math.isfinite(total.item()):
+            raise self._not_finite(step, batch, losses)
+        norms = self._norms(step, losses)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.gradients is None:
+            total.backward()
+        else:
+            self.gradients(learner, losses, learner.weights(step, self.total))
+        if settings.clip is not None:
+            nn.utils.clip_grad_norm_(learner.parameters(), settings.clip)
+        self.optimizer.step()
+        if isinstance(self.teacher, HasPast):
+            self.teacher.advance(step)
+        values = {name: value.detach() for name, value in losses.items()}
+        notes, self.notes = tuple(self.notes), []
+        return Step(step + 1, self.total, values, rate, norms, notes)
+
+    # --- looking at the terms ---------------------------------------------------------------------------
+
+    def _norms(self, step: int, losses: dict[str, Tensor]) -> dict[str, float] | None:
+        """Norms of each weighted term's gradient: at the first step, then every so often; never under several processes."""
+        often = self.settings.gradient_norms_every
+        if self.world > 1 or (step != 0 and (not often or step % often)):
+            return None
+        weights = self.learner.weights(step, self.total)
+        parameters = [value for value in self.learner.student.parameters() if value.requires_grad]
+        norms = {}
+        for objective in self._objectives():
+            if objective.folded:
+                losses[objective.name] = objective({}, {}, {})
+            value = losses.get(objective.name)
+            if value is None or not value.requires_grad or not weights[objective.name]:
+                continue
+            found = torch.autograd.grad(value * weights[objective.name], parameters, retain_graph=True, allow_unused=True)
+            squares = [part.float().square().sum() for part in found if part is not None]
+            norms[objective.name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+        self._compare(step, norms)
+        return norms
+
+    def _compare(self, step: int, norms: Mapping[str, float]) -> None:
+        some = {name: norm for name, norm in norms.items() if norm > 0}
+        if len(some) < 2:
+            return
+        large, small = max(some, key=some.__getitem__), min(some, key=some.__getitem__)
+        if some[large] > APART * some[small]:
+            self.notes.append(
+                f"step {step + 1}: the gradient of '{large}' ({some[large]:.3g}) is {some[large] / some[small]:.0f} times that of "
+                f"'{small}' ({some[small]:.3g}); '{small}' hardly takes part. Raise its weight or lower the other's."
+            )
+
+    def _not_finite(self, step: int, batch: Batch, losses: Mapping[str, Tensor]) -> TrainError:
+        terms = ", ".join(f"{name} = {float(value.detach()):.4g}" for name, value in losses.items())
+        bad = [
+            name for name, value in batch.items()
+            if value.is_floating_point() and not bool(torch.isfinite(value).all())
+        ]
+        ids = batch["id"]
+        if bad:
+            broken = ~torch.isfinite(batch[bad[0]].flatten(1)).all(1)
+            ids = ids[broken]
+        where = f"the column '{bad[0]}' is not finite in examples" if bad else "the batch begins with examples"
+        kept = f"The last good checkpoint is step {self.saved} in {self.folder}." if self.folder and self.saved else (
+            "There is no checkpoint yet.")
+        return TrainError(
+            f"The loss is not finite at step {step + 1}: got {terms}; {where} {ids[:5, 0].tolist()}. {kept} "
+            "Lower train.lr, set train.clip, or mend those examples, then run again."
+        )
+
+
+def _bound(objective: Objective) -> Callable[[Tensor], Tensor]:
+    assert objective.prepared is not None
+    targets, options = objective.prepared.targets, dict(objective.options)
+    return lambda values: targets(values, **options)
+
+
+def bank_rows(rows: int) -> int:
+    """Return how many other rows a bank holds: a quarter of the data, at least 16 and at most 2,048."""
+    return max(1, min(rows, 2048, max(16, rows // 4)))
+
+
+def check_labels(batch: Batch) -> None:
+    """Refuse labels that are not whole numbers of at least -1."""
+    labels = batch.get("labels")
+    if labels is not None and not labels.is_floating_point() and labels.dim() == 1 and int(labels.min()) < -1:
+        raise TrainError(
+            say("Labels are out of range", int(labels.min()), "0 to classes - 1, or -1 for a row without a label")
+        )
+
+
+__all__ = ["Gradients", "Prepare", "Rows", "bank_rows", "fit", "learning_rate", "optimizer_of", "train"]
