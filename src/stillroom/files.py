@@ -30,10 +30,12 @@ def faultpoint(name: str) -> None:
     wanted = os.environ.get("STILLROOM_FAULT")
     if not wanted:
         return
-    point, _, count = wanted.partition(":")
+    point, _, count = wanted.rpartition(":")
+    if not count.isdigit():
+        point, count = wanted, "1"
     if point == name:
         _hits[name] = _hits.get(name, 0) + 1
-        if _hits[name] == int(count or 1):
+        if _hits[name] == int(count):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -115,7 +117,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise StoreError(f"Missing file: {path} does not exist. Check the path, or make it again.") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StoreError(f"Unreadable file: {path} is not valid JSON ({error}). Restore it, or make it again.") from error
+        raise StoreError(
+            f"Unreadable file: {path} is not valid JSON ({error}). Restore it, or make it again."
+        ) from error
 
 
 def fingerprint(value: Any) -> str:
