@@ -64,10 +64,12 @@ def restore(
     if missing or extra:
         given = [f"without {_some(missing)}"] if missing else []
         given += [f"with {_some(extra)} that it lacks"] if extra else []
-        close = nearest(missing[0], extra) if missing and extra else None
+        close = nearest(missing[0], extra) if len(missing) == len(extra) else None
         hint = f" '{missing[0]}' may have been called '{close}' before." if close else ""
         allowed = f"its own {len(own)} names"
-        raise error(say(f"The weights of {kind} are not those in {source}", "; ".join(given), allowed, do) + hint)
+        raise error(
+            say(f"Weights in {source} are not those of {kind}", "weights " + "; ".join(given), allowed, do) + hint
+        )
     for name, value in own.items():
         stored = tensors[name]
         if stored.shape != value.shape or stored.is_floating_point() != value.is_floating_point():
@@ -188,8 +190,8 @@ def _own_memory(value: Tensor, taken: set[int]) -> Tensor:
 
 def _recognise(path: Path, content: bytes, error: type[UserError]) -> None:
     """Refuse what is plainly something else, each with its own advice."""
-    # Safetensors begins with the length of its header, whose upper four bytes are always zero.
-    if content.startswith((b"PK\x03\x04", b"\x80")) and content[4:8] != bytes(4):
+    # A header's length may begin with the same byte as a pickle; but then JSON follows it.
+    if content.startswith((b"PK\x03\x04", b"\x80")) and content[8:9] != b"{":
         raise error(
             say(
                 f"{path} is not a safetensors file",

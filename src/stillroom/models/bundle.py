@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from stillroom import files, tensors
 from stillroom.errors import ModelError, StillroomError, nearest, say
+from stillroom.models.encode import from_description
+from stillroom.models.zoo import build
+from stillroom.randomness import forked
 from stillroom.taps.places import find_logits
 
 WEIGHTS = "model.safetensors"
@@ -271,8 +274,6 @@ def read_config(folder: Path | str) -> _Config:
 
 def _build(config: _Config, folder: Path) -> nn.Module:
     """Build the model that ``config`` describes, without weights."""
-    from stillroom.models.zoo import ZOO
-
     if isinstance(config.model, _Foreign):
         raise ModelError(
             say(
@@ -282,20 +283,13 @@ def _build(config: _Config, folder: Path) -> nn.Module:
                 "Pass one: stillroom.load(folder, model=...); a bundle never runs code by its name.",
             )
         )
-    use = config.model.use
-    if use not in ZOO:
-        do = "Upgrade Stillroom, or pass an instance: stillroom.load(folder, model=...)."
-        raise ModelError(say(f"{folder} needs a model that is not in the zoo", f"'{use}'", sorted(ZOO), do))
     outputs = config.outputs or len(config.classes or [])
     try:
-        built: nn.Module = ZOO[use](shape=tuple(config.shape), classes=outputs, **config.model.options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            say(
-                f"The model '{use}' of {folder} cannot be built", str(error), "the options it takes", "Export it again."
-            )
-        ) from error
-    return built
+        with forked(0, "bundle"):
+            return build(config.model.use, shape=config.shape, classes=outputs, **config.model.options)
+    except (ModelError, TypeError, ValueError, RuntimeError) as error:
+        do = "Upgrade Stillroom or export again; or pass an instance: stillroom.load(folder, model=...)."
+        raise ModelError(f"The model in {folder} cannot be built from its configuration. {error} {do}") from error
 
 
 def _build_encode(config: _Config, folder: Path) -> nn.Module | None:
@@ -305,18 +299,13 @@ def _build_encode(config: _Config, folder: Path) -> nn.Module | None:
     if "class" in config.encode:
         raise ModelError(
             say(
-                f"The encoding in {folder} cannot be built from its configuration alone",
+                f"The encode in {folder} cannot be built from its configuration alone",
                 f"the class '{config.encode['class']}', which is not Stillroom's",
                 "an instance of that class",
                 "Pass one: stillroom.load(folder, encode=...).",
             )
         )
-    from stillroom.models.encode import ImageEncode
-
     try:
-        built: nn.Module = ImageEncode.from_description(config.encode)
-    except (TypeError, ValueError, KeyError) as error:
-        raise ModelError(
-            say(f"The encoding in {folder / CONFIG} is not one of Stillroom's", str(error), "as it was exported")
-        ) from error
-    return built
+        return from_description(config.encode)
+    except (ModelError, TypeError, ValueError, KeyError) as error:
+        raise ModelError(f"The encode in {folder / CONFIG} cannot be built. {error} Export the model again.") from error
