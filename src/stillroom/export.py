@@ -147,11 +147,11 @@ def write_int8(source: Path | str, path: Path | str, *, examples: Tensor) -> dic
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    kinds = {node.op_type for node in onnx.load(str(source)).graph.node}
-    static = bool(kinds & {"Conv", "ConvTranspose"})
     with files.writing(Path(path)) as temporary, tempfile.TemporaryDirectory() as place, _quiet():
         ready = str(Path(place) / "ready.onnx")
         try:
+            kinds = {node.op_type for node in onnx.load(str(source)).graph.node}
+            static = bool(kinds & {"Conv", "ConvTranspose"})
             quant_pre_process(str(source), ready, skip_symbolic_shape=True)
             if static:
                 quantization.quantize_static(
