@@ -236,7 +236,11 @@ class _Run:
     def _size(self) -> None:
         batch = self._batch(0)
         if not all(objective.sized for objective in self._objectives()):
-            self.learner.size(batch, self._signals(batch, 0), seed=self.seed)
+            whole = self.teacher
+            if isinstance(whole, Recorded):
+                whole = whole.use([place.key for place in self.learner.teacher_places])
+            shown = {} if whole is None else whole(batch)
+            self.learner.size(batch, shown | self._bank(batch, 0), seed=self.seed)
         check_labels(batch)
 
     def _resume(self) -> int:
@@ -267,12 +271,14 @@ class _Run:
         if self.answers is None:
             return {}
         signals = self.answers(batch)
-        if self.bank_rows:
-            assert isinstance(self.answers, HasBank)
-            signals = signals | self.answers.bank(
-                self.learner.banks, batch, rows=self.bank_rows, seed=self.seed, step=step
-            )
-        return signals
+        return signals | self._bank(batch, step) if self.bank_rows else signals
+
+    def _bank(self, batch: Batch, step: int) -> Signals:
+        """Other rows' signals, the same on every process."""
+        if not self.bank_rows:
+            return {}
+        assert isinstance(self.teacher, HasBank)
+        return self.teacher.bank(self.learner.banks, batch, rows=self.bank_rows, seed=self.seed, step=step)
 
     def _step(self, step: int) -> Step:
         learner, settings = self.learner, self.settings

@@ -163,6 +163,8 @@ class Objective(nn.Module):
         ours, theirs = self.reads.sides("student"), self.reads.sides("teacher")
         if not ours or not theirs or (ours[0].kind is not None and ours[0].kind.fit != "connect"):
             return None
+        if ours[0].kind is None and self.connect == "none":  # a function of one's own that compares by itself
+            return None
         return ours[0], theirs[0]
 
     def _may_connect(self) -> bool:
