@@ -132,7 +132,7 @@ def test_no_path_or_trace_of_the_machine_is_in_any_file(cnn):
             sys.prefix,
             "site-packages",
             'File "',
-            ".py",
+            '.py"',
         ):
             assert trace.encode() not in content, f"{trace} in {file.name}"
         assert not re.search(rb"/(?:home|root|tmp|usr|work|Users)/", content), file.name
