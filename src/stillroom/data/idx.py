@@ -57,8 +57,7 @@ def _parse(stream: BinaryIO | io.BufferedIOBase, path: Path, axes: int | None) -
     needed = kind.itemsize
     for length in shape:  # Python integers: a lying head must not overflow
         needed *= length
-    # one byte more than promised is enough to know, whatever a hostile file would unpack to
-    content = stream.read(needed + 1)
+    content = _read(stream, needed + 1)  # one byte more than promised tells, whatever a hostile file would unpack to
     if len(content) != needed:
         actual = f"more than {needed}" if len(content) > needed else str(len(content))
         state = "Too long a file" if len(content) > needed else "Truncated file"
@@ -66,7 +65,15 @@ def _parse(stream: BinaryIO | io.BufferedIOBase, path: Path, axes: int | None) -
             f"{state}: {path} promises {' x '.join(map(str, shape))} values, so {needed} bytes are expected "
             f"after its head of {4 + 4 * head[3]}; it has {actual}. {_AGAIN}"
         )
-    return np.frombuffer(content, kind).reshape(shape).astype(kind.newbyteorder("="))
+    return np.frombuffer(content, kind).reshape(shape).astype(kind.newbyteorder("="), copy=False)
+
+
+def _read(stream: BinaryIO | io.BufferedIOBase, most: int) -> bytearray:
+    """Read up to ``most`` bytes piece by piece: a lying head must not claim memory that the file cannot fill."""
+    content = bytearray()
+    while len(content) < most and (piece := stream.read(min(most - len(content), 1 << 24))):
+        content += piece
+    return content
 
 
 def encode_idx(values: NDArray[np.uint8]) -> bytes:

