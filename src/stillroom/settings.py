@@ -5,9 +5,9 @@ They live below everything that computes, so that a recipe can be checked withou
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -18,6 +18,11 @@ class Settings(BaseModel):
     """A group of settings: it never changes, knows no other key, and holds no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+
+def plain_or_block(value: object) -> str:
+    """Tell pydantic which of "a plain value" and "a block of keys" was written, so that one mistake stays one."""
+    return "block" if isinstance(value, dict | BaseModel) else "plain"
 
 
 class Mixed(Settings):
@@ -40,8 +45,11 @@ class Training(Settings):
     """
 
     steps: Annotated[int, Field(ge=1)] | None = None
-    epochs: Positive | None = None
-    batch: Annotated[int, Field(ge=1)] | Mixed = 128
+    epochs: Positive | None = Field(default_factory=lambda given: None if given.get("steps") else 10.0)
+    batch: Annotated[
+        Annotated[Annotated[int, Field(ge=1)], Tag("plain")] | Annotated[Mixed, Tag("block")],
+        Discriminator(plain_or_block),
+    ] = 128
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Positive = 1e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -57,14 +65,6 @@ class Training(Settings):
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None
     gradient_norms_every: Annotated[int, Field(ge=0)] = 100
     evaluate_at: tuple[Share, ...] = (0.25, 0.5, 1.0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _length(cls, given: Any) -> Any:
-        """Fill the default length, so that what was resolved always says how long."""
-        if isinstance(given, dict) and given.get("steps") is None and given.get("epochs") is None:
-            return {**given, "epochs": 10.0}
-        return given
 
     @model_validator(mode="after")
     def _fits(self) -> Training:
