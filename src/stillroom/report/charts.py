@@ -24,7 +24,6 @@ from stillroom.report.svg import (
     scale,
     tag,
     text,
-    tick_labels,
     ticks,
     x_axis,
     y_axis,
@@ -64,14 +63,14 @@ def lines(figure: Mapping[str, Any], width: float, palette: Palette) -> Markup:
     heights = [v for _, rows in series for row in rows for v in row[1:] if v is not None and (v > 0 or not log)]
     spans = [row[0] for _, rows in series for row in rows]
     height = 320.0 if width > STACKED else 230.0
-    left, right, top, bottom = 48.0, width - 10, 24.0, height - 42
+    left, right, top, bottom = 48.0, width - 16, 24.0, height - 42
     x_low, x_high = (min(spans), max(spans)) if spans else (0.0, 1.0)
     if x_low == x_high:
         x_low, x_high = x_low - 1, x_high + 1
     y_low, y_high = domain(heights, log=log)
     across, up = scale(x_low, x_high, left, right), scale(y_low, y_high, bottom, top, log)
     parts = [
-        x_axis(across, ticks(x_low, x_high, int(width / 90)), top, bottom, str(figure.get("x_label", "")), right),
+        x_axis(across, ticks(x_low, x_high, int(width / 75)), top, bottom, str(figure.get("x_label", "")), right),
         y_axis(up, ticks(y_low, y_high, 5, log), left, right, str(figure.get("y_label", ""))),
     ]
     for name, rows in series:
@@ -143,7 +142,7 @@ def dots(figure: Mapping[str, Any], width: float, palette: Palette) -> Markup:
     held += [finite(value) for row in rows for value in row.get("points") or ()]
     held += [finite(one["value"]) for one in references]
     values = [value for value in held if value is not None]
-    digits = digits_for(values)
+    digits = figure.get("digits", digits_for(values))
     shown = [with_interval(row.get("mean"), row.get("low"), row.get("high"), digits) for row in rows]
     frame = _frame(
         [str(row["name"]) for row in rows], width, values, bool(figure.get("zero")), max(map(len, shown), default=0)
@@ -162,11 +161,14 @@ def dots(figure: Mapping[str, Any], width: float, palette: Palette) -> Markup:
             frame["right"],
         )
     ]
+    middles = [top + pitch * index + frame["head"] + 15 for index in range(len(rows))]
+    # where names stand above their rows, a line through the rows only leaves the letters free
+    spans = [(middle - 10, middle + 13) for middle in middles] if frame["stacked"] else [(top, bottom)]
     if figure.get("zero"):
-        parts.append(line(place(0.0), top, place(0.0), bottom, "zero"))
-    parts += _references(references, place, top, bottom, width, palette)
+        parts += [line(place(0.0), start, place(0.0), end, "zero") for start, end in spans]
+    parts += _references(references, place, [(top - 6, top), *spans], width, palette)
     for index, row in enumerate(rows):
-        middle = top + pitch * index + frame["head"] + 15
+        middle = middles[index]
         parts += _named(str(row["name"]), frame, middle, shown[index], width)
         parts += _dot(row, place, middle, palette, shown[index])
     return drawing(width, bottom + 40, str(figure.get("title") or "Means and intervals"), *parts)
@@ -188,23 +190,20 @@ def _dot(row: Mapping[str, Any], place: Scale, middle: float, palette: Palette, 
 
 
 def _references(
-    references: Sequence[Mapping[str, Any]], place: Scale, top: float, bottom: float, width: float, palette: Palette
+    references: Sequence[Mapping[str, Any]],
+    place: Scale,
+    spans: Sequence[tuple[float, float]],
+    width: float,
+    palette: Palette,
 ) -> list[Markup]:
     parts = []
     for one in references:
-        x = place(float(one["value"]))
+        x, value = place(float(one["value"])), float(one["value"])
         series = palette.get(str(one["name"]), "s-teacher")
         anchor = "end" if x > width * 0.7 else "start" if x < width * 0.3 else "middle"
-        parts += [
-            line(x, top - 6, x, bottom, f"{series} reference"),
-            text(
-                x,
-                top - 11,
-                f"{one['name']} {number(one['value'], digits_for([float(one['value'])]))}",
-                anchor,
-                class_="label",
-            ),
-        ]
+        told = f"{one['name']} {number(value, digits_for([value]))}"
+        parts += [line(x, start, x, end, f"{series} reference") for start, end in spans]
+        parts.append(text(x, spans[0][0] - 5, told, anchor, class_="label"))
     return parts
 
 
@@ -327,12 +326,12 @@ def reliability(one: Mapping[str, Any], width: float, palette: Palette) -> Marku
     """Draw one model's calibration: a dot a bin (area: its share of examples) against the diagonal."""
     name = str(one["name"])
     series, height = palette.get(name, "s0"), width
-    left, right, top, bottom = 40.0, width - 8, 14.0, height - 74
+    left, right, top, bottom = 34.0, width - 8, 12.0, height - 66
     across, up = scale(0, 1, left, right), scale(0, 1, bottom, top)
-    marks = [0.0, 0.25, 0.5, 0.75, 1.0]
+    marks = [0.0, 0.5, 1.0]
     floor = height - 20
     parts: list[object] = [line(across(0), up(0), across(1), up(1), "diagonal")]
-    for value, shown in zip(marks, tick_labels([0, 25, 50, 75, 100]), strict=True):
+    for value, shown in zip(marks, ("0", "50", "100"), strict=True):
         parts += [
             line(left, up(value), right, up(value), "grid"),
             text(left - 7, up(value) + 4, shown, "end", class_="tick"),
@@ -341,7 +340,7 @@ def reliability(one: Mapping[str, Any], width: float, palette: Palette) -> Marku
     shares = [finite(value) or 0.0 for value in one["share"]]
     most, bins = max(shares, default=0.0) or 1.0, max(len(shares), 1)
     for index, share in enumerate(shares):
-        tall = 40 * share / most
+        tall = 36 * share / most
         x = across(index / bins)
         about = tag("title", f"{number(100 * share, 1)} % of the examples")
         parts.append(

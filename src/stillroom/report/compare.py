@@ -11,7 +11,7 @@ from stillroom.contracts import Finding
 from stillroom.errors import StoreError, UserError, say
 from stillroom.files import read_json
 from stillroom.report.numbers import finite, number, over_seeds, with_interval
-from stillroom.report.run_findings import main_arm, model_order, reading, reason_for, score_unit
+from stillroom.report.readings import main_arm, model_order, reading, reason_for, score_unit
 
 Run = tuple[str, Mapping[str, Any], Path]
 
@@ -86,7 +86,7 @@ def _metrics(folder: Path) -> Mapping[str, Any]:
         raise StoreError(
             say("These are not the metrics of a run of Stillroom", f"'{file}'", "'models', each with a 'score'", again)
         )
-    return {**metrics, "models": {name: one for name, one in models.items() if one is not None}}
+    return {**metrics, "models": {name: one for name, one in dict(models or {}).items() if one is not None}}
 
 
 def _score(metrics: Mapping[str, Any], name: str | None) -> dict[str, Any]:
@@ -97,9 +97,11 @@ def _table(runs: Sequence[Run], scores: Sequence[str]) -> Finding:
     one_score = len(scores) == 1
     unit = score_unit(runs[0][1])[1] if one_score else ""
     columns = [
-        {"name": "run"}, {"name": "first arm"}, *([] if one_score else [{"name": "score"}]), {"name": "teacher", "unit": unit},
+        {"name": "run"}, {"name": "first arm"}, *([] if one_score else [{"name": "score"}]),
+        {"name": "teacher", "unit": unit},
         {"name": "alone", "unit": unit}, {"name": "distilled", "unit": unit, "best": "high" if one_score else "none"},
-        {"name": "gap closed", "digits": 2}, {"name": "agreement gain", "unit": "points"}, {"name": "seeds"}, {"name": "file", "unit": "bytes"}, {"name": "latency", "unit": "ms"},
+        {"name": "gap closed", "digits": 2}, {"name": "agreement gain", "unit": "points"}, {"name": "seeds"},
+        {"name": "file", "unit": "bytes"}, {"name": "latency", "unit": "ms"},
     ]  # fmt: skip
     rows, notes = [], []
     for name, metrics, _ in runs:
@@ -112,7 +114,8 @@ def _table(runs: Sequence[Run], scores: Sequence[str]) -> Finding:
         )
         model = metrics["models"].get(first)
         rows.append([
-            name, first or "–", *([] if one_score else [score_unit(metrics)[0]]), *(_score(metrics, one) for one in ("teacher", "alone", first)),
+            name, first or "–", *([] if one_score else [score_unit(metrics)[0]]),
+            *(_score(metrics, one) for one in ("teacher", "alone", first)),
             metrics.get("gap_closed") if isinstance(metrics.get("gap_closed"), Mapping) else None, gains,
             float(len(metrics.get("seeds") or [])), reading(model, "bytes"), reading(model, "latency_ms"),
         ])  # fmt: skip
@@ -131,7 +134,7 @@ def _table(runs: Sequence[Run], scores: Sequence[str]) -> Finding:
 
 def _sentence(runs: Sequence[Run], scores: Sequence[str]) -> str:
     if len(scores) > 1:
-        return f"The runs are scored differently ({', '.join(scores)}), so their scores cannot be ranked against each other."
+        return f"The runs are scored differently ({', '.join(scores)}), so their scores cannot be ranked."
     teachers = {round(mean, 6) for _, metrics, _ in runs if (mean := _score(metrics, "teacher")["mean"]) is not None}
     caution = (
         "" if len(teachers) < 2 else " Their teachers differ, so the difference is not the student's training alone."
@@ -149,7 +152,8 @@ def _sentence(runs: Sequence[Run], scores: Sequence[str]) -> str:
     unit = score_unit(first)[1]
     shown = with_interval(found["mean"], found["low"], found["high"], 1 if unit else None) + (" points" if unit else "")
     if found["low"] is None:
-        return f"The student of '{best}' stands {shown} above that of '{other}'; without at least two seeds each, this may be chance.{caution}"
+        chance = "without at least two seeds each, this may be chance"
+        return f"The student of '{best}' stands {shown} above that of '{other}'; {chance}.{caution}"
     if found["low"] <= 0:
         return f"The students of '{best}' and '{other}' cannot be told apart: {shown} ({how}).{caution}"
     return f"The student of '{best}' is better than that of '{other}' by {shown} ({how}).{caution}"

@@ -8,7 +8,8 @@ their colour and mark in every report; other names get theirs by order of appear
 =============  ==============================================================================================
 kind           holds
 =============  ==============================================================================================
-``table``      ``columns``: [{``name``, ``unit``?, ``digits``?, ``best``?: high|low|none}], ``rows``: [[cell]],
+``table``      ``columns``: [{``name``, ``unit``?, ``digits``? (a number, or "each": every cell its own),
+               ``best``?: high|low|none}], ``rows``: [[cell]],
                ``apart``?: [row numbers outside the contest, such as the teacher], ``main``?: [rows to stress].
                A cell is a number, a text, None, or {``mean``, ``low``, ``high``, ``n``}: ``90.4 ± 0.6``.
                Units ``bytes`` and ``count`` are written out. The best is stressed only if its interval is
@@ -16,7 +17,7 @@ kind           holds
 ``lines``      ``series``: [{``name``, ``x``, ``y``, ``low``?, ``high``?}], ``x_label``, ``y_label``, ``log_y``?
 ``bars``       ``labels``, ``series``: [{``name``, ``values``, ``low``?, ``high``?}], ``unit``, ``horizontal``?
 ``dots``       ``rows``: [{``name``, ``mean``, ``low``?, ``high``?, ``points``?, ``series``?}], ``unit``,
-               ``x_label``?, ``zero``? (nought is drawn), ``references``?: [{``name``, ``value``}]
+               ``x_label``?, ``digits``?, ``zero``? (nought is drawn), ``references``?: [{``name``, ``value``}]
 ``spread``     ``labels``, ``series``: [{``name``, ``values``}], ``unit``, ``x_label``?: a mark a series on each row
 ``reliability`` ``series``: [{``name``, ``confidence``, ``accuracy``, ``share`` (a number a bin), ``ece``}], in 0..1
 ``matrix``     ``labels`` (rows), ``columns``? (else the same labels), ``values``: [[number]]
@@ -43,7 +44,7 @@ from stillroom.report import charts
 from stillroom.report.numbers import DASH, digits_for, finite, number, with_interval
 from stillroom.report.svg import Palette, legend, tag
 
-WIDE, NARROW = 720, 340
+WIDE, NARROW, SQUARE = 720, 340, 240
 SMALL_PICTURE = 64
 CHARTS: dict[str, Callable[[Mapping[str, Any], float, Palette], Markup]] = {
     "lines": charts.lines,
@@ -85,7 +86,7 @@ def draw(figure: Mapping[str, Any], palette: Palette) -> Markup:
             )
         ) from error
     note = tag("p", figure["note"], class_="note") if figure.get("note") else ""
-    return tag("figure", drawn, note, class_=f"figure {kind}")
+    return tag("figure", drawn, note, class_=f"figure of-{kind}")
 
 
 def _body(kind: str, figure: Mapping[str, Any], palette: Palette) -> Markup:
@@ -108,7 +109,7 @@ def _body(kind: str, figure: Mapping[str, Any], palette: Palette) -> Markup:
 
 def _legend(figure: Mapping[str, Any], palette: Palette) -> Markup:
     found = list(dict.fromkeys(str(one["name"]) for one in figure.get("series", ())))
-    return legend(found, palette, lines=figure.get("kind") == "lines") if len(found) > 1 else Markup("")
+    return legend(found, palette, str(figure.get("kind"))) if len(found) > 1 else Markup("")
 
 
 def _panels(figure: Mapping[str, Any], palette: Palette) -> Markup:
@@ -129,11 +130,12 @@ def _reliability(figure: Mapping[str, Any], palette: Palette) -> Markup:
     drawn = []
     for one in figure["series"]:
         error = finite(one.get("ece"))
-        told = f"calibration error {DASH if error is None else number(100 * error, 1)} %"
+        told = f"off by {DASH if error is None else number(100 * error, 1)} %"
         head = tag("h3", one["name"], " ", tag("span", told, class_="quiet"))
-        drawn.append(tag("div", head, charts.reliability(one, NARROW, palette), class_="panel"))
-    axes = "Across: how sure the model says it is, %. Up: how often it is right then, %. Bars at the foot: share of examples."
-    return Markup("").join([tag("div", *drawn, class_="panels"), tag("p", axes, class_="note")])
+        drawn.append(tag("div", head, charts.reliability(one, SQUARE, palette), class_="panel"))
+    axes = "Across: how sure the model says it is, %. Up: how often it is right then, %. "
+    axes += "Area of a dot and bar at the foot: share of the examples."
+    return Markup("").join([tag("div", *drawn, class_="panels squares"), tag("p", axes, class_="note")])
 
 
 # --- tables ----------------------------------------------------------------------------------------
@@ -147,7 +149,7 @@ def table(figure: Mapping[str, Any]) -> Markup:
             raise ValueError(f"a row of {len(row)} cells under {len(columns)} columns")
     apart, main = set(figure.get("apart", ())), set(figure.get("main", ()))
     stressed = {(_best([row[i] for row in rows], column.get("best"), apart), i) for i, column in enumerate(columns)}
-    digits = [column.get("digits", _digits([row[i] for row in rows])) for i, column in enumerate(columns)]
+    digits = [_digits(column, [row[i] for row in rows]) for i, column in enumerate(columns)]
     textual = [i == 0 or all(isinstance(row[i], str) or row[i] is None for row in rows) for i in range(len(columns))]
     head = [
         tag("th", column["name"], _unit(column), scope="col", class_="words" if textual[i] else None)
@@ -175,7 +177,9 @@ def _mean(cell: object) -> float | None:
     return finite(cell.get("mean")) if isinstance(cell, Mapping) else finite(cell)
 
 
-def _digits(cells: Sequence[object]) -> int:
+def _digits(column: Mapping[str, Any], cells: Sequence[object]) -> int | None:
+    if "digits" in column:
+        return None if column["digits"] == "each" else int(column["digits"])
     return digits_for([held for cell in cells if (held := _mean(cell)) is not None])
 
 
@@ -199,7 +203,9 @@ def _best(cells: Sequence[object], which: str | None, apart: set[int]) -> int | 
     return winner if all(top < worst_end for _, top, order in ranges if order != winner) else None
 
 
-def _cell(value: object, column: Mapping[str, Any], digits: int, first: bool, textual: bool, best: bool) -> Markup:
+def _cell(
+    value: object, column: Mapping[str, Any], digits: int | None, first: bool, textual: bool, best: bool
+) -> Markup:
     unit, about = str(column.get("unit") or ""), None
     if isinstance(value, Mapping):
         shown = with_interval(value.get("mean"), value.get("low"), value.get("high"), digits, unit)
@@ -310,6 +316,15 @@ def _pictures(figure: Mapping[str, Any]) -> Markup:
     return tag("ul", *cards, class_="cards")
 
 
+def plain(value: object) -> str:
+    """Write a fact: whole numbers whole, what is missing as a dash."""
+    if isinstance(value, bool | str):
+        return str(value)
+    if value is None or finite(value) is not None:
+        return number(value, 0) if isinstance(value, int) else number(value)
+    return str(value)
+
+
 def facts(pairs: Sequence[Sequence[object]]) -> Markup:
     """Return names and values as a list; a value of several lines is shown as written."""
     rows = []
@@ -317,6 +332,6 @@ def facts(pairs: Sequence[Sequence[object]]) -> Markup:
         if isinstance(value, str):
             shown: object = tag("pre", value, tabindex="0") if "\n" in value.strip() else value
         else:
-            shown = number(value) if finite(value) is not None else DASH if value is None else str(value)
+            shown = plain(value)
         rows.append(tag("div", tag("dt", str(name)), tag("dd", shown)))
     return tag("dl", *rows, class_="facts")

@@ -8,7 +8,7 @@ from typing import Any
 
 DASH = "–"
 MINUS = "−"
-THIN = "\u202f"
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def finite(value: object) -> float | None:
@@ -46,11 +46,12 @@ def number(value: object, digits: int | None = None, unit: str = "") -> str:
     if unit == "count":
         digits = 0 if held == int(held) or abs(held) >= 100 else 1
     if digits is None:
+        if held and abs(held) < 1e-4:
+            mantissa, _, exponent = f"{held:.1e}".partition("e")
+            return f"{mantissa}·10{str(int(exponent)).translate(SUPERSCRIPT)}".replace("-", MINUS)
         digits = digits_for([held])
-    if held and abs(held) < 10 ** -(digits + 1) and abs(held) < 1e-4:
-        return f"{held:.1e}".replace("-", MINUS)
-    text = f"{held:,.{digits}f}".replace(",", THIN)
-    if float(f"{held:.{digits}f}") == 0:
+    text = f"{held:,.{digits}f}"
+    if float(text.replace(",", "")) == 0:
         text = text.lstrip("-")
     return text.replace("-", MINUS)
 
@@ -59,24 +60,17 @@ def size(count: float) -> str:
     """Write a number of bytes in decimal units: ``812 B``, ``41.2 kB``, ``1.30 MB``."""
     if abs(count) < 1000:
         return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if abs(count) < 999.5:
-            break
-    return (
-        f"{count:.2f} {unit}"
-        if abs(count) < 10
-        else f"{count:.1f} {unit}"
-        if abs(count) < 100
-        else f"{count:.0f} {unit}"
-    )
+    power = next((power for power in (1, 2) if abs(count) < 999.5 * 1000**power), 3)
+    count, unit = count / 1000**power, ("kB", "MB", "GB")[power - 1]
+    digits = 2 if abs(count) < 10 else 1 if abs(count) < 100 else 0
+    return f"{count:.{digits}f} {unit}"
 
 
 def with_interval(mean: object, low: object, high: object, digits: int | None = None, unit: str = "") -> str:
     """Write ``90.4 ± 0.6``, or ``90.4 (89.1 to 90.9)`` where the interval is lopsided, or the mean alone."""
     middle, bottom, top = finite(mean), finite(low), finite(high)
     shown = number(middle, digits, unit)
-    if middle is None or bottom is None or top is None:
+    if middle is None or bottom is None or top is None or bottom == top:
         return shown
     if digits is None:
         digits = digits_for([middle])

@@ -11,8 +11,9 @@ from markupsafe import Markup
 from stillroom.contracts import Finding
 from stillroom.errors import DataError, say
 from stillroom.files import write_bytes
-from stillroom.report.figures import draw, facts, names
-from stillroom.report.numbers import finite, number
+from stillroom.report.figures import draw, names, plain
+from stillroom.report.figures import facts as fact_list
+from stillroom.report.numbers import finite
 from stillroom.report.svg import slots
 
 LONGEST_VERDICT_IN_LARGE = 260
@@ -62,7 +63,7 @@ def page(
         subtitle=subtitle,
         verdict=verdict,
         large=len(verdict) <= LONGEST_VERDICT_IN_LARGE,
-        summary=[(label, value if isinstance(value, str) else number(value)) for label, value in summary],
+        summary=[(label, plain(value)) for label, value in summary],
         sections=[_section(finding, palette) for finding in findings],
         groups=_groups(facts or {}),
         style=Markup(_shipped("style.css")),
@@ -89,8 +90,10 @@ def _section(finding: Finding, palette: Mapping[str, str]) -> dict[str, object]:
 
 
 def _groups(held: Mapping[str, object]) -> list[tuple[str, Markup]]:
-    plain = [(name, value) for name, value in held.items() if not isinstance(value, Mapping)]
+    single = [(name, value) for name, value in held.items() if not isinstance(value, Mapping)]
     groups = [
-        (str(name), facts(list(value.items()))) for name, value in held.items() if isinstance(value, Mapping) and value
+        (str(name), fact_list(list(value.items())))
+        for name, value in held.items()
+        if isinstance(value, Mapping) and value
     ]
-    return ([("", facts(plain))] if plain else []) + groups
+    return ([("", fact_list(single))] if single else []) + groups

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -165,7 +164,7 @@ def mark(series: str, x: float, y: float, radius: float = 5.0, about: str = "") 
         side = radius * 0.88
         return tag("rect", *told, x=x - side, y=y - side, width=2 * side, height=2 * side, class_=f"{series} mark")
     if series in ("s4", "s-teacher"):
-        corners = ((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0))
+        corners: tuple[tuple[float, float], ...] = ((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0))
     elif series == "s2":
         corners = ((0, -1.2), (1.15, 0.9), (-1.15, 0.9))
     elif series == "s3":
@@ -176,15 +175,17 @@ def mark(series: str, x: float, y: float, radius: float = 5.0, about: str = "") 
     return tag("polygon", *told, points=points, class_=f"{series} mark")
 
 
-def legend(names: Sequence[str], palette: Palette, lines: bool = False) -> Markup:
-    """Name the series above a figure, in HTML so that the names wrap on a narrow screen."""
+def legend(names: Sequence[str], palette: Palette, kind: str) -> Markup:
+    """Name the series above a figure of ``kind``, in HTML so that the names wrap on a narrow screen."""
     items = []
     for name in names:
-        series = palette.get(name, "s0")
-        stroke: Any = (
-            tag("line", x1=0.0, y1=7.0, x2=26.0, y2=7.0, class_=f"{series} stroke") if lines else mark(series, 8, 7)
-        )
-        width = 26 if lines else 16
-        swatch = tag("svg", stroke, viewBox=f"0 0 {width} 14", width=str(width), height="14", aria_hidden="true")
+        series, width = palette.get(name, "s0"), 16
+        if kind == "lines":
+            width, drawn = 26, tag("line", x1=0.0, y1=7.0, x2=26.0, y2=7.0, class_=f"{series} stroke")
+        elif kind == "bars":
+            drawn = tag("rect", x=2.0, y=1.0, width=12.0, height=12.0, class_=f"{series} bar")
+        else:
+            drawn = mark(series, 8, 7)
+        swatch = tag("svg", drawn, viewBox=f"0 0 {width} 14", width=str(width), height="14", aria_hidden="true")
         items.append(tag("li", swatch, name))
     return tag("ul", *items, class_="legend")
