@@ -184,19 +184,18 @@ def _plan(source: Source, job: Recording, rows: _Rows) -> Plan:
     if prints["data"] is None:
         own = getattr(source, "fingerprint", None)
         prints["data"] = str(own() if callable(own) else own) if own is not None else None
+    taps = [str(tap) for tap in job.taps]
     shape = {
         "schema": SCHEMA,
         "fingerprints": prints,
         "ids": files.fingerprint([_digest(rows.ids), _digest(rows.codes), rows.splits]),
-        "taps": [str(tap) for tap in job.taps],
+        "taps": taps,
         "rows_per_shard": job.rows_per_shard,
         "dtypes": dict(job.dtypes or {}),
         "compression": job.compression,
     }
     views = int(rows.ids[:, 1].max()) + 1
-    return Plan(
-        inputs=files.fingerprint(shape), rows=len(rows.ids), views=views, fingerprints=prints, taps=list(shape["taps"])
-    )
+    return Plan(inputs=files.fingerprint(shape), rows=len(rows.ids), views=views, fingerprints=prints, taps=taps)
 
 
 def _digest(values: NDArray[Any]) -> str:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -193,7 +194,7 @@ class Shelf:
         self.index = Index(examples, views)
         self._splits: NDArray[np.int8] | None = None
 
-    def key(self, name: str) -> Iterator[NDArray]:
+    def key(self, name: str) -> Iterator[NDArray[Any]]:
         """Yield the column ``hash`` or ``split`` shard by shard."""
         for shard in self.manifest.shards:
             yield read_shard(self.folder / shard.file, [name]).column(name).to_numpy()
@@ -270,7 +271,7 @@ class Shelf:
         try:
             with tempfile.NamedTemporaryFile(dir=place, prefix=".decoded-") as stream:
                 for chunk in chunks:
-                    stream.write(memoryview(chunk))
+                    stream.write(chunk.data)
                 stream.flush()
                 return torch.from_file(stream.name, shared=True, size=size, dtype=torch.uint8)
         except OSError as error:

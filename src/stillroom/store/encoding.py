@@ -254,7 +254,7 @@ def _bad(values: Tensor, owners: Tensor, ids: Tensor) -> Tensor | None:
     if not values.is_floating_point() or bool(torch.isfinite(values).all()):
         return None
     wrong = ~torch.isfinite(values.reshape(len(values), -1)).all(1)
-    return ids[owners[wrong].unique()]
+    return ids[torch.unique(owners[wrong])]
 
 
 def _finite(name: str, values: Tensor, owners: Tensor, ids: Tensor) -> None:

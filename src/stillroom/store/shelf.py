@@ -20,8 +20,8 @@ from stillroom.store.shards import read_shard
 from stillroom.store.store import Store
 
 DAY = 86_400.0
-_OURS = ("shard-[0-9]*.parquet", "shard-[0-9]*.json", MANIFEST, PLAN, ".shard-*.part", ".manifest.json.*.part")
-_OURS = (*_OURS, ".plan.json.*.part", ".decoded-*")
+_WHOLE = ("shard-[0-9]*.parquet", "shard-[0-9]*.json", MANIFEST, PLAN)
+_OURS = (*_WHOLE, ".shard-*.part", ".manifest.json.*.part", ".plan.json.*.part", ".decoded-*")
 
 
 def inspect(folder: str | Path) -> dict[str, Any]:

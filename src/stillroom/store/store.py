@@ -285,7 +285,7 @@ class Store:
             )
 
     def _check_hashes(self, source: Source) -> None:
-        start, size = 0, len(source)
+        start, size, differing = 0, len(source), []
         for hashes in self._shelf.key("hash"):
             rows = np.arange(start, start + len(hashes))
             start += len(hashes)
@@ -295,12 +295,13 @@ class Store:
             for at in range(0, len(ids), CHUNK):
                 part = ids[at : at + CHUNK]
                 wrong = np.asarray(source.hashes(part[:, 0])) != hashes[at : at + CHUNK]
-                if wrong.any():
-                    raise StoreError(
-                        f"The store {self.folder} was recorded from other data: examples "
-                        f"{named(part[torch.from_numpy(wrong)])} are not what they were then. Bring the data back as "
-                        "it was (same files, same order), or record again."
-                    )
+                differing.append(part[torch.from_numpy(wrong)])
+        found = torch.cat([torch.empty(0, 2, dtype=torch.int64), *differing])
+        if len(found):
+            raise StoreError(
+                f"The store {self.folder} was recorded from other data: examples {named(found)} are not what they were "
+                "then. Bring the data back as it was (same files, same order), or record again."
+            )
 
     def _check_canary(self, source: Source, teacher: Teacher) -> None:
         pairs = [pair for pair in self.manifest.canary if pair[0] < len(source)]
