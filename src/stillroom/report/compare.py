@@ -11,7 +11,7 @@ from stillroom.contracts import Finding
 from stillroom.errors import StoreError, UserError, say
 from stillroom.files import read_json
 from stillroom.report.numbers import finite, number, over_seeds, with_interval
-from stillroom.report.readings import main_arm, model_order, reading, reason_for, score_unit
+from stillroom.report.readings import ENOUGH_SEEDS, main_arm, model_order, reading, reason_for, score_unit
 
 Run = tuple[str, Mapping[str, Any], Path]
 
@@ -41,6 +41,9 @@ def compare(paths: Sequence[str | Path]) -> tuple[str, list[Finding]]:
     runs = [(name, _metrics(place), place) for name, place in zip(_labels(resolved), places, strict=True)]
     scores = list(dict.fromkeys(score_unit(metrics)[0] for _, metrics, _ in runs))
     findings = [_table(runs, scores), _dots(runs, scores)]
+    costs = _costs(runs)
+    if costs is not None:
+        findings.append(costs)
     changed = _recipes(runs)
     if changed is not None:
         findings.append(changed)
@@ -100,8 +103,7 @@ def _table(runs: Sequence[Run], scores: Sequence[str]) -> Finding:
         {"name": "run"}, {"name": "first arm"}, *([] if one_score else [{"name": "score"}]),
         {"name": "teacher", "unit": unit},
         {"name": "alone", "unit": unit}, {"name": "distilled", "unit": unit, "best": "high" if one_score else "none"},
-        {"name": "gap closed", "digits": 2}, {"name": "agreement gain", "unit": "points"}, {"name": "seeds"},
-        {"name": "file", "unit": "bytes"}, {"name": "latency", "unit": "ms"},
+        {"name": "gap closed", "digits": 2}, {"name": "agreement gain, points", "digits": 1}, {"name": "seeds"},
     ]  # fmt: skip
     rows, notes = [], []
     for name, metrics, _ in runs:
@@ -112,12 +114,11 @@ def _table(runs: Sequence[Run], scores: Sequence[str]) -> Finding:
             if isinstance(gain, Mapping)
             else None
         )
-        model = metrics["models"].get(first)
         rows.append([
             name, first or "–", *([] if one_score else [score_unit(metrics)[0]]),
             *(_score(metrics, one) for one in ("teacher", "alone", first)),
             metrics.get("gap_closed") if isinstance(metrics.get("gap_closed"), Mapping) else None, gains,
-            float(len(metrics.get("seeds") or [])), reading(model, "bytes"), reading(model, "latency_ms"),
+            float(len(metrics.get("seeds") or [])),
         ])  # fmt: skip
         why = reason_for(metrics, "gap_closed")
         if why:
@@ -130,6 +131,27 @@ def _table(runs: Sequence[Run], scores: Sequence[str]) -> Finding:
         "note": " ".join(f"{note.rstrip('.')}." for note in notes),
     }
     return Finding("The runs side by side", _sentence(runs, scores), None, "each run's own control 'alone'.", figure)
+
+
+def _costs(runs: Sequence[Run]) -> Finding | None:
+    """Return size and latency of each run's student, or None where no run measured them."""
+    rows: list[list[Any]] = []
+    for name, metrics, _ in runs:
+        model = metrics["models"].get(main_arm(metrics))
+        rows.append([name, *(reading(model, key) for key in ("parameters", "bytes", "latency_ms"))])
+    lightest = sorted((row[2]["mean"], row[0]) for row in rows if row[2]["mean"] is not None)
+    if not lightest:
+        return None
+    equal = lightest[0][0] == lightest[-1][0] and len(lightest) == len(rows)
+    sentence = (
+        "The students are equally large." if equal else f"The student of '{lightest[0][1]}' has the smallest file."
+    )
+    columns = [
+        {"name": "run"}, {"name": "parameters", "unit": "count"}, {"name": "file", "unit": "bytes"}, {"name": "latency", "unit": "ms"},
+    ]  # fmt: skip
+    note = "Latencies of runs on different machines, or at different times, do not compare."
+    figure = {"kind": "table", "title": "Cost of the students", "columns": columns, "rows": rows, "note": note}
+    return Finding("What the students cost to run", sentence, None, "", figure)
 
 
 def _sentence(runs: Sequence[Run], scores: Sequence[str]) -> str:
@@ -156,7 +178,10 @@ def _sentence(runs: Sequence[Run], scores: Sequence[str]) -> str:
         return f"The student of '{best}' stands {shown} above that of '{other}'; {chance}.{caution}"
     if found["low"] <= 0:
         return f"The students of '{best}' and '{other}' cannot be told apart: {shown} ({how}).{caution}"
-    return f"The student of '{best}' is better than that of '{other}' by {shown} ({how}).{caution}"
+    few = min(_score(metrics, main_arm(metrics))["n"] for metrics in (first, second)) < ENOUGH_SEEDS
+    verb = "comes out better" if few else "is better"
+    limit = f"; {ENOUGH_SEEDS} seeds are needed to claim it" if few else ""
+    return f"The student of '{best}' {verb} than that of '{other}' by {shown} ({how}{limit}).{caution}"
 
 
 def _between(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

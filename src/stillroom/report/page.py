@@ -61,13 +61,18 @@ def page(
     return template.render(
         title=title,
         subtitle=subtitle,
-        verdict=verdict,
+        verdict=together(verdict),
         large=len(verdict) <= LONGEST_VERDICT_IN_LARGE,
         summary=[(label, plain(value)) for label, value in summary],
         sections=[_section(finding, palette) for finding in findings],
         groups=_groups(facts or {}),
         style=Markup(_shipped("style.css")),
     )
+
+
+def together(words: str) -> str:
+    """Keep a number and its sign on one line: ``95 %``, ``90.4 ± 0.6``."""
+    return words.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
 
 
 def _shipped(name: str) -> str:
@@ -82,9 +87,9 @@ def _section(finding: Finding, palette: Mapping[str, str]) -> dict[str, object]:
     held = finite(finding.number)
     return {
         "title": finding.title,
-        "sentence": finding.sentence,
+        "sentence": together(finding.sentence),
         "number": "" if held is None else f"{held:.6g}",
-        "control": finding.control,
+        "control": together(finding.control),
         "figure": draw(finding.figure, palette),
     }
 

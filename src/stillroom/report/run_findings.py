@@ -8,7 +8,7 @@ such as ``accuracy`` or ``bytes``, each ``{mean, per_seed}`` or None. ``arms``, 
 from __future__ import annotations
 
 import itertools
-import statistics
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -255,7 +255,7 @@ def smoothed(steps: Sequence[Any], values: Sequence[Any]) -> tuple[list[float], 
     for start, end in itertools.pairwise(edges):
         held = [found for one in values[start:end] if (found := finite(one)) is not None]
         xs.append(float(steps[end - 1]))
-        ys.append(statistics.fmean(held) if held else None)
+        ys.append(math.fsum(held) / len(held) if held else None)
     return xs, ys, round(count / groups) if groups else 1
 
 
