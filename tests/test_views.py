@@ -103,7 +103,9 @@ def test_fingerprint_follows_what_shapes_a_view_and_not_how_many_there_are():
     assert base.fingerprint != Views(2, flip=False).fingerprint
 
 
-@pytest.mark.parametrize("options", [{"count": 0}, {"count": True}, {"count": 1.5}, {"pad": -1}, {"pad": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{"count": 0}, {"count": True}, {"count": 1.5}, {"pad": -1}, {"pad": 0.5}, {"seed": "a"}, {"flip": 1}]
+)
 def test_impossible_settings_are_refused(options):
     with pytest.raises(DataError, match="Allowed"):
         Views(**options)

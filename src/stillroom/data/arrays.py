@@ -61,14 +61,14 @@ class ArraySource:
                 raise DataError(say("This column's name is taken", f"'{column}'", "any name but id, inputs, labels"))
             self.columns[column] = as_tensor(values, column)
         check_columns(self.columns)
-        self.classes = class_names(self.labels, classes)
+        self.classes: Sequence[str] | None = class_names(self.labels, classes)
         self.views = views or Views()
         if self.views.count > 1 and self.inputs.ndim != 4:
             shape = tuple(self.inputs.shape)
             raise DataError(
                 say("Views are made of images", f"inputs of shape {shape}", "(N, C, H, W)", "Use views: 1.")
             )
-        self.splits = self._split(splits)
+        self.splits: Mapping[str, Tensor] = self._split(splits)
 
     def _split(self, splits: Mapping[str, Any] | None) -> dict[str, Tensor]:
         if splits is None:
@@ -133,7 +133,8 @@ class ArraySource:
 
     def hashes(self, examples: Tensor) -> NDArray[np.uint64]:
         """Return a 64-bit hash (uint64, B) of each raw example."""
-        return self._hashes[examples.numpy()]
+        chosen: NDArray[np.uint64] = self._hashes[examples.numpy()]
+        return chosen
 
     def show(self, example: int) -> NDArray[np.uint8] | str:
         """Return an image (uint8: height, width[, 3]) or, for other inputs, a line of text."""
@@ -295,7 +296,9 @@ def _from_splits(parts: Mapping[str, Any], *, name: str, **options: Any) -> Arra
         length = len(piece["inputs"])
         official[split] = np.arange(start, start + length)
         start += length
-    joined = {key: _join([piece[key] for piece in pieces.values()], key) for key in pieces["train"] if key != "columns"}
+    joined: dict[str, Any] = {
+        key: _join([piece[key] for piece in pieces.values()], key) for key in pieces["train"] if key != "columns"
+    }
     extra = {
         key: _join([piece["columns"][key] for piece in pieces.values()], key)
         for key in pieces["train"].get("columns", {})

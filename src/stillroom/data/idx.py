@@ -10,7 +10,7 @@ import gzip
 import io
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: 
 _AGAIN = "Fetch the file again."
 
 
-def read_idx(path: Path, *, axes: int | None = None) -> NDArray:
+def read_idx(path: Path, *, axes: int | None = None) -> NDArray[Any]:
     """Return the array in ``path`` (gzipped if its name ends in ``.gz``), native byte order.
 
     ``axes`` is the number of axes it must have (images 3, labels 1).
@@ -31,7 +31,7 @@ def read_idx(path: Path, *, axes: int | None = None) -> NDArray:
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-            return _parse(stream, path, axes)  # type: ignore[arg-type]
+            return _parse(stream, path, axes)
     except FileNotFoundError as error:
         raise DataError(f"Missing IDX file: {path} does not exist. Check the path.") from error
     except EOFError as error:
@@ -40,7 +40,7 @@ def read_idx(path: Path, *, axes: int | None = None) -> NDArray:
         raise DataError(f"Unreadable IDX file: {path} ({error}). {_AGAIN}") from error
 
 
-def _parse(stream: BinaryIO | io.BufferedIOBase, path: Path, axes: int | None) -> NDArray:
+def _parse(stream: BinaryIO | io.BufferedIOBase, path: Path, axes: int | None) -> NDArray[Any]:
     head = stream.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in TYPES or not 1 <= head[3] <= 8:
         given = f"{path} begins with {head.hex(' ') or 'nothing'}"

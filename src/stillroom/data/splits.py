@@ -35,7 +35,8 @@ def quotas(sizes: NDArray[np.int64], count: int, seed: int, *, least: int = 0) -
     while (given.sum()) > count:
         surplus = np.where(given > least, given - exact + tie * 1e-9, -np.inf)
         given[np.argmax(surplus)] -= 1
-    return given
+    shared: Rows = given
+    return shared
 
 
 def choose(labels: Labels, rows: Rows, count: int, seed: int, purpose: str, *, least: int = 0) -> Rows:
@@ -253,7 +254,7 @@ def checksum_of(values: Tensor) -> str:
     return f"{int(row_hashes(np.ascontiguousarray(values.numpy()).reshape(1, -1))[0]):016x}-{len(values)}"
 
 
-def name_ids(ids: Tensor | NDArray | Sequence[int], most: int = 5) -> str:
+def name_ids(ids: Tensor | NDArray[Any] | Sequence[int], most: int = 5) -> str:
     """Name the first few example numbers: ``examples 3, 17, 20 and 4 more``."""
     numbers = [int(number) for number in ids]
     more = f" and {len(numbers) - most} more" if len(numbers) > most else ""

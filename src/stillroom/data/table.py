@@ -40,7 +40,8 @@ def open_source(use: str, **options: Any) -> Source:
     for option, parameter in allowed.items():
         if parameter.default is parameter.empty and option not in options:
             raise DataError(say(f"Data '{use}' needs '{option}'", "none", "", f"Add '{option}' to 'data'."))
-    return _function(use)(**options)
+    source: Source = _function(use)(**options)
+    return source
 
 
 def _function(use: str) -> Any:

@@ -8,6 +8,7 @@ a view stays true.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,11 @@ class Views:
         if not isinstance(self.pad, int) or isinstance(self.pad, bool) or self.pad < 0:
             raise DataError(say("Views cannot be made", f"pad={self.pad!r}", "a whole number of pixels from 0 on"))
 
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise DataError(say("Views cannot be made", f"seed={self.seed!r}", "a whole number"))
+        if not isinstance(self.flip, bool):
+            raise DataError(say("Views cannot be made", f"flip={self.flip!r}", "true or false"))
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the settings that shape views 1, 2, ...: ``count`` only says how many are used."""
@@ -62,7 +68,7 @@ class Views:
                 )
             )
 
-    def apply(self, images: NDArray, examples: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray:
+    def apply(self, images: NDArray[Any], examples: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[Any]:
         """Return the views of ``images`` (B, C, H, W; any number type): a new array of the same shape and type."""
         batch, _, height, width = images.shape
         top, left, flipped = self._places(examples, views)

@@ -75,7 +75,7 @@ def from_source(source: Source, rows: Tensor, size: int | Sequence[int] | None =
     if not len(rows):
         raise ModelError(say("Nothing to measure the normalisation on", "0 rows", "at least one training row"))
     count, total, squares = 0, torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64)
-    for part in rows.split(4096):
+    for part in torch.split(rows, 4096):
         pixels = source.batch(torch.stack([part, torch.zeros_like(part)], dim=1))["inputs"]
         if pixels.dtype != torch.uint8 or pixels.ndim != 4:
             given = f"{str(pixels.dtype).removeprefix('torch.')} of shape {tuple(pixels.shape)}"

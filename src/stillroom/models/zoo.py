@@ -32,7 +32,8 @@ class Net(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits (B, classes)."""
-        return self.head(self.relu(self.hidden(self.flatten(inputs))))
+        logits: Tensor = self.head(self.relu(self.hidden(self.flatten(inputs))))
+        return logits
 
 
 class MLP(nn.Module):
@@ -53,30 +54,38 @@ class MLP(nn.Module):
             hidden = functional.relu(layer(hidden))
             if self.dropout.p:
                 hidden = self.dropout(hidden)
-        return self.head(hidden)
+        logits: Tensor = self.head(hidden)
+        return logits
 
 
 class CNN(nn.Module):
-    """Three convolutions with BatchNorm, each at half the size of the one before, then the mean over space."""
+    """Three convolutions with BatchNorm, each at half the size of the one before, a 1x1 one, the mean over space.
+
+    The image is halved by the very first layer, which makes a step cheap; 28,282 parameters at width 16 on 28 x 28.
+    """
 
     def __init__(self, *, shape: Shape, classes: int, width: int = 16, dropout: float = 0.0) -> None:
         super().__init__()
         self.block1 = _block(shape[0], width, stride=2)
-        self.block2 = _block(width, 2 * width, stride=1, pool=True)
-        self.block3 = _block(2 * width, 4 * width, stride=1)
+        self.block2 = _block(width, 2 * width, pool=True)
+        self.block3 = _block(2 * width, 4 * width, pool=True)
+        self.mix = _block(4 * width, 4 * width, kernel=1)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(4 * width, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits (B, classes)."""
-        maps = self.block3(self.block2(self.block1(inputs)))
-        return self.head(self.dropout(maps.mean(dim=(2, 3))))
+        maps = self.mix(self.block3(self.block2(self.block1(inputs))))
+        features = maps.mean(dim=(2, 3))
+        logits: Tensor = self.head(self.dropout(features) if self.dropout.p else features)
+        return logits
 
 
-def _block(entering: int, leaving: int, *, stride: int, pool: bool = False) -> nn.Sequential:
-    """Convolution, BatchNorm, ReLU, and max pooling by 2 where asked."""
-    layers = [nn.Conv2d(entering, leaving, 3, stride, 1, bias=False), nn.BatchNorm2d(leaving), nn.ReLU()]
-    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+def _block(entering: int, leaving: int, *, kernel: int = 3, stride: int = 1, pool: bool = False) -> nn.Sequential:
+    """Convolution, BatchNorm, ReLU, and max pooling by 2 where asked (the odd row and column count too)."""
+    convolution = nn.Conv2d(entering, leaving, kernel, stride, kernel // 2, bias=False)
+    layers = [convolution, nn.BatchNorm2d(leaving), nn.ReLU()]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(2, ceil_mode=True)] if pool else []))
 
 
 class ResNet(nn.Module):
@@ -107,7 +116,8 @@ class ResNet(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits (B, classes)."""
         maps = self.layer3(self.layer2(self.layer1(self.stem(inputs))))
-        return self.head(maps.mean(dim=(2, 3)))
+        logits: Tensor = self.head(maps.mean(dim=(2, 3)))
+        return logits
 
 
 def _group(entering: int, leaving: int, blocks: int, stride: int) -> nn.Sequential:
@@ -135,7 +145,8 @@ class BasicBlock(nn.Module):
         if self.added:
             shortcut = functional.pad(shortcut, (0, 0, 0, 0, 0, self.added))
         hidden = functional.relu(self.norm1(self.conv1(maps)))
-        return self.relu(self.norm2(self.conv2(hidden)) + shortcut)
+        leaving: Tensor = self.relu(self.norm2(self.conv2(hidden)) + shortcut)
+        return leaving
 
 
 ZOO: dict[str, Callable[..., nn.Module]] = {"net": Net, "mlp": MLP, "cnn": CNN, "resnet": ResNet}
