@@ -421,6 +421,7 @@ def test_another_teacher_data_or_transform_is_named(make):
     for side in ("teacher", "data", "transform"):
         with pytest.raises(StoreError, match=f"another {side}: got other, recorded with {PRINTS[side]}"):
             store.check(**{f"{side}_fingerprint": "other"})
+    make(name="unsigned", fingerprints={}).check(teacher_fingerprint="any")  # nothing was noted, nothing is compared
 
 
 def test_row_hashes_decide_about_the_data(make):

@@ -40,7 +40,8 @@ class Recording:
     ``fingerprints``: of teacher, data and transform. ``dtypes``: overrides by signal. ``order_by``: maps examples
     (int64, N) to numbers, by which rows are asked inside a shard (lengths, say). ``compression``: "none" or "zstd".
     ``rank`` of ``world`` processes writes every ``world``-th shard; ``wait``: seconds without a new shard of
-    another rank before giving up. ``limit``: bytes the store may have. ``progress``: told rows done.
+    another rank before giving up. ``limit``: bytes the store may have. ``budget``: memory for what the
+    returned store decodes. ``progress``: told rows done.
     """
 
     ids: Tensor | NDArray[np.int64] | Sequence[int] | None = None
@@ -58,6 +59,7 @@ class Recording:
     world: int = 1
     wait: float = 600.0
     limit: int | None = None
+    budget: int | None = None
     progress: Progress | None = None
 
 
@@ -97,7 +99,7 @@ def record(teacher: Teacher, source: Source, folder: str | Path, **options: Any)
             if number % job.world == job.rank:
                 writer.shard(number, starts[number], min(len(rows.ids), starts[number] + per_shard))
         _finish(folder, plan, len(starts), rows, source, job)
-    return Store.open(folder)
+    return Store.open(folder, budget=job.budget)
 
 
 def estimate(teacher: Teacher, source: Source, **options: Any) -> Estimate:

@@ -21,7 +21,7 @@ from stillroom.store.store import Store
 
 DAY = 86_400.0
 _WHOLE = ("shard-[0-9]*.parquet", "shard-[0-9]*.json", MANIFEST, PLAN)
-_OURS = (*_WHOLE, ".shard-*.part", ".manifest.json.*.part", ".plan.json.*.part", ".decoded-*")
+_OURS = (*_WHOLE, ".shard-*.part", ".manifest.json.*.part", ".plan.json.*.part", ".decoded-*", files.DONE, "begun.json")
 
 
 def inspect(folder: str | Path) -> dict[str, Any]:

@@ -253,7 +253,8 @@ class Store:
         """See that the store belongs to this teacher, data and transform.
 
         With ``source`` each row's hash decides about the data, so that subsets and extended sets are usable; with
-        ``canary``, the live teacher, its answers on 8 fixed rows are compared as well.
+        ``canary``, the live teacher, its answers on 8 fixed rows are compared as well. A fingerprint that was not
+        noted when recording is not compared.
 
         Raises:
             StoreError: which side differs, what was recorded and what is given, and what to do.
@@ -263,7 +264,7 @@ class Store:
             given["data"] = data_fingerprint
         for side in SIDES:
             now, then = given.get(side), self.manifest.fingerprints.get(side)
-            if now is not None and now != then:
+            if now is not None and then is not None and now != then:
                 raise StoreError(
                     f"The store {self.folder} was recorded with another {side}: got {now}, recorded with {then}. Use "
                     f"the {side} it was recorded with, or record again into another folder."
