@@ -5,7 +5,9 @@ import io
 import json
 import math
 import re
+import tomllib
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -227,7 +229,9 @@ def test_figures_with_nothing_measured_still_draw(kind):
         "bars": {"labels": ["a"], "series": [{"name": "kd", "values": [None]}]},
         "dots": {"rows": [{"name": "kd", "mean": NAN, "low": None, "high": None}]},
         "spread": {"labels": ["a"], "series": [{"name": "kd", "values": [math.inf]}]},
-        "reliability": {"series": [{"name": "kd", "confidence": [None] * 15, "accuracy": [NAN] * 15, "share": [0] * 15, "ece": None}]},
+        "reliability": {
+            "series": [{"name": "kd", "confidence": [None] * 3, "accuracy": [NAN] * 3, "share": [0] * 3, "ece": None}]
+        },
         "matrix": {"labels": ["a"], "values": [[None]]},
         "table": {"columns": [{"name": "a", "best": "high"}], "rows": []},
     }  # fmt: skip
@@ -315,6 +319,16 @@ def test_names_keep_their_colour_and_ticks_are_round():
     held = slots(["alone", "kd", "teacher", "b", "kd"])
     assert held == {"alone": RESERVED["alone"], "kd": "s0", "teacher": RESERVED["teacher"], "b": "s1"}
     assert ticks(0, 1, 4) == [0, 0.25, 0.5, 0.75, 1.0] and ticks(0.1, 90, log=True) == pytest.approx([0.1, 1, 10])
+
+
+def test_what_the_page_is_made_of_is_shipped():
+    root = Path(__file__).parents[1]
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["stillroom"]
+    folder = root / "src" / "stillroom"
+    needed = [
+        path.relative_to(folder) for path in (folder / "report").iterdir() if path.suffix in (".jinja", ".css", ".js")
+    ]
+    assert len(needed) == 2 and all(any(path.match(pattern) for pattern in listed) for path in needed)
 
 
 # --- findings of a run -----------------------------------------------------------------------------
@@ -460,12 +474,19 @@ def test_two_runs_are_compared_by_paired_seeds_and_their_recipes(tmp_path):
     title, findings = compare([first, str(second)])
     assert title == "Runs compared: a/images, b/images"
     assert (
-        "'b/images' is better than that of 'a/images'" in findings[0].sentence
+        "'b/images' comes out better than that of 'a/images'" in findings[0].sentence
         and "paired by 3 seeds" in findings[0].sentence
     )
     assert findings[-1].figure["rows"] == [["train.steps", "100", "200"]]
     read = Page(page(title=title, verdict=findings[0].sentence, findings=findings))
     assert "a/images: kd" in read.text
+
+
+def test_five_seeds_may_claim_a_better_run(tmp_path):
+    places = [run_folder(tmp_path / str(kd), metrics(kd=kd, seeds=5)) for kd in (0.9, 0.915)]
+    findings = compare(places)[1]
+    assert "'0.915' is better than that of '0.9' by 1.5 points" in findings[0].sentence
+    assert "equally large" in findings[2].sentence and "Nothing: the resolved recipes" in findings[-1].sentence
 
 
 def test_runs_on_different_seeds_or_scores_are_not_ranked_rashly(tmp_path):

@@ -147,7 +147,8 @@ def _costs(runs: Sequence[Run]) -> Finding | None:
         "The students are equally large." if equal else f"The student of '{lightest[0][1]}' has the smallest file."
     )
     columns = [
-        {"name": "run"}, {"name": "parameters", "unit": "count"}, {"name": "file", "unit": "bytes"}, {"name": "latency", "unit": "ms"},
+        {"name": "run"}, {"name": "parameters", "unit": "count"}, {"name": "file", "unit": "bytes"},
+        {"name": "latency", "unit": "ms"},
     ]  # fmt: skip
     note = "Latencies of runs on different machines, or at different times, do not compare."
     figure = {"kind": "table", "title": "Cost of the students", "columns": columns, "rows": rows, "note": note}
