@@ -199,6 +199,19 @@ def test_nan_names_the_examples_and_keeps_what_was_whole(parts, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["logits", "x", "x@gradient"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_no_form_of_storing_hides_what_is_not_finite(parts, tmp_path, name, value):
+    def teacher(batch):
+        answer = torch.rand(len(batch["id"]), 1200)
+        answer[batch["id"][:, 0] == 4, 7] = value
+        return {name: answer}
+
+    for dtypes in ({}, {name: "float32"}, {name: "int32"}):
+        with pytest.raises(StoreError, match="not finite: got NaN or infinity for examples 4"):
+            record(teacher, parts.Rows(), tmp_path / "s", dtypes=dtypes)
+
+
 def test_a_value_too_large_for_half_precision_names_the_cure(parts, tmp_path):
     def teacher(batch):
         return {"features": batch["inputs"] + 1e6 * (batch["id"][:, :1] == 2)}

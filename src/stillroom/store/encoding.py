@@ -193,16 +193,21 @@ def encode(columns: Mapping[str, Column], signals: Signals, ids: Tensor) -> dict
         column, values, mask = columns[name], signals[name].detach().cpu(), signals.get(name + MASK)
         _fits(name, column, values, len(ids))
         values, owners, counts = _choose(column, values, None if mask is None else mask.detach().cpu())
-        _finite(name, values, owners, ids)
+        shown = values
         if column.form == "shifted" and values.numel():
             values = values.float() - values.float().amax(-1, keepdim=True)
         elif column.form == "unit":
             norms = _norms(values, owners, len(ids))
+            _finite(name, norms, torch.arange(len(ids)), ids)
             pieces[name + NORM] = Piece(norms)
             share = (norms.clamp_min(torch.finfo(torch.float32).tiny))[owners]
             values = values.float() / share.view(-1, *[1] * (values.dim() - 1))
         stored = values.to(column.torch_dtype)
-        _held(name, column, stored, owners, ids)
+        if not stored.is_floating_point():
+            _finite(name, shown, owners, ids)
+        elif (wrong := _bad(stored, owners, ids)) is not None:  # looked at once: most batches are sound
+            _finite(name, shown, owners, ids)
+            raise StoreError(_too_large(name, column, wrong))
         if stored.data_ptr() == signals[name].data_ptr():
             stored = stored.clone()  # a teacher may write its next answer over this one
         pieces[name] = Piece(stored.contiguous().flatten(), counts)
@@ -267,11 +272,9 @@ def _finite(name: str, values: Tensor, owners: Tensor, ids: Tensor) -> None:
         )
 
 
-def _held(name: str, column: Column, stored: Tensor, owners: Tensor, ids: Tensor) -> None:
-    wrong = _bad(stored, owners, ids)
-    if wrong is not None:
-        raise StoreError(
-            f"The teacher's signal '{name}' is too large for {column.dtype}: got values above "
-            f"{torch.finfo(column.torch_dtype).max:g} for examples {named(wrong)}. Allowed: float32, bfloat16. "
-            f"Record it wider: dtypes={{'{name}': 'float32'}}."
-        )
+def _too_large(name: str, column: Column, ids: Tensor) -> str:
+    return (
+        f"The teacher's signal '{name}' is too large for {column.dtype}: got values above "
+        f"{torch.finfo(column.torch_dtype).max:g} for examples {named(ids)}. Allowed: float32, bfloat16. "
+        f"Record it wider: dtypes={{'{name}': 'float32'}}."
+    )
