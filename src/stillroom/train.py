@@ -228,9 +228,10 @@ class _Run:
         every = self.settings.checkpoint_every or max(1, self.total // 4)
         for step in range(first, self.total):
             done = self._step(step)
+            yield done
+            # After the caller has done its part of this step, so that a resumed run never misses it.
             if self.folder is not None and (done.number % every == 0 or done.number == self.total):
                 self._save(done.number)
-            yield done
             learner.train()
 
     def _size(self) -> None:

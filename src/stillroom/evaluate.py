@@ -1,0 +1,71 @@
+"""evaluate(): what a model answers on a split, and what that is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.contracts import Progress, Source, Teacher
+from stillroom.tasks import measure
+from stillroom.taps import Takes, read
+
+BATCH = 500
+
+
+def plain_ids(examples: Tensor) -> Tensor:
+    """Return the ids (B, 2) of examples without any view."""
+    return torch.stack([examples, torch.zeros_like(examples)], 1)
+
+
+def answer(
+    module: nn.Module,
+    data: Source,
+    examples: Tensor,
+    *,
+    encode: Callable[..., Any] | None = None,
+    takes: Takes = ("inputs",),
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the model's logits (rows, classes) on the plain examples and their labels; its mode comes back.
+
+    Labels are None when the source has none.
+    """
+    reader = read(module, ["logits"], encode, takes=takes)
+    modes = [part for part in module.modules() if part.training]
+    logits, labels = [], []
+    try:
+        module.eval()
+        with torch.no_grad():
+            for start in range(0, len(examples), BATCH):
+                batch = data.batch(plain_ids(examples[start : start + BATCH]))
+                logits.append(reader(batch)["logits"].float())
+                if "labels" in batch:
+                    labels.append(batch["labels"])
+                if progress is not None:
+                    progress(min(start + BATCH, len(examples)), len(examples), "evaluate")
+    finally:
+        for part in modes:
+            part.training = True
+    return torch.cat(logits), torch.cat(labels) if labels else None
+
+
+def evaluate(
+    module: nn.Module,
+    data: Source,
+    *,
+    split: str = "test",
+    teacher: Teacher | None = None,
+    encode: Callable[..., Any] | None = None,
+    takes: Takes = ("inputs",),
+) -> dict[str, float]:
+    """Return accuracy, calibration error and, with a teacher, agreement and KL(teacher || student) on a split."""
+    examples = data.splits[split]
+    logits, labels = answer(module, data, examples, encode=encode, takes=takes)
+    told = None
+    if teacher is not None:
+        parts = [teacher(data.batch(plain_ids(part)))["logits"].float() for part in examples.split(BATCH)]
+        told = torch.cat(parts)
+    return measure(logits, labels, told)

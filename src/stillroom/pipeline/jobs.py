@@ -1,0 +1,219 @@
+"""One job: train a student by one arm, keep its best moment on validation, and what it answers on the test split."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.contracts import Source, Step, Teacher
+from stillroom.evaluate import answer
+from stillroom.files import begin, cache_folder, commit, committed, faultpoint, fingerprint, read_json, write_bytes, write_json
+from stillroom.learner import Learner
+from stillroom.models.bundle import save_bundle
+from stillroom.pipeline.plan import ArmPlan, Experiment
+from stillroom.settings import Training
+from stillroom.tasks import accuracy
+from stillroom.tensors import pack, restore, state_of, unpack
+from stillroom.train import train
+
+Told = Callable[[int, int, str], None]
+LOGGED = 120  # moments of the training curve that are kept
+NEAR_ZERO = 1e-3
+VERSION = 1
+
+
+def job_inputs(experiment: Experiment, arm: ArmPlan, seed: int, factor: float, knowledge: str) -> str:
+    """Return the fingerprint of everything a job's result depends on."""
+    data = arm.data(experiment.data)
+    return fingerprint({
+        "version": VERSION, "torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability(),
+        "data": experiment.data.fingerprint, "labels": getattr(data, "labels_fingerprint", None),  # type: ignore[attr-defined]
+        "splits": {name: [len(rows), int(rows.sum())] for name, rows in data.splits.items()},
+        "arm": dict(arm.described), "seed": seed, "factor": factor, "views": experiment.views,
+        "knowledge": knowledge if arm.reads_teacher else None,
+    })
+
+
+def train_job(
+    experiment: Experiment, arm: ArmPlan, seed: int, factor: float, folder: Path, teacher: Teacher | None, inputs: str, told: Told
+) -> dict[str, Any]:
+    """Train ``arm`` with one seed and learning rate into ``folder``, unless it is there or in the cache already."""
+    found = committed(folder, inputs)
+    if found is None:
+        begin(folder, inputs)
+        if not _from_cache(folder, inputs):
+            _train(experiment, arm, seed, factor, folder, teacher, told)
+            commit(folder, inputs)
+            _to_cache(folder, inputs)
+    return read_json(folder / "scores.json")
+
+
+def _train(
+    experiment: Experiment, arm: ArmPlan, seed: int, factor: float, folder: Path, teacher: Teacher | None, told: Told
+) -> None:
+    data = arm.data(experiment.data)
+    settings, rows = arm.settings(data, factor), arm.rows(data)
+    student = arm.make_student(seed)
+    learner = Learner(student, arm.objectives(), encode=arm.encode, precision=settings.precision)
+    total = settings.total_steps(len(rows.labelled))
+    marks = sorted({max(1, round(part * total)) for part in settings.evaluate_at})
+    log = _Log(folder / "curve.json", max(1, total // LOGGED))
+    scored = _read_or(folder / "marks.json", {})
+    for step in train(
+        learner, data, teacher if arm.reads_teacher else None, settings, rows=rows, views=experiment.views, seed=seed,
+        folder=folder,
+    ):
+        log.add(step)
+        if step.number in marks and str(step.number) not in scored:
+            score = _validate(student, data, arm)
+            write_bytes(folder / f"mark-{step.number}.safetensors", pack(state_of(student)))
+            scored[str(step.number)] = score
+            write_json(folder / "marks.json", scored)
+        if step.number % 5 == 0 or step.number == total:
+            told(step.number, total, f"loss {float(step.losses['loss']):.3f}")
+    log.close()
+    _finish(experiment, arm, seed, factor, folder, student, scored, settings)
+
+
+def _finish(
+    experiment: Experiment, arm: ArmPlan, seed: int, factor: float, folder: Path, student: nn.Module,
+    scored: dict[str, float], settings: Training,
+) -> None:
+    """Keep the best moment on validation (the earlier of equals), its answers, and throw the rest away."""
+    best = max(sorted(map(int, scored)), key=lambda step: scored[str(step)])
+    tensors, _ = unpack(folder / f"mark-{best}.safetensors")
+    restore(student, tensors)
+    student.eval()
+    data = experiment.data
+    test, labels = answer(student, data, data.splits["test"], encode=arm.encode)
+    write_bytes(folder / "answers.safetensors", pack({"test": test}))
+    faultpoint("job:answers")
+    save_bundle(folder, student, encode=arm.encode, config=dict(arm.config))
+    curve = _read_or(folder / "curve.json", {})
+    scores = {
+        "seed": seed, "factor": factor, "learning_rate": settings.lr, "chosen_step": best, "validation": scored[str(best)],
+        "validation_by_step": scored, "notes": curve.get("notes", []),
+    }
+    if labels is not None:
+        scores["test"] = accuracy(test, labels)
+    if any(one.role == "penalty" for plan in experiment.arms.values() for one in plan.objectives()):
+        scores["weights"] = _weights(student)
+        scores["pruned"] = _pruned(student, data, arm)
+    write_json(folder / "scores.json", scores)
+    for rest in [*folder.glob("mark-*.safetensors"), folder / "checkpoint.safetensors", folder / "marks.json"]:
+        rest.unlink(missing_ok=True)
+
+
+def choose(experiment: Experiment, arm: ArmPlan, trials: Path) -> float:
+    """Return the learning-rate factor whose trial with the first seed was best on validation (the nearest to 1 of equals)."""
+    if len(experiment.trials) == 1:
+        return float(experiment.trials[0])
+    seed = experiment.seeds[0]
+    scores = {factor: read_json(trials / f"{arm.name}-{seed}-x{factor:g}" / "scores.json")["validation"] for factor in experiment.trials}
+    return max(sorted(scores, key=lambda factor: abs(factor - 1)), key=lambda factor: scores[factor])
+
+
+def adopt(trial: Path, folder: Path, inputs: str) -> None:
+    """Take a trial's result as the arm's result for its seed."""
+    if committed(folder, inputs) is None:
+        begin(folder, inputs)
+        for file in trial.iterdir():
+            if file.is_file() and file.name not in ("done.json", "begun.json"):
+                shutil.copyfile(file, folder / file.name)
+        commit(folder, inputs)
+
+
+# --- pieces ---------------------------------------------------------------------------------------------
+
+
+def _validate(student: nn.Module, data: Source, arm: ArmPlan) -> float:
+    logits, labels = answer(student, data, data.splits["validation"], encode=arm.encode)
+    return accuracy(logits, labels) if labels is not None and len(labels) else 0.0
+
+
+class _Log:
+    """The training curve, thinned to about :data:`LOGGED` moments, kept across a resume."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+        self.kept: dict[str, Any] = _read_or(path, {"step": [], "terms": {}, "norms": [], "notes": []})
+
+    def add(self, step: Step) -> None:
+        kept = self.kept
+        kept["notes"] += [note for note in step.notes if note not in kept["notes"]]
+        if kept["step"] and kept["step"][-1] >= step.number:
+            return
+        if step.gradient_norms and len(step.gradient_norms) > 1:
+            kept["norms"].append({"step": step.number, **step.gradient_norms})
+        if step.number % self.every == 0 or step.number in (1, step.steps):
+            kept["step"].append(step.number)
+            for name, value in step.losses.items():
+                values = kept["terms"].setdefault(name, [None] * (len(kept["step"]) - 1))
+                values.append(float(value))
+            for values in kept["terms"].values():
+                values += [None] * (len(kept["step"]) - len(values))
+            if len(kept["step"]) % 10 == 0:
+                write_json(self.path, kept)
+
+    def close(self) -> None:
+        write_json(self.path, self.kept)
+
+
+def _weights(student: nn.Module) -> list[dict[str, Any]]:
+    """Norms of each weight tensor, and the share of its weights below a thousandth of its largest."""
+    found = []
+    for name, value in student.named_parameters():
+        if value.dim() >= 2:
+            size = value.detach().abs().double()
+            found.append({
+                "name": name, "size": value.numel(), "l1": float(size.sum()), "l2": float(size.square().sum().sqrt()),
+                "share_near_zero": float((size < NEAR_ZERO * size.max()).double().mean()),
+            })
+    return found
+
+
+def _pruned(student: nn.Module, data: Source, arm: ArmPlan) -> float | None:
+    """Test accuracy after the near-zero weights are set to 0; the student is as before afterwards."""
+    before: dict[str, Tensor] = {name: value.clone() for name, value in state_of(student).items()}
+    with torch.no_grad():
+        for value in student.parameters():
+            if value.dim() >= 2:
+                value[value.abs() < NEAR_ZERO * value.abs().max()] = 0
+    logits, labels = answer(student, data, data.splits["test"], encode=arm.encode)
+    restore(student, before)
+    return None if labels is None else accuracy(logits, labels)
+
+
+def _read_or(path: Path, default: Any) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return default
+
+
+def _place(inputs: str) -> Path:
+    return cache_folder() / "jobs" / inputs[:2] / inputs
+
+
+def _from_cache(folder: Path, inputs: str) -> bool:
+    """Bring a finished job from the cache shared by all runs."""
+    kept = _place(inputs)
+    if committed(kept, inputs) is None:
+        return False
+    for file in kept.iterdir():
+        if file.is_file() and file.name not in ("done.json", "begun.json"):
+            shutil.copyfile(file, folder / file.name)
+    commit(folder, inputs)
+    return True
+
+
+def _to_cache(folder: Path, inputs: str) -> None:
+    kept = _place(inputs)
+    if committed(kept, inputs) is None:
+        adopt(folder, kept, inputs)

@@ -1,0 +1,148 @@
+"""What an experiment is made of, whether it came from a recipe or from objects in memory.
+
+An *arm* is one way to train the student. The *control*, called ``alone``, is the same student from the same start
+without the teacher. A *job* is one arm with one seed and one learning rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from stillroom.contracts import Source, Teacher, place
+from stillroom.data.splits import LabelledSubset, few_labels
+from stillroom.errors import DataError, say
+from stillroom.objectives import Objective
+from stillroom.settings import Mixed, Training
+from stillroom.train import Rows
+
+ALONE = "alone"
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """A teacher by one of three ways: a model to train, a model that answers already, or a store.
+
+    ``make`` builds the module (before training, if ``training`` is set); ``described`` is what its result depends on.
+    """
+
+    described: Mapping[str, Any]
+    make: Callable[[], nn.Module] | None = None
+    encode: nn.Module | None = None
+    training: Training | None = None
+    store: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """One way to train the student: fresh objectives each time, settings, and how many labels it sees (None: all)."""
+
+    name: str
+    objectives: Callable[[], list[Objective]]
+    training: Training
+    labels: int | None
+    make_student: Callable[[int], nn.Module]
+    encode: nn.Module | None
+    config: Mapping[str, Any]
+    described: Mapping[str, Any]
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether any of its objectives needs the teacher."""
+        return any(one.role == "distil" and not one.own for one in self.objectives())
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether any of its objectives needs labels."""
+        return any(one.role == "task" for one in self.objectives())
+
+    def data(self, data: Source, seed: int = 0) -> Source:
+        """Return the data as this arm's student may see it: labels outside its share are hidden."""
+        train = data.splits["train"]
+        if self.labels is None:
+            return data
+        if self.labels == 0 or self.labels > len(train):
+            if self.labels > len(train):
+                raise DataError(
+                    say("The student is to see more labels than there are training rows", self.labels, f"1 to {len(train)}",
+                        "Lower data.labels or leave it out.")
+                )
+            return LabelledSubset(data, train[:0])
+        from stillroom.data.splits import labels_of
+
+        return LabelledSubset(data, few_labels(labels_of(data), train, self.labels, seed))
+
+    def rows(self, visible: Source) -> Rows:
+        """Return what this arm's batches are drawn from: the labelled rows alone where nothing but labels teaches."""
+        rows = Rows.of(visible)
+        if not (self.reads_teacher or any(one.own for one in self.objectives())):
+            return Rows(rows.labelled)
+        if isinstance(self.training.batch, Mixed):
+            return rows
+        return Rows(visible.splits["train"])
+
+    def settings(self, visible: Source, factor: float = 1.0) -> Training:
+        """Return its training with the length in steps and the learning rate times ``factor``."""
+        rows = self.rows(visible)
+        steps = self.training.total_steps(max(1, len(getattr(visible, "labelled", visible.splits["train"]))))
+        update: dict[str, Any] = {"steps": steps, "epochs": None, "lr": self.training.lr * factor}
+        if isinstance(self.training.batch, Mixed) and rows.transfer is None:
+            update["batch"] = self.training.batch.rows  # as many rows a step as the arms with a transfer set
+        return self.training.model_copy(update=update)
+
+
+def control_of(arm: ArmPlan, make_labels: Callable[[], Objective]) -> ArmPlan:
+    """Return the control of an arm: labels at weight 1, penalties kept, everything that reads a teacher dropped."""
+
+    def objectives() -> list[Objective]:
+        kept = [one for one in arm.objectives() if one.role == "penalty"]
+        return [make_labels(), *kept]
+
+    described = {**arm.described, "control": True}
+    return ArmPlan(ALONE, objectives, arm.training, arm.labels, arm.make_student, arm.encode, arm.config, described)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that is compared with each other: one data set, its teachers, the arms, the seeds."""
+
+    name: str
+    data: Source
+    teachers: Mapping[str, TeacherPlan]
+    arms: Mapping[str, ArmPlan]
+    seeds: Sequence[int]
+    trials: Sequence[float] = (1.0,)
+    views: int = 1
+    also: Sequence[str] = ()
+    onnx: bool = False
+    int8: bool = False
+    recipe: str = ""
+
+    @property
+    def main(self) -> ArmPlan:
+        """The first arm that is not the control: what metrics call ``distilled``."""
+        return next(arm for name, arm in self.arms.items() if name != ALONE)
+
+    def taps(self, owner: str) -> list[str]:
+        """Return what must be recorded of one teacher: its logits, and what the arms read."""
+        wanted = ["logits"]
+        for arm in self.arms.values():
+            for objective in arm.objectives():
+                wanted += [str(one.tap) for one in objective.places("teacher") if one.owner == owner]
+        wanted += [str(place(text).tap) for text in self.also if place(text).owner == owner]
+        return list(dict.fromkeys(wanted))
+
+
+def combined(stores: Mapping[str, Teacher]) -> Teacher | None:
+    """Return one teacher for the arms: the store itself, or several with their names before their signals."""
+    from stillroom.teachers import Average
+
+    if not stores:
+        return None
+    if set(stores) == {""}:
+        return stores[""]
+    return Average(stores)

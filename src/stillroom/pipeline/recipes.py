@@ -1,0 +1,142 @@
+"""From a recipe to an experiment: names become sources, models and objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillroom.contracts import Source
+from stillroom.data.table import open_source, options_of
+from stillroom.errors import ModelError, RecipeError, say
+from stillroom.evaluate import plain_ids
+from stillroom.models.bundle import load
+from stillroom.models.encode import encode_for
+from stillroom.models.open_box import fingerprint as fingerprint_of
+from stillroom.models.zoo import build
+from stillroom.objectives import Objective, match
+from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, TeacherPlan, control_of
+from stillroom.randomness import forked
+from stillroom.recipe import Data, Own, Recipe, Teacher, written
+from stillroom.recipe import Objective as ObjectiveEntry
+from stillroom.settings import Ramp
+
+
+def experiment_of(recipe: Recipe) -> Experiment:
+    """Build everything that a recipe names; nothing is trained yet.
+
+    Raises:
+        UserError: data, a bundle or a store is not as it must be.
+    """
+    if recipe.stages:
+        raise RecipeError(
+            f"The recipe '{recipe.name}' has {len(recipe.stages)} stages, and a run trains in one part so far. "
+            "Allowed: no 'stages'. Put what they say into 'objectives' with ramped weights, or run one recipe after the other."
+        )
+    if recipe.device not in ("auto", "cpu"):
+        raise RecipeError(say("A run trains on the processor so far", f"device: {recipe.device}", "auto or cpu"))
+    data = open_data(recipe.data, recipe.record.views)
+    classes = class_count(data)
+    blocks = {"": recipe.teacher} if recipe.teacher is not None else dict(recipe.teachers)
+    teachers = {name: _teacher(block, data, classes) for name, block in blocks.items()}
+    arms = {name: _arm(recipe.arm(name), name, data, classes) for name in recipe.arms}
+    first = next(iter(arms.values()))
+    if recipe.control and teachers and first.reads_labels:
+        labels = next(one for one in recipe.arm(first.name).objectives if one.use == "labels")
+        arms = {ALONE: control_of(first, lambda: match("labels", **labels.options)), **arms}
+    onnx = recipe.export.onnx
+    return Experiment(
+        recipe.name, data, teachers, arms, recipe.seeds, recipe.trials, recipe.record.views, recipe.record.also,
+        onnx is not None, bool(onnx and onnx.int8), recipe.to_yaml(),
+    )
+
+
+def open_data(block: Data, views: int = 1) -> Source:
+    """Open the source a recipe names, with as many views as are to be recorded."""
+    options = dict(block.options)
+    if "views" in options_of(block.use):
+        options["views"] = views
+    elif views > 1:
+        raise RecipeError(say(f"Data '{block.use}' has no views", f"record.views: {views}", "1"))
+    return open_source(block.use, **options)
+
+
+def class_count(data: Source) -> int:
+    """Return how many classes the data has.
+
+    Raises:
+        ModelError: it has none.
+    """
+    if not data.classes:
+        raise ModelError(
+            "A model of the zoo needs the number of classes: got data without labels. Give labels, or your own module."
+        )
+    return len(data.classes)
+
+
+def input_of(data: Source) -> dict[str, Any]:
+    """Return dtype and shape of one raw example, as a bundle's configuration notes it."""
+    first = data.batch(plain_ids(torch.tensor([int(data.splits["train"][0])])))["inputs"]
+    return {"dtype": str(first.dtype).removeprefix("torch."), "shape": list(first.shape[1:])}
+
+
+def _model(
+    name: str, options: Mapping[str, Any], size: int | None, data: Source, classes: int
+) -> tuple[Callable[[int], nn.Module], nn.Module | None, dict[str, Any]]:
+    """Return a maker (seed -> module), its encode and the bundle's configuration for a model of the zoo."""
+    raw = input_of(data)
+    shape = list(raw["shape"])
+    if size is not None:
+        shape[1:] = [size, size]
+    encode = encode_for(data, size)
+
+    def make(seed: int) -> nn.Module:
+        with forked(seed, "weights"):
+            return build(name, shape=tuple(shape), classes=classes, **options)
+
+    model = {"use": name, "options": dict(options)}
+    names = [str(one) for one in data.classes or ()]
+    return make, encode, {"model": model, "shape": shape, "input": raw, "classes": names}
+
+
+def _arm(recipe: Recipe, name: str, data: Source, classes: int) -> ArmPlan:
+    make, encode, config = _model(recipe.student.model, recipe.student.options, recipe.student.encode.size, data, classes)
+    entries = recipe.objectives
+    parts = recipe.parts()
+    described = {key: parts[key] for key in ("student", "objectives", "train", "record")}
+    return ArmPlan(
+        name, lambda: [_objective(entry, entries) for entry in entries], recipe.train, recipe.data.labels, make, encode,
+        config, described,
+    )
+
+
+def _objective(entry: ObjectiveEntry, among: tuple[ObjectiveEntry, ...]) -> Objective:
+    teacher: Any = entry.teacher
+    if isinstance(teacher, Own):
+        teacher = {"student": teacher.student}
+    weight: float | Ramp = entry.weight
+    alike = [one for one in among if (one.name or one.use) == (entry.name or entry.use)]
+    name = entry.name or entry.use
+    if len(alike) > 1:
+        name = f"{name}-{next(index for index, one in enumerate(alike) if one is entry) + 1}"
+    return match(
+        entry.use, entry.student, teacher, weight=weight, connector=entry.connector, every=entry.every, name=name, **entry.options
+    )
+
+
+def _teacher(block: Teacher, data: Source, classes: int) -> TeacherPlan:
+    if block.store is not None:
+        return TeacherPlan({"store": str(Path(block.store).resolve())}, store=block.store)
+    if block.load is not None:
+        deployed = load(block.load)
+        config = {key: value for key, value in deployed.config.items() if key in ("model", "shape", "input", "classes")}
+        return TeacherPlan(
+            {"load": fingerprint_of(deployed)}, lambda: deployed.model, deployed.encode, None, None, config
+        )
+    assert block.model is not None
+    make, encode, config = _model(block.model, block.options, block.encode.size, data, classes)
+    described = {**written(block), "views": getattr(getattr(data, "views", None), "count", 1)}
+    return TeacherPlan(described, lambda: make(0), encode, block.train, None, config)

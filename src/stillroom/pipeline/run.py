@@ -1,0 +1,143 @@
+"""run(): a recipe end to end in its folder; every step is kept, and done only once."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.contracts import Finding
+from stillroom.errors import UserError
+from stillroom.files import faultpoint, refused, write_bytes, write_json
+from stillroom.pipeline.exporting import add_costs, export_run
+from stillroom.pipeline.plan import Experiment
+from stillroom.pipeline.story import facts_of, findings_of, summary_of
+from stillroom.pipeline.tasks import Task, Workshop, tasks_of
+from stillroom.pipeline.verdict import metrics_of, read_answers, teacher_answers
+from stillroom.pipeline.workers import Told, perform_apart, perform_here
+from stillroom.report import write_report
+
+ViewsOf = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: its folder, its metrics and its findings."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    findings: list[Finding]
+
+
+def silent(name: str, done: int, of: int, what: str) -> None:
+    """Tell nobody."""
+
+
+def processes_for(jobs: int | str, tasks: int) -> int:
+    """Return how many processes to use: ``auto`` is one a core that this process may run on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(tasks, cores if jobs == "auto" else int(jobs)))
+
+
+def perform(experiment: Experiment, folder: Path, *, processes: int = 1, told: Told = silent) -> Outcome:
+    """Do all of an experiment in ``folder`` and write ``metrics.json`` and ``report.html``.
+
+    More than one process needs the resolved recipe in the folder, since each builds the experiment from it.
+    """
+    with locked(folder):
+        if experiment.recipe:
+            write_bytes(folder / "recipe.yaml", experiment.recipe.encode())
+        tasks = tasks_of(experiment)
+        events = _Events(folder / "events.jsonl", told)
+        workshop = Workshop(experiment, folder)
+        if processes > 1:
+            perform_apart(folder, tasks, processes, events)
+        else:
+            perform_here(workshop, tasks, events)
+        return conclude(experiment, workshop, folder, events)
+
+
+def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Told) -> Outcome:
+    """Measure, export and tell: everything after the last student is trained."""
+    told("export", 0, 0, "")
+    facts = export_run(experiment, folder, lambda done, of, what: told("export", done, of, what))
+    told("export", 1, 1, "")
+    told("report", 0, 0, "")
+    teacher = workshop.knowledge()[0] if experiment.teachers else None
+    answers, answered = read_answers(experiment, folder), teacher_answers(experiment, teacher)
+    metrics = metrics_of(experiment, folder, answers, answered)
+    _teacher_parameters(experiment, metrics)
+    add_costs(metrics, facts)
+    findings = findings_of(experiment, folder, metrics, answers, answered, facts)
+    faultpoint("run:metrics")
+    write_json(folder / "metrics.json", metrics)
+    write_report(
+        folder / "report.html", title=experiment.name, verdict=metrics["verdict"], summary=summary_of(metrics),
+        findings=findings, facts=facts_of(experiment),
+    )
+    told("report", 1, 1, "")
+    return Outcome(folder, metrics, findings)
+
+
+def _teacher_parameters(experiment: Experiment, metrics: dict[str, Any]) -> None:
+    from stillroom.models.open_box import count_parameters
+
+    plan = experiment.teachers.get("")
+    if plan is not None and plan.make is not None and "teacher" in metrics["models"]:
+        count = count_parameters(plan.make())
+        metrics["models"]["teacher"]["parameters"] = {"mean": count, "per_seed": [count]}
+
+
+def pending(experiment: Experiment, folder: Path) -> list[tuple[Task, bool]]:
+    """Return every task and whether its folder is finished already (whatever its inputs): what ``--plan`` prints."""
+    places = {
+        "teacher": lambda task: folder / "teacher" / task.owner / "done.json",
+        "record": lambda task: folder / "knowledge" / task.owner / "manifest.json",
+        "trial": lambda task: folder / "arms" / "trials" / f"{task.owner}-{task.seed}-x{task.factor:g}" / "done.json",
+        "arm": lambda task: folder / "arms" / f"{task.owner}-{task.seed}" / "done.json",
+    }
+    return [(task, places[task.kind](task).is_file()) for task in tasks_of(experiment)]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process alone.
+
+    Raises:
+        UserError: another run is working there, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise refused(folder, error) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another run is at work in {folder}: got a locked folder. Wait for it, or choose another with --out."
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+class _Events:
+    """Passes on what happens, and keeps beginnings and ends as JSON lines."""
+
+    def __init__(self, path: Path, told: Told) -> None:
+        self.path, self.told = path, told
+
+    def __call__(self, name: str, done: int, of: int, what: str) -> None:
+        if of in (0, 1):
+            line = json.dumps({"time": round(time.time(), 3), "task": name, "event": "end" if of else "begin"})
+            with open(self.path, "a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+        self.told(name, done, of, what)

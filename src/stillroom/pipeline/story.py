@@ -1,0 +1,152 @@
+"""What a run found, as Findings in the order in which a person asks: did it help, at what price, what was lost."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillroom.contracts import Finding
+from stillroom.files import read_json
+from stillroom.pipeline.plan import ALONE, Experiment
+from stillroom.pipeline.verdict import Answers, test_labels
+from stillroom.report import run_costs, run_findings
+from stillroom.tasks import recall_by_class, reliability
+
+SHOWN = 12  # disagreements that the report shows
+
+
+def findings_of(
+    experiment: Experiment, run: Path, metrics: Mapping[str, Any], answers: Answers, told: Tensor | None, facts: Mapping[str, Any]
+) -> list[Finding]:
+    """Return the findings of a run."""
+    labels = test_labels(experiment.data)
+    main = experiment.main.name
+    found = [run_findings.verdict_dots(metrics), run_findings.arms_table(metrics)]
+    found.append(run_findings.training_curves(_curves(experiment, run), "accuracy"))
+    if labels is not None:
+        shown = ({"teacher": told} if told is not None else {}) | {
+            name: answers[name][0] for name in (ALONE, main) if name in answers}
+        found.append(run_findings.reliability({name: reliability(part, labels).plain() for name, part in shown.items()}))
+    if told is not None and labels is not None and experiment.data.classes:
+        found.append(_by_class(experiment, answers, told, labels))
+    if told is not None:
+        found.append(_disagreements(experiment, answers[main][0], told, labels))
+    found += _weights(experiment, run)
+    found.append(run_costs.sizes(metrics))
+    exported = _exported(facts)
+    if exported:
+        found.append(run_costs.parity(exported))
+    return found
+
+
+def _curves(experiment: Experiment, run: Path) -> dict[str, Any]:
+    curves = {}
+    for name in experiment.arms:
+        folder = run / "arms" / f"{name}-{experiment.seeds[0]}"
+        curve, scores = read_json(folder / "curve.json"), read_json(folder / "scores.json")
+        marks = sorted(map(int, scores["validation_by_step"]))
+        curves[name] = {
+            "step": curve["step"], **curve["terms"],
+            "validation": {"step": marks, "score": [scores["validation_by_step"][str(mark)] for mark in marks]},
+        }
+    return curves
+
+
+def _mean_recall(parts: list[Tensor], labels: Tensor, classes: int) -> list[float | None]:
+    by_seed = [recall_by_class(part, labels, classes) for part in parts]
+    columns = [[value for value in column if value is not None] for column in zip(*by_seed, strict=True)]
+    return [sum(column) / len(column) if column else None for column in columns]
+
+
+def _by_class(experiment: Experiment, answers: Answers, told: Tensor, labels: Tensor) -> Finding:
+    names = [str(name) for name in experiment.data.classes or ()]
+    count = len(names)
+    return run_findings.lost_by_class(
+        names, recall_by_class(told, labels, count),
+        _mean_recall(answers[ALONE], labels, count) if ALONE in answers else None,
+        _mean_recall(answers[experiment.main.name], labels, count),
+    )
+
+
+def _disagreements(experiment: Experiment, student: Tensor, told: Tensor, labels: Tensor | None) -> Finding:
+    """The examples of the test split on which teacher and student differ most surely."""
+    ours, theirs = student.softmax(1), told.softmax(1)
+    apart = (ours.argmax(1) != theirs.argmax(1)).nonzero()[:, 0]
+    surest = apart[(ours[apart].amax(1) * theirs[apart].amax(1)).argsort(descending=True)][:SHOWN]
+    names = experiment.data.classes or [str(number) for number in range(told.shape[1])]
+    rows, items = experiment.data.splits["test"], []
+    for row in surest.tolist():
+        picture = experiment.data.show(int(rows[row]))
+        item: dict[str, Any] = {"text": picture} if isinstance(picture, str) else {"pixels": picture.tolist()}
+        item |= {
+            "true": names[int(labels[row])] if labels is not None and int(labels[row]) >= 0 else None,
+            "teacher": names[int(theirs[row].argmax())], "student": names[int(ours[row].argmax())],
+            "teacher_share": float(theirs[row].max()), "student_share": float(ours[row].max()),
+        }
+        items.append(item)
+    return run_findings.disagreements(items, len(apart), len(told))
+
+
+def _weights(experiment: Experiment, run: Path) -> list[Finding]:
+    scores = {name: read_json(run / "arms" / f"{name}-{experiment.seeds[0]}" / "scores.json") for name in experiment.arms}
+    if not all("weights" in score for score in scores.values()):
+        return []
+    return [run_costs.weights(
+        {name: score["weights"] for name, score in scores.items()},
+        {name: score.get("test") for name, score in scores.items()},
+        {name: score.get("pruned") for name, score in scores.items()},
+    )]
+
+
+def _exported(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    student = facts.get("student", {})
+    return [
+        {"name": name, "bytes": graph["bytes"], "rows": student["rows"], "agreement": graph["agreement"],
+         "largest_difference": graph["max_abs_difference"], "score": graph.get("accuracy")}
+        for name, graph in student.get("files", {}).items() if "agreement" in graph
+    ]
+
+
+def summary_of(metrics: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """Return the few numbers at the head of the report."""
+    models, shown = metrics["models"], []
+    gap = metrics.get("gap_closed")
+    if gap:
+        shown.append(("gap closed", f"{100 * gap['mean']:.0f} %"))
+    for name, label in (("teacher", "teacher"), (ALONE, "alone"), ("distilled", f"distilled ({metrics['main']})")):
+        if name in models:
+            shown.append((label, f"{100 * models[name]['score']['mean']:.1f} %"))
+    agreement = models["distilled"].get("agreement")
+    if agreement:
+        shown.append(("agrees with the teacher", f"{100 * agreement['mean']:.1f} %"))
+    teacher, student = (models.get(name, {}).get("bytes") for name in ("teacher", "distilled"))
+    if teacher and student:
+        shown.append(("smaller by", f"{teacher['mean'] / student['mean']:.1f}x"))
+    return shown
+
+
+def facts_of(experiment: Experiment) -> dict[str, object]:
+    """Return what the run stood on: recipe, versions, machine."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions: dict[str, object] = {"Python": platform.python_version()}
+    for package in ("stillroom", "torch", "numpy", "pyarrow", "onnxruntime"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    data = experiment.data
+    splits = ", ".join(f"{len(rows):,} {name}" for name, rows in data.splits.items())
+    machine = {
+        "processor": platform.machine(), "instructions": torch.backends.cpu.get_cpu_capability(), "system": platform.system(),
+        "threads a job": 1,
+    }
+    return {"data": f"{getattr(data, 'name', 'data')}: {splits}", "versions": versions, "machine": machine, "recipe": experiment.recipe}
+
+
+__all__ = ["facts_of", "findings_of", "summary_of"]

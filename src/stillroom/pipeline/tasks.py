@@ -1,0 +1,102 @@
+"""What a run consists of: small tasks with what each needs first, performed here or in processes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stillroom.contracts import Teacher
+from stillroom.pipeline.jobs import adopt, choose, job_inputs, train_job
+from stillroom.pipeline.plan import Experiment
+from stillroom.pipeline.teaching import knowledge_print, open_knowledge, prepare_teacher, record_teacher, teacher_of
+
+Told = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work: its kind, whose it is, and the names of the tasks that come before."""
+
+    kind: Literal["teacher", "record", "trial", "arm"]
+    owner: str
+    seed: int = 0
+    factor: float = 1.0
+    needs: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A name that is this task's alone."""
+        detail = {"trial": f"-{self.seed}-x{self.factor:g}", "arm": f"-{self.seed}"}.get(self.kind, "")
+        return f"{self.kind} {self.owner}{detail}".strip()
+
+    @property
+    def title(self) -> str:
+        """What a person reads beside the progress bar."""
+        if self.kind == "teacher":
+            return f"train teacher {self.owner}".strip()
+        if self.kind == "record":
+            return f"record teacher {self.owner}".strip()
+        if self.kind == "trial":
+            return f"{self.owner}: try rate x{self.factor:g}"
+        return f"{self.owner}: seed {self.seed}"
+
+
+def tasks_of(experiment: Experiment) -> list[Task]:
+    """Return every task of an experiment, each after those it needs."""
+    tasks: list[Task] = []
+    for name in experiment.teachers:
+        tasks.append(Task("teacher", name))
+        tasks.append(Task("record", name, needs=(tasks[-1].name,)))
+    recorded = tuple(task.name for task in tasks if task.kind == "record")
+    trials: list[Task] = []
+    arms: list[Task] = []
+    for name, arm in experiment.arms.items():
+        first = recorded if arm.reads_teacher else ()
+        mine: list[Task] = []
+        if len(experiment.trials) > 1:
+            mine = [Task("trial", name, experiment.seeds[0], factor, first) for factor in experiment.trials]
+        trials += mine
+        arms += [Task("arm", name, seed, needs=(*first, *(task.name for task in mine))) for seed in experiment.seeds]
+    # What needs no teacher can be done while the teacher is trained.
+    return sorted([*tasks, *trials, *arms], key=lambda task: len(task.needs) > 0 and task.kind != "record")
+
+
+class Workshop:
+    """An experiment in a run folder, with its stores opened once: what a process needs to perform tasks."""
+
+    def __init__(self, experiment: Experiment, run: Path) -> None:
+        self.experiment, self.run = experiment, run
+        self._knowledge: tuple[Teacher | None, str] | None = None
+
+    def knowledge(self) -> tuple[Teacher | None, str]:
+        """Return the teacher that the arms read, and the fingerprint of what it showed."""
+        if self._knowledge is None:
+            stores = open_knowledge(self.experiment, self.run)
+            self._knowledge = (teacher_of(stores), knowledge_print(stores))
+        return self._knowledge
+
+    def perform(self, task: Task, told: Told) -> dict[str, Any]:
+        """Do one task; what is done already is not done again."""
+        if task.kind == "teacher":
+            prepare_teacher(self.experiment, task.owner, self.run, told)
+        elif task.kind == "record":
+            record_teacher(self.experiment, task.owner, self.run, told)
+        else:
+            return self._student(task, told)
+        return {}
+
+    def _student(self, task: Task, told: Told) -> dict[str, Any]:
+        experiment, arm = self.experiment, self.experiment.arms[task.owner]
+        teacher, known = self.knowledge() if arm.reads_teacher else (None, "")
+        trials = self.run / "arms" / "trials"
+        if task.kind == "trial":
+            folder, factor = trials / f"{arm.name}-{task.seed}-x{task.factor:g}", task.factor
+        else:
+            folder, factor = self.run / "arms" / f"{arm.name}-{task.seed}", choose(experiment, arm, trials)
+        inputs = job_inputs(experiment, arm, task.seed, factor, known)
+        if task.kind == "arm" and len(experiment.trials) > 1 and task.seed == experiment.seeds[0]:
+            adopt(trials / f"{arm.name}-{task.seed}-x{factor:g}", folder, inputs)
+            return {}
+        return train_job(experiment, arm, task.seed, factor, folder, teacher, inputs, told)

@@ -1,0 +1,183 @@
+"""The teacher's part of a run: trained once if need be, asked once, and then only read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillroom.contracts import Named, Teacher, tap
+from stillroom.errors import StoreError
+from stillroom.evaluate import evaluate
+from stillroom.files import begin, cache_folder, commit, committed, fingerprint, write_json
+from stillroom.learner import Learner
+from stillroom.models.bundle import load, save_bundle
+from stillroom.models.open_box import fingerprint as fingerprint_of
+from stillroom.pipeline.plan import Experiment, TeacherPlan, combined
+from stillroom.record import record
+from stillroom.store import Store
+from stillroom.taps import read
+from stillroom.teachers import Live
+from stillroom.train import train
+
+Told = Callable[[int, int, str], None]
+
+
+def teacher_folder(run: Path, name: str) -> Path:
+    """Return where a run keeps a teacher."""
+    return run / "teacher" / name if name else run / "teacher"
+
+
+def knowledge_folder(run: Path, name: str) -> Path:
+    """Return where a run keeps what a teacher showed."""
+    return run / "knowledge" / name if name else run / "knowledge"
+
+
+def teacher_inputs(experiment: Experiment, plan: TeacherPlan) -> str:
+    """Return the fingerprint of what a trained teacher depends on."""
+    data = experiment.data
+    return fingerprint({
+        "teacher": dict(plan.described), "data": data.fingerprint, "labels": getattr(data, "labels_fingerprint", None),  # type: ignore[attr-defined]
+        "train": [len(data.splits["train"]), int(data.splits["train"].sum())],
+        "torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability(),
+    })
+
+
+def prepare_teacher(experiment: Experiment, name: str, run: Path, told: Told) -> None:
+    """Train the teacher on all labels and keep it in the run folder, unless that is done or in the cache."""
+    plan, folder = experiment.teachers[name], teacher_folder(run, name)
+    if plan.store is not None or plan.make is None:
+        return
+    inputs = teacher_inputs(experiment, plan)
+    if committed(folder, inputs) is not None:
+        return
+    begin(folder, inputs)
+    kept = cache_folder() / "teachers" / inputs[:2] / inputs
+    if committed(kept, inputs) is not None:
+        _copy(kept, folder)
+    else:
+        module = plan.make()
+        if plan.training is not None:
+            _train(experiment, plan, module, folder, told)
+        _keep(experiment, plan, module, folder)
+    commit(folder, inputs)
+    if committed(kept, inputs) is None:
+        begin(kept, inputs)
+        _copy(folder, kept)
+        commit(kept, inputs)
+
+
+def _keep(experiment: Experiment, plan: TeacherPlan, module: nn.Module, folder: Path) -> None:
+    module.eval()
+    save_bundle(folder, module, encode=plan.encode, config=dict(plan.config))
+    validation = experiment.data.splits["validation"]
+    scores = evaluate(module, experiment.data, split="validation", encode=plan.encode) if len(validation) else {}
+    write_json(folder / "scores.json", {"validation": scores, "fingerprint": fingerprint_of(module)})
+
+
+def _train(experiment: Experiment, plan: TeacherPlan, module: nn.Module, folder: Path, told: Told) -> None:
+    settings = plan.training
+    assert settings is not None
+    learner = Learner(module, ["labels"], encode=plan.encode, precision=settings.precision)
+    for step in train(learner, experiment.data, None, settings, seed=0, folder=folder, views=experiment.views):
+        if step.number % 5 == 0 or step.number == step.steps:
+            told(step.number, step.steps, f"loss {float(step.losses['loss']):.3f}")
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    import shutil
+
+    for file in source.iterdir():
+        if file.is_file() and file.name not in ("done.json", "begun.json"):
+            shutil.copyfile(file, target / file.name)
+
+
+def trained(experiment: Experiment, name: str, run: Path) -> tuple[nn.Module, nn.Module | None]:
+    """Return the teacher's module and encode: as given, or as trained into the run folder."""
+    plan = experiment.teachers[name]
+    assert plan.make is not None
+    if plan.training is None:
+        return plan.make(), plan.encode
+    deployed = load(teacher_folder(run, name), model=plan.make(), encode=plan.encode)
+    return deployed.model, deployed.encode
+
+
+def record_teacher(experiment: Experiment, name: str, run: Path, told: Told) -> None:
+    """Ask the teacher about every training row under every view, and about the other splits; once."""
+    plan = experiment.teachers[name]
+    if plan.store is not None:
+        return
+    module, encode = trained(experiment, name, run)
+    taps = experiment.taps(name)
+    record(
+        Live(module, taps, encode=encode), experiment.data, knowledge_folder(run, name), views=experiment.views, taps=taps,
+        fingerprints=_fingerprints(experiment, module, encode), classes=experiment.data.classes, progress=told,
+    )
+
+
+def _fingerprints(experiment: Experiment, module: nn.Module, encode: nn.Module | None) -> dict[str, str]:
+    views = getattr(experiment.data, "views", None)
+    described = getattr(encode, "describe", None)
+    return {
+        "teacher": fingerprint({"module": fingerprint_of(module), "encode": described() if described else None}),
+        "data": str(experiment.data.fingerprint),  # type: ignore[attr-defined]
+        "transform": str(getattr(views, "fingerprint", "")),
+    }
+
+
+def open_knowledge(experiment: Experiment, run: Path) -> dict[str, Store]:
+    """Open what every teacher showed, after checking that it belongs to this data.
+
+    Raises:
+        StoreError: a store was recorded from other data, holds fewer taps than the arms read, or is damaged.
+    """
+    stores = {}
+    for name, plan in experiment.teachers.items():
+        store = Store.open(plan.store if plan.store is not None else knowledge_folder(run, name))
+        store.check(experiment.data)
+        needed = experiment.taps(name)
+        for text in needed:
+            shown = [signal for signal in store.signals if signal == text or signal.startswith(f"{text.split('@')[0]}@")]
+            if not shown:
+                raise StoreError(
+                    f"The store {store.folder} does not hold '{text}', which this recipe reads: got {', '.join(store.signals)}. "
+                    "Record that tap too (record: {also: [...]}), or take the objective out."
+                )
+        if store.views < experiment.views:
+            raise StoreError(
+                f"The store {store.folder} holds {store.views} views of each example: got record.views: {experiment.views}. "
+                "Lower it, or record again with as many."
+            )
+        stores[name] = store
+    return stores
+
+
+def knowledge_print(stores: Mapping[str, Store]) -> str:
+    """Return a fingerprint of what the teachers showed: of every shard's content."""
+    return fingerprint({
+        name: [sorted(shard.sha256 for shard in store.manifest.shards), store.manifest.fingerprints] for name, store in stores.items()
+    })
+
+
+def teacher_of(stores: Mapping[str, Store]) -> Teacher | None:
+    """Return the one teacher that the arms read."""
+    return combined(stores)
+
+
+def taps_are_known(experiment: Experiment, name: str, module: nn.Module, encode: nn.Module | None) -> None:
+    """See that every tap exists in the teacher before anything is recorded.
+
+    Raises:
+        TapError: one does not; names the nearest.
+    """
+    read(module, [one for one in map(tap, experiment.taps(name)) if not isinstance(one, Named)], encode)
+
+
+__all__ = [
+    "knowledge_folder", "knowledge_print", "open_knowledge", "prepare_teacher", "record_teacher",
+    "taps_are_known", "teacher_folder", "teacher_of", "trained",
+]

@@ -1,0 +1,146 @@
+"""From what every arm answered to metrics: the contract that scripts read, and the verdict in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillroom.contracts import Source
+from stillroom.data.splits import labels_of
+from stillroom.evaluate import BATCH, plain_ids
+from stillroom.files import read_json
+from stillroom.models.open_box import count_parameters
+from stillroom.pipeline.plan import ALONE, Experiment
+from stillroom.statistics import CLAIM_FROM, Interval, gap_closed, paired
+from stillroom.tasks import measure
+from stillroom.tensors import unpack
+
+Answers = dict[str, list[Tensor]]
+"""What each arm answered on the test split: one (rows, classes) tensor a seed."""
+
+
+def read_answers(experiment: Experiment, run: Path) -> Answers:
+    """Read every arm's test answers from the run folder."""
+    return {
+        name: [unpack(run / "arms" / f"{name}-{seed}" / "answers.safetensors")[0]["test"] for seed in experiment.seeds]
+        for name in experiment.arms
+    }
+
+
+def teacher_answers(experiment: Experiment, teacher: Any) -> Tensor | None:
+    """Return the teacher's logits on the plain test examples, from what was stored."""
+    if teacher is None:
+        return None
+    rows = experiment.data.splits["test"]
+    return torch.cat([teacher({"id": plain_ids(part)})["logits"].float() for part in rows.split(BATCH)])
+
+
+def test_labels(data: Source) -> Tensor | None:
+    """Return the true labels of the test split, or None."""
+    return labels_of(data)[data.splits["test"]] if data.classes else None
+
+
+def metrics_of(experiment: Experiment, run: Path, answers: Answers, told: Tensor | None) -> dict[str, Any]:
+    """Return metrics.json without sizes and times, which the export adds."""
+    labels = test_labels(experiment.data)
+    models: dict[str, Any] = {}
+    if told is not None:
+        models["teacher"] = _entry([measure(told, labels, None)])
+    for name, seeds in answers.items():
+        models[name] = _entry([measure(part, labels, told) for part in seeds])
+        models[name]["parameters"] = _one(count_parameters(experiment.arms[name].make_student(0)))
+        scores = [read_json(run / "arms" / f"{name}-{seed}" / "scores.json") for seed in experiment.seeds]
+        models[name]["learning_rate"] = scores[0]["learning_rate"]
+        models[name]["chosen_step"] = {"per_seed": [score["chosen_step"] for score in scores]}
+    main = experiment.main.name
+    models["distilled"] = models[main]
+    arms = [name for name in experiment.arms if name != ALONE]
+    found: dict[str, Any] = {
+        "seeds": list(experiment.seeds), "models": models, "main": main, "arms": arms, "name": experiment.name,
+    }
+    found |= _compared(answers, told, labels, main)
+    found["verdict"] = verdict(found)
+    return found
+
+
+def _entry(measures: list[dict[str, float]]) -> dict[str, Any]:
+    name = "accuracy" if "accuracy" in measures[0] else "agreement"
+    entry: dict[str, Any] = {key: _values([part[key] for part in measures]) for key in measures[0]}
+    return {"score": entry[name], "score_name": name, **entry} if name in entry else {"score_name": name, **entry}
+
+
+def _values(values: list[float]) -> dict[str, Any]:
+    return {"mean": float(np.mean(values)), "per_seed": values}
+
+
+def _one(value: float) -> dict[str, Any]:
+    return {"mean": value, "per_seed": [value]}
+
+
+def _correct(logits: list[Tensor], labels: Tensor) -> np.ndarray:
+    known = labels >= 0
+    return np.stack([(part[known].argmax(1) == labels[known]).double().numpy() for part in logits])
+
+
+def _agrees(logits: list[Tensor], told: Tensor) -> np.ndarray:
+    return np.stack([(part.argmax(1) == told.argmax(1)).double().numpy() for part in logits])
+
+
+def _compared(answers: Answers, told: Tensor | None, labels: Tensor | None, main: str) -> dict[str, Any]:
+    """The two headline numbers, or why there are none."""
+    reason = ""
+    if told is None:
+        reason = "there is no teacher in this recipe, so there is no gap to close"
+    elif ALONE not in answers:
+        reason = "there is no control in this run (no objective reads labels, or control: false), so the gap is not known"
+    if reason:
+        none = {"gap_closed": None, "agreement_gain": None, "reason": reason}
+        return none
+    assert told is not None
+    gain = paired(_agrees(answers[main], told), _agrees(answers[ALONE], told))
+    found: dict[str, Any] = {"agreement_gain": gain.plain(), "gap_closed": None}
+    if labels is None:
+        return found | {"reason": "the test examples have no labels, so the gap is not known"}
+    ours, alone = _correct(answers[main], labels), _correct(answers[ALONE], labels)
+    teacher = _correct([told], labels)[0]
+    gap, why = gap_closed(ours, alone, teacher)
+    found["score_gain"] = paired(ours, alone).plain()
+    if gap is None:
+        return found | {"reason": why}
+    return found | {"gap_closed": gap.plain()}
+
+
+def verdict(metrics: Mapping[str, Any]) -> str:
+    """Say in one sentence whether distilling helped, whichever way it went."""
+    models, main = metrics["models"], metrics["main"]
+    score = _percent(models["distilled"]["score"]["mean"])
+    if metrics.get("score_gain") is None:
+        return f"'{main}' reaches {models['distilled']['score_name']} {score}; {metrics.get('reason', 'it was not compared')}."
+    gain = Interval(**metrics["score_gain"])
+    alone, teacher = _percent(models[ALONE]["score"]["mean"]), _percent(models["teacher"]["score"]["mean"])
+    points = f"{100 * gain.mean:+.1f} points"
+    span = "" if gain.low is None or gain.high is None else f" [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    numbers = f"alone {alone}, distilled {score}, teacher {teacher}: {points}{span}"
+    gap = metrics.get("gap_closed")
+    closed = f" It closed {100 * gap['mean']:.0f} % of the gap to the teacher." if gap else f" {_sentence(metrics['reason'])}"
+    seeds = len(metrics["seeds"])
+    if gain.low is not None and gain.low > 0:
+        sure = "Distilling helped" if seeds >= CLAIM_FROM else f"Distilling helped in these {seeds} seeds" if seeds > 1 else (
+            "Distilling helped with this one seed")
+        return f"{sure}: {numbers}.{closed}"
+    if gain.high is not None and gain.high < 0:
+        return f"Distilling made the student worse: {numbers}.{closed}"
+    return f"Whether distilling helped cannot be told from chance: {numbers}.{closed}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."

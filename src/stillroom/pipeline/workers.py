@@ -1,0 +1,138 @@
+"""Performing tasks: one after the other here, or in as many processes as there are cores, one thread each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillroom.errors import StillroomError, TrainError, UserError
+from stillroom.pipeline.tasks import Task, Workshop
+
+Told = Callable[[str, int, int, str], None]
+"""Told (task name, done, of, what); of = 0 means begun, done = of means finished."""
+
+_worker: dict[str, Any] = {}
+
+
+def perform_here(workshop: Workshop, tasks: Sequence[Task], told: Told) -> None:
+    """Perform tasks in this process, one thread, in an order in which each finds what it needs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    done: set[str] = set()
+    try:
+        waiting = list(tasks)
+        while waiting:
+            task = next(one for one in waiting if set(one.needs) <= done)
+            told(task.name, 0, 0, "")
+            workshop.perform(task, lambda at, of, what, task=task: told(task.name, at, of, what))  # type: ignore[misc]
+            told(task.name, 1, 1, "")
+            done.add(task.name)
+            waiting.remove(task)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def perform_apart(run: Path, tasks: Sequence[Task], processes: int, told: Told) -> None:
+    """Perform tasks in ``processes`` processes; each reads the resolved recipe in the run folder."""
+    context = multiprocessing.get_context("spawn")
+    reports = context.Queue()
+    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(str(run), os.getpid(), reports))
+    running: dict[Future[None], Task] = {}
+    waiting, done = list(tasks), set[str]()
+    try:
+        while waiting or running:
+            for task in [one for one in waiting if set(one.needs) <= done]:
+                if len(running) >= processes:
+                    break
+                waiting.remove(task)
+                told(task.name, 0, 0, "")
+                running[pool.submit(_perform, task)] = task
+            finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            _pass_on(reports, told)
+            for future in finished:
+                task = running.pop(future)
+                future.result()
+                told(task.name, 1, 1, "")
+                done.add(task.name)
+    except BrokenProcessPool as error:
+        raise TrainError(
+            "A worker process ended without a word (often: not enough memory). What was finished is kept. "
+            "Run the same again, with fewer at once: --set jobs=1."
+        ) from error
+    finally:
+        _stop(pool)
+
+
+def _pass_on(reports: Any, told: Told) -> None:
+    while True:
+        try:
+            told(*reports.get_nowait())
+        except queue.Empty:
+            return
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    workers = list((getattr(pool, "_processes", None) or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(5)
+
+
+# --- in the worker ---------------------------------------------------------------------------------------
+
+
+def _begin(run: str, parent: int, reports: Any) -> None:
+    """Set up a worker: one thread, deaf to Ctrl-C, gone when its parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    _worker.update(run=Path(run), reports=reports)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.25)
+    os._exit(1)
+
+
+def _perform(task: Task) -> None:
+    from stillroom.pipeline.recipes import experiment_of
+    from stillroom.recipe import read_recipe
+
+    if "workshop" not in _worker:
+        recipe = read_recipe(_worker["run"] / "recipe.yaml")
+        _worker["workshop"] = Workshop(experiment_of(recipe), _worker["run"])
+    last = 0.0
+
+    def told(done: int, of: int, what: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > 0.2 or done == of:
+            last = now
+            _worker["reports"].put((task.name, done, of, what))
+
+    try:
+        _worker["workshop"].perform(task, told)
+    except UserError as error:
+        raise _portable(error) from None
+
+
+def _portable(error: StillroomError) -> StillroomError:
+    """An error that survives the way to the parent process: same class, same message."""
+    try:
+        return type(error)(str(error))
+    except TypeError:
+        return UserError(str(error))

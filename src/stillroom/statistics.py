@@ -1,0 +1,106 @@
+"""Intervals that may be printed: Student's t over seeds, a bootstrap over test examples, and the wider of the two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillroom.randomness import integers
+
+LEVEL = 0.95
+RESAMPLES = 1000
+CLAIM_FROM = 5  # seeds from which "interval above 0" may be claimed
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with a 95 % interval, how many seeds it rests on and how it was made."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+    method: str
+
+    def plain(self) -> dict[str, Any]:
+        """Return this as JSON values."""
+        return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n, "method": self.method}
+
+    @property
+    def width(self) -> float:
+        """The distance between the ends; infinite when there are none."""
+        return math.inf if self.low is None or self.high is None else self.high - self.low
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """Return the mean and Student's t interval with n - 1 degrees of freedom; without ends for a single value."""
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 2:
+        return Interval(float(array.mean()), None, None, len(array), "one seed: no interval over seeds")
+    from scipy.stats import t  # imported on use: it takes half a second
+
+    half = float(t.ppf(0.5 + LEVEL / 2, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
+    mean = float(array.mean())
+    return Interval(mean, mean - half, mean + half, len(array), f"Student's t over {len(array)} seeds, 95 %")
+
+
+def over_examples(statistic: Callable[[NDArray[np.int64]], float], examples: int, *, seeds: int, seed: int = 0) -> Interval:
+    """Return a percentile bootstrap interval of ``statistic(rows)`` over resampled test examples.
+
+    ``statistic`` takes the numbers of the drawn rows; the same rows are drawn for every model (paired).
+    """
+    everything = np.arange(examples)
+    values = np.empty(RESAMPLES)
+    for index in range(RESAMPLES):
+        values[index] = statistic(integers(examples, seed, "bootstrap", index, everything))
+    values = values[np.isfinite(values)]
+    mean = statistic(everything)
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(values, [tail, 100 - tail])
+    method = f"bootstrap over {examples} test examples, 95 %"
+    return Interval(mean, float(low), float(high), seeds, method)
+
+
+def wider(first: Interval, second: Interval) -> Interval:
+    """Return the interval with the larger width; one without ends yields to one with ends."""
+    if first.low is None:
+        return second
+    if second.low is None:
+        return first
+    return first if first.width >= second.width else second
+
+
+def paired(student: NDArray[np.float64], other: NDArray[np.float64]) -> Interval:
+    """Return the mean difference of two models, (seeds x examples) each, paired by seed and by example."""
+    difference = student - other
+    seeds = over_seeds(difference.mean(1).tolist())
+    by_example = difference.mean(0)
+    examples = over_examples(lambda rows: float(by_example[rows].mean()), difference.shape[1], seeds=len(difference))
+    return wider(seeds, examples)
+
+
+def gap_closed(
+    distilled: NDArray[np.float64], alone: NDArray[np.float64], teacher: NDArray[np.float64]
+) -> tuple[Interval | None, str]:
+    """Return (distilled - alone) / (teacher - alone), a ratio of means, with its interval; or None and the reason.
+
+    ``distilled`` and ``alone`` are (seeds x examples) of correctness, ``teacher`` (examples). The gap is undefined when
+    the teacher's lead over the control lies within its own interval.
+    """
+    lead = paired(np.broadcast_to(teacher, alone.shape), alone)
+    if lead.low is None or lead.low <= 0:
+        points = f"{100 * lead.mean:+.1f} points [{100 * (lead.low or 0):+.1f}, {100 * (lead.high or 0):+.1f}]"
+        return None, f"the teacher does not lead the same student trained alone by more than chance ({points}), so there is no gap to close"
+    denominator = float(teacher.mean() - alone.mean())
+
+    def ratio(rows: NDArray[np.int64]) -> float:
+        gap = float(teacher[rows].mean() - alone[:, rows].mean())
+        return float(distilled[:, rows].mean() - alone[:, rows].mean()) / gap if gap > 0 else math.nan
+
+    seeds = over_seeds([float(part.mean() - base.mean()) / denominator for part, base in zip(distilled, alone, strict=True)])
+    return wider(seeds, over_examples(ratio, len(teacher), seeds=len(distilled))), ""

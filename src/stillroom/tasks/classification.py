@@ -1,0 +1,92 @@
+"""What is measured of a classifier: pure functions of logits and labels, on the CPU, in float64 where sums matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillroom.contracts import UNLABELLED
+
+BINS = 15
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return whether each labelled row's top class is its label: bool (labelled rows)."""
+    known = labels != UNLABELLED
+    return logits[known].argmax(1) == labels[known]
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the share of labelled rows whose top class is the label, 0 to 1."""
+    return float(correct(logits, labels).double().mean())
+
+
+def agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:
+    """Return the share of rows on which both models' top class is the same, 0 to 1."""
+    return float((student_logits.argmax(1) == teacher_logits.argmax(1)).double().mean())
+
+
+def divergence(student_logits: Tensor, teacher_logits: Tensor) -> float:
+    """Return KL(teacher || student) at temperature 1, in nats, mean over rows."""
+    student, teacher = (torch.log_softmax(part.double(), 1) for part in (student_logits, teacher_logits))
+    return float((teacher.exp() * (teacher - student)).sum(1).mean())
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Confidence against accuracy in equal bins of confidence; ``ece`` is the expected calibration error."""
+
+    confidence: list[float | None]
+    accuracy: list[float | None]
+    share: list[float]
+    ece: float
+
+    def plain(self) -> dict[str, Any]:
+        """Return this as JSON values."""
+        return {"confidence": self.confidence, "accuracy": self.accuracy, "share": self.share, "ece": self.ece}
+
+
+def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability:
+    """Return the reliability of the top class in equal-width bins of its probability.
+
+    Guo et al. 2017 (https://arxiv.org/abs/1706.04599): ECE = sum over bins of share x |accuracy - confidence|.
+    """
+    known = labels != UNLABELLED
+    top, guess = torch.softmax(logits[known].double(), 1).max(1)
+    right = (guess == labels[known]).double()
+    places = (top * bins).ceil().long().clamp(1, bins) - 1
+    counts = torch.bincount(places, minlength=bins).double()
+    confidence = torch.bincount(places, top, minlength=bins) / counts
+    accurate = torch.bincount(places, right, minlength=bins) / counts
+    share = counts / counts.sum()
+    gaps = (accurate - confidence).abs().nan_to_num(0)
+    return Reliability(
+        [None if value.isnan() else float(value) for value in confidence],
+        [None if value.isnan() else float(value) for value in accurate],
+        share.tolist(), float((share * gaps).sum()),
+    )
+
+
+def recall_by_class(logits: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+    """Return, for each class, the share of its rows that are recognised; None for a class without rows."""
+    guess = logits.argmax(1)
+    found = []
+    for number in range(classes):
+        rows = labels == number
+        found.append(float((guess[rows] == number).double().mean()) if bool(rows.any()) else None)
+    return found
+
+
+def measure(logits: Tensor, labels: Tensor | None, teacher_logits: Tensor | None) -> dict[str, float]:
+    """Return all measures that apply: ``accuracy``, ``ece`` with labels; ``agreement``, ``kl`` with a teacher."""
+    found: dict[str, float] = {}
+    if labels is not None and bool((labels != UNLABELLED).any()):
+        found["accuracy"] = accuracy(logits, labels)
+        found["ece"] = reliability(logits, labels).ece
+    if teacher_logits is not None:
+        found["agreement"] = agreement(logits, teacher_logits)
+        found["kl"] = divergence(logits, teacher_logits)
+    return found
