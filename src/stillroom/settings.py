@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -45,7 +45,7 @@ class Training(Settings):
     """
 
     steps: Annotated[int, Field(ge=1)] | None = None
-    epochs: Positive | None = Field(default_factory=lambda given: None if given.get("steps") else 10.0)
+    epochs: Positive | None = Field(default=None, validate_default=True)
     batch: Annotated[
         Annotated[Annotated[int, Field(ge=1)], Tag("plain")] | Annotated[Mixed, Tag("block")],
         Discriminator(plain_or_block),
@@ -66,10 +66,19 @@ class Training(Settings):
     gradient_norms_every: Annotated[int, Field(ge=0)] = 100
     evaluate_at: tuple[Share, ...] = (0.25, 0.5, 1.0)
 
+    @field_validator("epochs")
+    @classmethod
+    def _length(cls, epochs: float | None, info: ValidationInfo) -> float | None:
+        """Fill the default length, so that what was resolved always says how long."""
+        return 10.0 if epochs is None and not info.data.get("steps") else epochs
+
     @model_validator(mode="after")
     def _fits(self) -> Training:
         if self.steps is not None and self.epochs is not None:
             raise ValueError(f"steps ({self.steps}) and epochs ({self.epochs:g}) are both given; keep one of them")
+        for key, points in (("milestones", self.milestones), ("evaluate_at", self.evaluate_at)):
+            if list(points) != sorted(set(points)):
+                raise ValueError(f"{key} must rise from each to the next, got {list(points)}")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError("nesterov needs optimizer: sgd with a momentum above 0")
         return self

@@ -76,7 +76,8 @@ class Meaning:
                     continue
                 if side == "student" or own:
                     if found.owner:
-                        self.note(_part(node, side), f"'{tap}' names a teacher ('{found.owner}'), but is read from the student")
+                        self.note(_part(node, side), f"'{tap}' names a teacher ('{found.owner}'), but the "
+                                                     "student is read here")
                     elif student is not None:
                         self._inside(_part(node, side), found, "student", student)
                 else:
@@ -95,7 +96,8 @@ class Meaning:
             return
         if "" in self.teachers:
             if found.owner:
-                self.note(node, f"'{found.owner}/' names a teacher, but the recipe has a single one; write '{found.tap}'")
+                self.note(node, f"'{found.owner}/' names a teacher, but the recipe has a single one; "
+                                f"write '{found.tap}'")
             else:
                 self._inside(node, found, "teacher", self.teachers[""])
         elif not found.owner:
@@ -118,7 +120,8 @@ class Meaning:
         paths = [name for name, _ in module.named_modules() if name]
         if path not in paths:
             close = nearest(path, paths)
-            hint = f"did you mean '{close}'?" if close else f"allowed: logits, features, output, {', '.join(paths[:12])}"
+            shown = ", ".join(["logits", "features", "output", *paths[:12]])
+            hint = f"did you mean '{close}'?" if close else f"allowed: {shown}"
             self.note(node, f"the {whose} ({model.model}) has no submodule '{path}'; {hint}")
 
     def module(self, model: Student | Teacher) -> Any:
@@ -137,6 +140,8 @@ class Meaning:
             self._modules[key] = probe(model.model, model.options)
         except ModelError as error:
             self.note(node, str(error))
+        except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+            self.note(node, f"{model.model} cannot be built with these options: {str(error).splitlines()[0]}")
 
     # --- one arm -----------------------------------------------------------------------------------
 
@@ -148,7 +153,8 @@ class Meaning:
             self.note(place_of, "there are no objectives; add one, such as {use: labels} or {use: kd}")
             return
         if all(self.reads(objective).sides("parameters") for objective in objectives):
-            self.note(place_of, "there are only penalties on weights, so nothing is learnt; add {use: labels} or {use: kd}")
+            self.note(place_of, "there are only penalties on weights, so nothing is learnt; "
+                                "add {use: labels} or {use: kd}")
         elif not any(_counts(objective) for objective in objectives):
             self.note(place_of, "every weight is 0, so nothing is learnt; give one of the objectives a weight")
         self._names(pairs)
@@ -159,7 +165,8 @@ class Meaning:
                                   "raise data.labels or take this objective away")
         if train is not None and isinstance(train.batch, Mixed) and data is not None and data.labels == 0:
             batch = _part(_part(self.reading.root, "train"), "batch")
-            self.note(_part(batch, "labelled"), "data.labels is 0, so there are no labelled rows; write batch as one number")
+            self.note(_part(batch, "labelled"), "data.labels is 0, so there are no labelled rows; "
+                                                "write batch as one number")
 
     def _names(self, pairs: Pairs) -> None:
         seen: set[str] = set()
@@ -200,7 +207,8 @@ class Meaning:
                                             "each must differ from the others")
         train = None if data is None else data.options.get("train")
         if data is not None and data.labels is not None and isinstance(train, int) and data.labels > train:
-            self.note(_part(_part(root, "data"), "labels"), f"{data.labels} labels are more than the {train} rows of 'train'")
+            self.note(_part(_part(root, "data"), "labels"),
+                      f"{data.labels} labels are more than the {train} rows of 'train'")
 
 
 def _part(node: Node, key: str) -> Node:

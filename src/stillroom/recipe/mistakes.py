@@ -1,8 +1,9 @@
-"""From a block of the tree to its values: mistakes are told in plain words, mended as they were meant, and passed over."""
+"""From a block of the tree to its values: mistakes are told in plain words, then mended as they were meant."""
 
 from __future__ import annotations
 
 import json
+import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -41,7 +42,6 @@ def check(node: Node, model: type[Settings], mistakes: Mistakes) -> Any:
     Unknown keys are renamed to the nearest one or taken away, wrong values are taken away, so that one reading
     finds all the mistakes.
     """
-    taken: set[tuple[int, str]] = set()
     for _ in range(_PASSES):
         try:
             return model.model_validate_json(json.dumps(node.plain()), strict=True)
@@ -49,13 +49,15 @@ def check(node: Node, model: type[Settings], mistakes: Mistakes) -> Any:
             errors = failure.errors(include_url=False)
         if _mend_keys(node, model, errors, mistakes):
             continue
-        if not _take_away(node, errors, mistakes, taken):
+        if not _take_away(node, errors, mistakes):
             return None
     return None
 
 
-def unknown_keys(node: Node, allowed: Iterable[str], mistakes: Mistakes, reasons: Mapping[str, str] | None = None) -> None:
-    """Note keys of a block that are not allowed; each is renamed to the nearest one that is still free, or taken away."""
+def unknown_keys(
+    node: Node, allowed: Iterable[str], mistakes: Mistakes, reasons: Mapping[str, str] | None = None
+) -> None:
+    """Note keys of a block that are not allowed; each is renamed to the nearest that is still free, or taken away."""
     names = list(allowed)
     for key in [key for key in node.items if key not in names]:
         _mend_key(node, key, names, mistakes, (reasons or {}).get(key))
@@ -64,8 +66,11 @@ def unknown_keys(node: Node, allowed: Iterable[str], mistakes: Mistakes, reasons
 def _mend_key(node: Node, key: str, names: Sequence[str], mistakes: Mistakes, reason: str | None = None) -> None:
     child = node.value.pop(key)
     close = None if reason else nearest(key, [name for name in names if name not in node.value])
+    given = nearest(key, names)
     if reason:
         mistakes.add(child, reason)
+    elif given and given in node.value and close is None:
+        mistakes.add(child, f"unknown key; did you mean '{given}'? It is given already")
     elif close:
         mistakes.add(child, f"unknown key; did you mean '{close}'?")
         node.value[close] = child
@@ -78,10 +83,11 @@ def choose(node: Node, key: str, table: Iterable[str], kind: str, mistakes: Mist
 
     The misspelt name is replaced in the tree.
     """
-    if not isinstance(node.value, dict):
-        mistakes.add(node, f"must be a block of keys such as {{{key}: ...}}, got {shorten(node.value)}")
-        return None
     names = sorted(table)
+    if not isinstance(node.value, dict):
+        example = node.value if node.value in names else names[0]
+        mistakes.add(node, f"must be a block of keys such as {{{key}: {example}}}, got {_given(node)}")
+        return None
     if key not in node.value:
         close = nearest(key, node.value)
         if close is None:
@@ -115,42 +121,42 @@ def _mend_keys(node: Node, model: type[Settings], errors: Sequence[ErrorDetails]
     return mended
 
 
-def _take_away(node: Node, errors: Sequence[ErrorDetails], mistakes: Mistakes, taken: set[tuple[int, str]]) -> bool:
+def _take_away(node: Node, errors: Sequence[ErrorDetails], mistakes: Mistakes) -> bool:
     """Note the errors and take their values out of the tree; False when that cannot make the block whole."""
     groups: dict[int, tuple[Node, list[ErrorDetails]]] = {}
     whole = True
     for error in errors:
         place = find(node, error["loc"])
+        if error["type"] == "too_short" and place.value:
+            continue  # pydantic counts the entries that fit; those that do not have a message of their own
         if error["type"] == "missing":
             key = str(error["loc"][-1])
             whole = False
-            if (id(place), key) not in taken:
+            if (place, key) not in mistakes.taken:
                 mistakes.add(place, f"'{key}' is missing")
             continue
         groups.setdefault(id(place), (place, []))[1].append(error)
     for place, found in groups.values():
         mistakes.add(place, words(place, found))
-        whole = _remove(node, place, taken) and whole
+        whole = _remove(node, place, mistakes) and whole
     return whole
 
 
-def _remove(root: Node, node: Node, taken: set[tuple[int, str]]) -> bool:
-    """Take a node out of the tree below ``root``, wherever it is."""
-    if root is node:
-        return False
+def _remove(root: Node, node: Node, mistakes: Mistakes) -> bool:
+    """Take a node out of the tree below ``root``; of a list, the whole list goes."""
     for key, child in list(root.items.items()):
-        if child is node:
+        if child is node or (isinstance(child.value, list) and _holds(child, node)):
             del root.value[key]
-            taken.add((id(root), key))
+            mistakes.taken.add((root, key))
             return True
-        if _remove(child, node, taken):
+        if _remove(child, node, mistakes):
             return True
-    if isinstance(root.value, list):
-        if node in root.value:
-            root.value.remove(node)
-            return True
-        return any(_remove(child, node, taken) for child in root.value)
     return False
+
+
+def _holds(node: Node, wanted: Node) -> bool:
+    children = node.value if isinstance(node.value, list) else node.items.values()
+    return any(child is wanted or _holds(child, wanted) for child in children)
 
 
 def find(node: Node, location: Iterable[str | int]) -> Node:
@@ -199,7 +205,7 @@ def words(node: Node, errors: Sequence[ErrorDetails]) -> str:
             wanted[f"must be {word} {context[name]:g}"] = None
         elif kind == "literal_error":
             wanted[f"must be {context['expected']}"] = None
-            near = nearest(str(node.value), [name.strip("'") for name in context["expected"].replace(" or ", ", ").split(", ")])
+            near = nearest(str(node.value), re.findall(r"'([^']*)'", context["expected"]))
             hint = f" (did you mean '{near}'?)" if near else hint
         elif kind in ("too_short", "string_too_short"):
             wanted["must not be empty"] = None
@@ -223,7 +229,7 @@ def _advice(node: Node, errors: Sequence[ErrorDetails]) -> str:
         if "bool_type" in kinds and node.value.lower() in ("yes", "no", "on", "off", "y", "n", "true", "false"):
             meant = "true" if node.value.lower() in ("yes", "on", "y", "true") else "false"
             return f" (write {meant}, without quotes)"
-        if kinds & {"int_type", "float_type"} and node.value.replace(".", "").replace("-", "").replace("e", "").isdigit():
+        if kinds & {"int_type", "float_type"} and re.fullmatch(r"[-+.\d]+([eE][-+]?\d+)?", node.value):
             return " (take the quotes away)"
     if "string_type" in kinds and not isinstance(node.value, dict | list | None):
         return " (put it in quotes)"

@@ -97,8 +97,9 @@ def _read(root: Node, tables: Tables, mistakes: Mistakes, name: str) -> Recipe |
                                   "allowed: letters, digits and . _ + = -, beginning with a letter or digit")
     _check_arms(meaning, arms, objectives, (data, student, train))
     meaning.rest(record, values, data)
-    parts = (data, student, teachers, train, record, values)
-    if len(mistakes) or not reading.whole or any(part is None for part in parts) or None in arms.values():
+    if data is None or student is None or None in (teachers, train, record, values, *arms.values()):
+        return None
+    if len(mistakes) or not reading.whole:
         return None
     base = named(objectives)
     taken = [one.name for one in base if one.name]

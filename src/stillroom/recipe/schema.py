@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import ConfigDict, create_model
+from pydantic import ConfigDict, TypeAdapter, create_model
 
 from stillroom.errors import Bug
 from stillroom.settings import Settings
@@ -19,7 +19,7 @@ SUPPLIED = ("shape", "classes", "views")
 
 
 class _Block(Settings):
-    model_config = ConfigDict(arbitrary_types_allowed=True, validate_default=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,20 @@ def function_of(entry: Callable[..., Any] | str) -> Callable[..., Any]:
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """Return (annotation, default) of each keyword-only parameter that a recipe may set; ``...`` where there is none."""
+    """Return (annotation, default) of each keyword-only parameter that a recipe may set; ``...`` for no default."""
     parameters = inspect.signature(function).parameters.values()
     hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
-    return {
-        parameter.name: (hints.get(parameter.name, Any), ... if parameter.default is parameter.empty else parameter.default)
-        for parameter in parameters
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in SUPPLIED
-    }
+    options = {}
+    for parameter in parameters:
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in SUPPLIED:
+            hint, default = hints.get(parameter.name, Any), parameter.default
+            options[parameter.name] = (hint, ... if default is parameter.empty else _as_read(hint, default))
+    return options
+
+
+def _as_read(annotation: Any, default: Any) -> Any:
+    """Return a default as it would be read (5 where a float is meant as 5.0), so that fingerprints agree."""
+    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(default)
 
 
 def block_of(function: Callable[..., Any] | None, base: type[Settings], keys: Sequence[str]) -> type[Settings]:
@@ -83,7 +89,7 @@ def block_of(function: Callable[..., Any] | None, base: type[Settings], keys: Se
     for key in keys:
         default = base.model_fields[key]
         fields[key] = (hints[key], ... if default.is_required() else default.get_default(call_default_factory=False))
-    options = options_of(function) if function is not None else {}
+    options: dict[str, Any] = dict(options_of(function)) if function is not None else {}
     if clash := set(options) & set(fields):
         raise Bug(f"options of {function} have the names of a recipe's keys: {', '.join(sorted(clash))}")
-    return create_model(base.__name__, __base__=_Block, **fields, **options)
+    return create_model(base.__name__, __base__=_Block, **{**fields, **options})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError, YAMLStreamError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import (
     AliasEvent,
     CollectionEndEvent,
@@ -57,10 +57,14 @@ class Node:
 
 
 class Mistakes:
-    """What is wrong with a recipe, gathered so that all of it is told at once, in the order of the lines."""
+    """What is wrong with a recipe, gathered so that all of it is told at once, in the order of the lines.
+
+    ``taken`` holds (block, key) of wrong values that were taken away, so that nobody calls them missing.
+    """
 
     def __init__(self) -> None:
         self._found: dict[str, int] = {}
+        self.taken: set[tuple[Node, str]] = set()
 
     def __len__(self) -> int:
         return len(self._found)
@@ -185,8 +189,9 @@ def _check_events(events: Iterator[Event], mistakes: Mistakes) -> None:
 
 
 def _check_node(event: Event, node: Node, mistakes: Mistakes) -> None:
-    if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
-        mistakes.add(node, f"anchors and aliases (&{event.anchor}, *{event.anchor}) are not allowed; write the value out")
+    anchor = getattr(event, "anchor", None)
+    if isinstance(event, AliasEvent) or anchor:
+        mistakes.add(node, f"anchors and aliases (&{anchor}, *{anchor}) are not allowed; write the value out")
     tag = getattr(event, "tag", None)
     if tag is not None:
         mistakes.add(node, f"tags ({tag}) are not allowed; write the plain value")
@@ -222,9 +227,9 @@ def _block(yaml: YAML, parsed: MappingNode, node: Node, mistakes: Mistakes) -> d
             mistakes.add(_at(line, node.where), "a key must be a word, got a list or a block; put braces in quotes")
             continue
         child = _at(line, below(node.where, str(key.value)))
-        if key.tag.endswith(":merge"):
+        if str(key.tag).endswith(":merge"):
             mistakes.add(child, "merge keys (<<) are not allowed; write the keys out")
-        elif key.tag in _RESOLVED:
+        elif str(key.tag) in _RESOLVED:
             mistakes.add(child, f"a key must be text, got {key.value or 'nothing'}; put it in quotes")
         elif key.value in block:
             mistakes.add(child, f"the key is given twice; it is on line {block[key.value].line} too")
