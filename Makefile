@@ -1,0 +1,22 @@
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test check clean
+
+$(BIN)/stillroom: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -e '.[export,dev]'
+	touch $@
+
+demo: $(BIN)/stillroom  ## distil a real image classifier, and say whether it helped
+	$(BIN)/stillroom run recipes/images.yaml
+
+test: $(BIN)/stillroom  ## all tests, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(BIN)/stillroom  ## what a change must pass before it lands
+	scripts/check
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

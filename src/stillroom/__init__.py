@@ -1,0 +1,90 @@
+"""Stillroom distils trained neural networks; the teacher runs once, and every run says whether it helped."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "ArraySource": "stillroom.data.arrays",
+    "Average": "stillroom.teachers",
+    "Learner": "stillroom.learner",
+    "Live": "stillroom.teachers",
+    "MovingAverage": "stillroom.teachers",
+    "Result": "stillroom.pipeline.distill",
+    "Rows": "stillroom.train",
+    "Store": "stillroom.store",
+    "StillroomError": "stillroom.errors",
+    "Together": "stillroom.teachers",
+    "Training": "stillroom.settings",
+    "UserError": "stillroom.errors",
+    "Views": "stillroom.data.views",
+    "as_source": "stillroom.data.arrays",
+    "distill": "stillroom.pipeline.distill",
+    "evaluate": "stillroom.evaluate",
+    "export": "stillroom.export",
+    "fit": "stillroom.train",
+    "load": "stillroom.models.bundle",
+    "match": "stillroom.objectives",
+    "open_source": "stillroom.data.table",
+    "read": "stillroom.taps",
+    "record": "stillroom.record",
+    "train": "stillroom.train",
+}
+
+__all__ = [
+    "ArraySource",
+    "Average",
+    "Learner",
+    "Live",
+    "MovingAverage",
+    "Result",
+    "Rows",
+    "StillroomError",
+    "Store",
+    "Together",
+    "Training",
+    "UserError",
+    "Views",
+    "__version__",
+    "as_source",
+    "distill",
+    "evaluate",
+    "export",
+    "fit",
+    "load",
+    "match",
+    "open_source",
+    "read",
+    "record",
+    "train",
+]
+
+if TYPE_CHECKING:
+    from stillroom.data.arrays import ArraySource, as_source
+    from stillroom.data.table import open_source
+    from stillroom.data.views import Views
+    from stillroom.errors import StillroomError, UserError
+    from stillroom.evaluate import evaluate
+    from stillroom.export import export
+    from stillroom.learner import Learner
+    from stillroom.models.bundle import load
+    from stillroom.objectives import match
+    from stillroom.pipeline.distill import Result, distill
+    from stillroom.record import record
+    from stillroom.settings import Training
+    from stillroom.store import Store
+    from stillroom.taps import read
+    from stillroom.teachers import Average, Live, MovingAverage, Together
+    from stillroom.train import Rows, fit, train
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: ``stillroom --help`` needs no PyTorch."""
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'stillroom' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,79 @@
+"""The application: its commands, and how every error reaches the person who can mend it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import typer
+
+from stillroom.cli import models, runs, stores
+from stillroom.errors import RecipeError, UserError
+
+GOOD, OURS, THEIRS = 0, 1, 2
+# Typer brings Click along under its own name or beside it, depending on its version.
+USAGE = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="stillroom",
+    help="Distil trained neural networks: the teacher runs once, and every run says whether it helped.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Begin with: stillroom new images my.yaml && stillroom run my.yaml",
+)
+for command in (runs.new, runs.check, runs.run, runs.record, runs.train, models.evaluate, models.predict, runs.report, models.export):
+    app.command()(command)
+app.add_typer(stores.app, name="store")
+app.add_typer(models.data_app, name="data")
+app.command()(models.version)
+
+
+def main() -> NoReturn:
+    """Run the command line: 0 good, 2 the user's mistake, 1 ours."""
+    try:
+        answer = app(standalone_mode=False)
+        code = answer if isinstance(answer, int) else GOOD
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except USAGE as error:
+        error.show()  # type: ignore[attr-defined]
+        code = THEIRS
+    except (KeyboardInterrupt, typer.Abort):
+        complain("Stopped. What was finished is kept; run the same command again to go on.")
+        code = THEIRS
+    except UserError as error:
+        told(error)
+        code = THEIRS
+    except MemoryError:
+        complain("Not enough memory: got more than this machine has. Lower train.batch or jobs, then run the same again.")
+        code = THEIRS
+    except BrokenPipeError:
+        os._exit(GOOD)
+    except Exception as error:
+        if os.environ.get("STILLROOM_DEBUG"):
+            raise
+        complain(
+            f"This is a fault of Stillroom, not yours: {type(error).__name__}: {error}. What was finished is kept. "
+            "Run again with STILLROOM_DEBUG=1 for the traceback, and please report it."
+        )
+        code = OURS
+    sys.exit(code)
+
+
+def told(error: UserError) -> None:
+    """Print an error; a recipe's mistakes one a line."""
+    if isinstance(error, RecipeError) and len(error.mistakes) > 1:
+        complain(f"The recipe has {len(error.mistakes)} mistakes:")
+        for mistake in error.mistakes:
+            sys.stderr.write(f"  {mistake}\n")
+    else:
+        complain(str(error))
+
+
+def complain(text: str) -> None:
+    """Print one message on standard error."""
+    sys.stderr.write(f"error: {text}\n")

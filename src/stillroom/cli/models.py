@@ -1,0 +1,198 @@
+"""Commands on models and data: evaluate, predict, export, data, version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stillroom.errors import DataError, UserError, say
+
+if TYPE_CHECKING:
+    from stillroom.contracts import Source
+    from stillroom.models.bundle import Deployed
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else")]
+Model = Annotated[Path, typer.Argument(help="A bundle or a run folder, for example runs/images", show_default=False)]
+DataName = Annotated[str, typer.Option("--data", help="A source: fashion-mnist-sample, images:PATH, npz:FILE, ...", show_default=False)]
+
+data_app = typer.Typer(
+    help="Look at sources of data.", no_args_is_help=True, rich_markup_mode=None, epilog="Example: stillroom data show fashion-mnist-sample"
+)
+
+
+def evaluate(
+    model: Model, data: DataName = "", split: Annotated[str, typer.Option("--split", help="train, validation or test")] = "test",
+    as_json: Json = False,
+) -> None:
+    """Measure a model on a split: accuracy and calibration.
+
+    Example: stillroom evaluate runs/images --data fashion-mnist-sample
+    """
+    from stillroom.cli.screen import out, show_json
+    from stillroom.evaluate import evaluate as measure
+
+    deployed, source = _load(model), _data(data, model)
+    if split not in source.splits:
+        raise UserError(say("The data has no such split", f"'{split}'", source.splits))
+    facts = measure(deployed, source, split=split)
+    facts = {"model": str(model), "data": getattr(source, "name", data), "split": split, "rows": len(source.splits[split]), **facts}
+    if as_json:
+        show_json(facts)
+        return
+    for key, value in facts.items():
+        out.print(f"{key:<10} {value:.4f}" if isinstance(value, float) else f"{key:<10} {value}", markup=False)
+
+
+def predict(
+    model: Model,
+    inputs: Annotated[list[Path], typer.Argument(help="Pictures, folders of pictures, or .npy/.npz arrays", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="A CSV file to write")] = Path("predictions.csv"),
+) -> None:
+    """Classify pictures or arrays and write class and probability of each to a CSV file.
+
+    Example: stillroom predict runs/images photos/ --out predictions.csv
+    """
+    import csv
+    import io
+
+    import torch
+
+    from stillroom.cli import screen
+    from stillroom.cli.reading import rows_of
+    from stillroom.files import write_bytes
+
+    deployed = _load(model)
+    names, rows = rows_of(inputs, dict(deployed.config["input"]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["input", "class", "probability"])
+    with torch.no_grad():
+        for start in range(0, len(rows), 256):
+            probabilities = deployed(rows[start : start + 256]).softmax(1)
+            for name, row in zip(names[start : start + 256], probabilities, strict=True):
+                top = int(row.argmax())
+                writer.writerow([name, deployed.classes[top] if deployed.classes else top, f"{float(row[top]):.4f}"])
+    write_bytes(out, text.getvalue().encode())
+    screen.out.print(f"Wrote {len(rows)} predictions to {out}", markup=False)
+
+
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write")] = Path("exported"),
+    data: DataName = "",
+    int8: Annotated[bool, typer.Option("--int8", help="Also a quantised graph")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model as safetensors and ONNX, checked on real rows.
+
+    Example: stillroom export runs/images --int8 --out exported
+    """
+    from stillroom import export as exporting
+    from stillroom.cli.screen import bytes_text, show_json, show_table
+    from stillroom.evaluate import plain_ids
+
+    deployed, source = _load(model), _data(data, model)
+    train, test = source.splits["train"][:256], source.batch(plain_ids(source.splits["test"][:1000]))
+    facts = exporting.export(
+        deployed, out, examples=source.batch(plain_ids(train))["inputs"], check=(test["inputs"], test.get("labels")), int8=int8
+    )
+    if as_json:
+        show_json(facts)
+        return
+    rows = [
+        [name, bytes_text(file["bytes"]), f"{file['latency_ms']:.3f}", f"{100 * file['agreement']:.1f} %", f"{file['max_abs_difference']:.2g}"]
+        for name, file in facts["files"].items() if "latency_ms" in file
+    ]
+    show_table(["file", "size", "ms a call", "agrees", "largest difference"], rows, f"Exported to {out}")
+
+
+def version(as_json: Json = False) -> None:
+    """Print the versions of Stillroom and of what it stands on.
+
+    Example: stillroom version
+    """
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    from stillroom.cli.screen import out, show_json
+
+    found = {}
+    for package in ("stillroom", "torch", "numpy", "pyarrow", "safetensors", "onnx", "onnxruntime"):
+        try:
+            found[package] = installed(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    if as_json:
+        show_json(found)
+        return
+    for package, text in found.items():
+        out.print(f"{package:<12} {text}", markup=False)
+
+
+@data_app.command(name="list")
+def list_(as_json: Json = False) -> None:
+    """List the sources that a recipe can name, with their options.
+
+    Example: stillroom data list
+    """
+    from stillroom.cli.screen import out, show_json
+    from stillroom.data.table import SOURCES, options_of
+
+    found = {name: list(options_of(name)) for name in SOURCES}
+    if as_json:
+        show_json(found)
+        return
+    for name, options in found.items():
+        out.print(f"{name:<22} {', '.join(options)}", markup=False)
+
+
+@data_app.command()
+def show(
+    source: Annotated[str, typer.Argument(help="A source: fashion-mnist-sample, images:PATH, npz:FILE, ...", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Say what a source holds: rows, splits, classes, shape.
+
+    Example: stillroom data show fashion-mnist-sample
+    """
+    from stillroom.cli.screen import out, show_json
+    from stillroom.pipeline.recipes import input_of
+
+    opened = _data(source, None)
+    facts: dict[str, Any] = {
+        "name": getattr(opened, "name", source), "rows": len(opened), "classes": list(opened.classes or ()),
+        "input": input_of(opened), "splits": {name: len(rows) for name, rows in opened.splits.items()},
+    }
+    if as_json:
+        show_json(facts)
+        return
+    for key, value in facts.items():
+        out.print(f"{key:<8} {', '.join(map(str, value)) if isinstance(value, list) else value}", markup=False)
+
+
+# --- shared -----------------------------------------------------------------------------------------------
+
+
+def _load(place: Path) -> Deployed:
+    from stillroom.models.bundle import load
+
+    student = place / "export" / "student"
+    return load(student if (student / "config.json").is_file() else place)
+
+
+def _data(text: str, model: Path | None) -> Source:
+    """Open ``name`` or ``name:path``; without a name, the data of the run's own recipe."""
+    from stillroom.data.table import open_source, options_of
+    from stillroom.pipeline.recipes import open_data
+    from stillroom.recipe import read_recipe
+
+    if text:
+        name, _, path = text.partition(":")
+        if path and "path" not in options_of(name):
+            raise DataError(say(f"Data '{name}' takes no path", f"'{path}'", f"--data {name}"))
+        return open_source(name, **({"path": path} if path else {}))
+    if model is not None and (model / "recipe.yaml").is_file():
+        return open_data(read_recipe(model / "recipe.yaml").data)
+    raise UserError(f"There is no data to use: {model} is not a run folder. Name it with --data, for example --data fashion-mnist-sample.")

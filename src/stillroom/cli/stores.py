@@ -1,0 +1,111 @@
+"""Commands on stores: inspect, verify, list, prune, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Look after recorded knowledge.", no_args_is_help=True, rich_markup_mode=None,
+    epilog="Example: stillroom store inspect runs/images/knowledge",
+)
+Folder = Annotated[Path, typer.Argument(help="A store, for example runs/images/knowledge", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else")]
+
+
+@app.command()
+def inspect(folder: Folder, as_json: Json = False) -> None:
+    """Say what a store holds.
+
+    Example: stillroom store inspect runs/images/knowledge
+    """
+    from stillroom import store
+
+    _show(store.inspect(folder), as_json)
+
+
+@app.command()
+def verify(folder: Folder, as_json: Json = False) -> None:
+    """Compare every shard with its SHA-256.
+
+    Example: stillroom store verify runs/images/knowledge
+    """
+    from stillroom import store
+
+    _show({"whole": True, **store.verify(folder)}, as_json)
+
+
+@app.command(name="list")
+def list_(
+    root: Annotated[Path, typer.Argument(help="Where to look")] = Path("runs"), as_json: Json = False
+) -> None:
+    """List the stores below a folder.
+
+    Example: stillroom store list runs
+    """
+    from stillroom import store
+    from stillroom.cli.screen import bytes_text, out, show_json, show_table
+
+    found = store.list_stores(root)
+    if as_json:
+        show_json(found)
+    elif not found:
+        out.print(f"There are no stores below {root}.", markup=False)
+    else:
+        columns = list(found[0])
+        show_table(columns, [
+            [bytes_text(row[key]) if key == "bytes" else str(row.get(key, "-")) for key in columns] for row in found])
+
+
+@app.command()
+def prune(
+    root: Annotated[Path, typer.Argument(help="Where to look", show_default=False)],
+    keep: Annotated[int | None, typer.Option(min=0, help="Keep this many, the newest", show_default=False)] = None,
+    older_than: Annotated[float | None, typer.Option(min=0, help="Only those unused for so many days", show_default=False)] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only listed")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove old stores. Nothing that is not recognised as a store is ever removed.
+
+    Example: stillroom store prune runs --older-than 30 --yes
+    """
+    from stillroom import store
+    from stillroom.cli.screen import out, show_json
+
+    gone = store.prune(root, keep=keep, older_than=older_than, dry_run=not yes)
+    if as_json:
+        show_json({"removed" if yes else "would_remove": [str(one) for one in gone]})
+        return
+    for one in gone:
+        out.print(f"{'removed' if yes else 'would remove'} {one}", markup=False)
+    if not gone:
+        out.print("Nothing to remove.", markup=False)
+    elif not yes:
+        out.print("Nothing was removed yet: add --yes.", markup=False)
+
+
+@app.command()
+def export(
+    folder: Folder, target: Annotated[Path, typer.Argument(help="A Parquet file to write", show_default=False)]
+) -> None:
+    """Write a store as ordinary list columns, for pandas or DuckDB.
+
+    Example: stillroom store export runs/images/knowledge knowledge.parquet
+    """
+    from stillroom import store
+    from stillroom.cli.screen import out
+
+    out.print(f"Wrote {store.export_columns(folder, target)}", markup=False)
+
+
+def _show(facts: dict[str, Any], as_json: bool) -> None:
+    from stillroom.cli.screen import bytes_text, out, show_json
+
+    if as_json:
+        show_json(facts)
+        return
+    for key, value in facts.items():
+        text = bytes_text(value) if key == "bytes" else value
+        out.print(f"{key:<14} {text}", markup=False)

@@ -1,0 +1,162 @@
+"""distill(): the one-call door for Python. The same tasks as a recipe, with objects in the place of names."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from stillroom.contracts import Finding, Source
+from stillroom.data.arrays import as_source
+from stillroom.errors import ModelError, UserError, say
+from stillroom.files import fingerprint
+from stillroom.models.bundle import load
+from stillroom.models.encode import encode_for
+from stillroom.models.open_box import fingerprint as fingerprint_of
+from stillroom.objectives import Objective, match
+from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, TeacherPlan, control_of
+from stillroom.pipeline.recipes import input_of
+from stillroom.pipeline.run import Told, perform, silent
+from stillroom.randomness import forked
+from stillroom.settings import Training
+from stillroom.store import Store
+
+MakeStudent = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What distilling gave: the verdict, the table, the student (of the first seed), and everything in ``folder``."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    findings: list[Finding]
+    student: nn.Module
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: did it help?"""
+        return str(self.metrics["verdict"])
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """One row a model: name, score and whatever else was measured, as means over the seeds."""
+        order = [name for name in ("teacher", ALONE, *self.metrics["arms"]) if name in self.metrics["models"]]
+        return [
+            {"model": name, **{key: value["mean"] for key, value in self.metrics["models"][name].items()
+                               if isinstance(value, dict) and "mean" in value}}
+            for name in order
+        ]
+
+    def report(self) -> Path:
+        """Return the path of the report."""
+        return self.folder / "report.html"
+
+
+def distill(
+    teacher: nn.Module | Store,
+    student: nn.Module | MakeStudent,
+    data: Any,
+    objectives: Sequence[str | Callable[[], Objective]] = ("kd",),
+    *,
+    steps: int,
+    seeds: Sequence[int] = (0,),
+    control: bool = True,
+    out: str | Path | None = None,
+    labels: int | None = None,
+    training: Training | None = None,
+    told: Told = silent,
+) -> Result:
+    """Distil ``teacher`` into ``student`` on ``data`` and say whether it helped.
+
+    ``teacher``: a trained module, or a Store. ``student``: a function that makes it (needed for several seeds), or an
+    untrained module. ``data``: a source, ``(inputs, labels)``, a Dataset, or a dictionary of those by split; ``labels``
+    is how many labels the student may see (None: all). ``objectives``: names, or functions that make an Objective, such
+    as ``lambda: match("hint", "layer2", "layer3")``. With ``control`` the same student is also trained without the
+    teacher, on labels alone. uint8 images are normalised for both models alike; other inputs are given as they are.
+    ``training`` holds batch, optimizer, rate and the rest; ``steps`` wins. Everything is kept in ``out``.
+
+    Raises:
+        UserError: of the kind that says what is wrong: data, taps, shapes, losses.
+
+    Example:
+        >>> result = stillroom.distill(teacher, lambda: Small(), (images, labels), ["labels", "kd"], steps=500)
+        >>> print(result.verdict, result.report())
+    """
+    source = as_source(data)
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="stillroom-"))
+    if steps < 1:
+        raise UserError(say("A student needs at least one step of training", f"steps={steps}", "1 or more"))
+    settings = (training or Training(steps=steps)).model_copy(update={"steps": steps, "epochs": None})
+    encode = encode_for(source)
+    arm = _arm(student, source, objectives, settings, labels, encode, seeds)
+    arms = {"main": arm}
+    if control and source.classes and arm.reads_teacher:
+        arms = {ALONE: control_of(arm, lambda: match("labels")), **arms}
+    plan = _teacher(teacher, source, encode)
+    experiment = Experiment("distill", source, {"": plan}, arms, list(seeds))
+    outcome = perform(experiment, folder, told=told)
+    chosen = load(folder / "arms" / f"main-{seeds[0]}", model=arm.make_student(seeds[0]), encode=encode)
+    return Result(folder, outcome.metrics, outcome.findings, chosen)
+
+
+def _teacher(teacher: nn.Module | Store, source: Source, encode: nn.Module | None) -> TeacherPlan:
+    if isinstance(teacher, Store):
+        return TeacherPlan({"store": str(teacher.folder)}, store=str(teacher.folder))
+    if not isinstance(teacher, nn.Module):
+        raise ModelError(say("This cannot teach", type(teacher).__name__, "an nn.Module or a Store"))
+    return TeacherPlan({"module": fingerprint_of(teacher)}, lambda: teacher, encode, None, None, _config(teacher, source))
+
+
+def _arm(
+    student: nn.Module | MakeStudent, source: Source, objectives: Sequence[str | Callable[[], Objective]], settings: Training,
+    labels: int | None, encode: nn.Module | None, seeds: Sequence[int],
+) -> ArmPlan:
+    if isinstance(student, nn.Module) and len(seeds) > 1:
+        raise UserError(
+            f"{len(seeds)} seeds need {len(seeds)} fresh students: got one module, which has one start. "
+            "Pass a function that makes it, for example lambda: Small()."
+        )
+    start = copy.deepcopy(student) if isinstance(student, nn.Module) else None
+
+    def make(seed: int) -> nn.Module:
+        if start is not None:
+            return copy.deepcopy(start)
+        with forked(seed, "weights"):
+            made = student()
+        if not isinstance(made, nn.Module):
+            raise ModelError(say("The function that makes the student made something else", type(made).__name__, "an nn.Module"))
+        return made
+
+    def build() -> list[Objective]:
+        return [match(one) if isinstance(one, str) else one() for one in objectives]
+
+    first = make(seeds[0])
+    described = {
+        "student": fingerprint_of(first), "train": settings.model_dump(mode="json"),
+        "objectives": [_described(one) for one in build()], "encode": fingerprint(getattr(encode, "describe", dict)()),
+    }
+    return ArmPlan("main", build, settings, labels, make, encode, _config(first, source), described)
+
+
+def _described(objective: Objective) -> list[str]:
+    return [
+        objective.name, f"{objective.loss.__module__}.{objective.loss.__qualname__}", str(sorted(objective.options.items())),
+        str(objective.pairs), str(objective.weight), str(objective.every), objective.connect, str(objective.own),
+    ]
+
+
+def _config(module: nn.Module, source: Source) -> dict[str, Any]:
+    raw = input_of(source)
+    classes = [str(name) for name in source.classes or ()]
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
+    config: dict[str, Any] = {"model": {"class": name}, "shape": raw["shape"], "input": raw}
+    return config | ({"classes": classes} if classes else {})
+
+
+__all__ = ["Result", "distill"]
