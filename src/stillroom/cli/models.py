@@ -89,13 +89,13 @@ def export(
 
     Example: stillroom export runs/images --int8 --out exported
     """
-    from stillroom import export as exporting
     from stillroom.cli.screen import bytes_text, show_json, show_table
     from stillroom.evaluate import plain_ids
+    from stillroom.export import export as export_model
 
     deployed, source = _load(model), _data(data, model)
     train, test = source.splits["train"][:256], source.batch(plain_ids(source.splits["test"][:1000]))
-    facts = exporting.export(
+    facts = export_model(
         deployed, out, examples=source.batch(plain_ids(train))["inputs"], check=(test["inputs"], test.get("labels")), int8=int8
     )
     if as_json:

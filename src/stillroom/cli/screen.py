@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -75,9 +76,9 @@ def show_json(value: Any) -> None:
 
 def show_table(columns: list[str], rows: list[list[str]], title: str = "") -> None:
     """Print a table; the first column to the left, numbers to the right."""
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table = Table(title=title or None, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     out.print(table)
@@ -87,29 +88,28 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
     """Print the table of arms and the verdict."""
     models = metrics["models"]
     order = [name for name in ("teacher", "alone", *metrics.get("arms", [])) if name in models]
-    columns = ["model", models["distilled"]["score_name"], "agreement", "KL (nats)", "ECE", "parameters", "file", "ms a call"]
+    score = models["distilled"]["score_name"]
+    columns = ["model", score, "agrees", "KL", "ECE", "parameters", "file", "ms"]
     rows = []
     for name in order:
         model = models[name]
         rows.append([
-            name, _spread(model.get("score")), _percent(model.get("agreement")), _number(model.get("kl"), "{:.3f}"),
+            name, _percent(model.get("score")), _percent(model.get("agreement")), _number(model.get("kl"), "{:.3f}"),
             _number(model.get("ece"), "{:.3f}"), _number(model.get("parameters"), "{:,.0f}"), _size(model.get("bytes")),
             _number(model.get("latency_ms"), "{:.3f}"),
         ])
-    show_table(columns, rows)
+    shown = [0] + [index for index in range(1, len(columns)) if any(row[index] != "-" for row in rows)]
+    show_table([columns[index] for index in shown], [[row[index] for index in shown] for row in rows])
     out.print(metrics["verdict"], style="bold", markup=False)
 
 
-def _spread(value: Mapping[str, Any] | None) -> str:
+def _percent(value: Mapping[str, Any] | None) -> str:
+    """A share in per cent, with half the range over seeds where there are several."""
     if not value:
         return "-"
     seeds = value.get("per_seed", [])
-    half = f" ({100 * min(seeds):.1f}-{100 * max(seeds):.1f})" if len(seeds) > 1 else ""
-    return f"{100 * value['mean']:.1f} %{half}"
-
-
-def _percent(value: Mapping[str, Any] | None) -> str:
-    return f"{100 * value['mean']:.1f} %" if value else "-"
+    spread = f" ±{50 * (max(seeds) - min(seeds)):.1f}" if len(seeds) > 1 else ""
+    return f"{100 * value['mean']:.1f} %{spread}"
 
 
 def _number(value: Mapping[str, Any] | None, form: str) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillroom import export as exporting
 from stillroom.errors import MissingPart
 from stillroom.evaluate import plain_ids
+from stillroom.export import export, write_onnx
 from stillroom.files import begin, commit, committed, fingerprint
 from stillroom.models.bundle import Deployed, load
 from stillroom.pipeline.plan import Experiment
@@ -65,7 +65,7 @@ def _student(
 
         save_bundle(folder, deployed.model, encode=deployed.encode, config=dict(arm.config))
         return {"files": {}, "warnings": [], "note": "export.onnx is off"}
-    return exporting.export(
+    return export(
         deployed, folder, examples=examples, check=check, config=dict(arm.config), int8=experiment.int8, progress=told
     )
 
@@ -77,7 +77,7 @@ def _teacher(
         return {"files": {}}
     module, encode = trained(experiment, "", run)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = exporting.write_onnx(Deployed(module, encode).eval(), folder / "model.onnx", examples=examples, check=check)
+    facts = write_onnx(Deployed(module, encode).eval(), folder / "model.onnx", examples=examples, check=check)
     return {"files": {"model.onnx": facts}}
 
 

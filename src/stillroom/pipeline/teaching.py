@@ -12,7 +12,7 @@ from torch import nn
 from stillroom.contracts import Named, Teacher, tap
 from stillroom.errors import StoreError
 from stillroom.evaluate import evaluate
-from stillroom.files import begin, cache_folder, commit, committed, fingerprint, write_json
+from stillroom.files import begin, cache_folder, commit, committed, fingerprint, refused, set_aside, write_json
 from stillroom.learner import Learner
 from stillroom.models.bundle import load, save_bundle
 from stillroom.models.open_box import fingerprint as fingerprint_of
@@ -107,16 +107,38 @@ def trained(experiment: Experiment, name: str, run: Path) -> tuple[nn.Module, nn
 
 
 def record_teacher(experiment: Experiment, name: str, run: Path, told: Told) -> None:
-    """Ask the teacher about every training row under every view, and about the other splits; once."""
+    """Ask the teacher about every training row under every view, and about the other splits; once for all runs.
+
+    What it showed is kept in the cache that all runs share; the run folder links to it.
+    """
     plan = experiment.teachers[name]
     if plan.store is not None:
         return
     module, encode = trained(experiment, name, run)
-    taps = experiment.taps(name)
+    taps, prints = experiment.taps(name), _fingerprints(experiment, module, encode)
+    rows = {split: [len(part), int(part.sum())] for split, part in experiment.data.splits.items()}
+    inputs = fingerprint({"prints": prints, "taps": sorted(taps), "views": experiment.views, "rows": rows})
+    kept = cache_folder() / "knowledge" / inputs[:2] / inputs
     record(
-        Live(module, taps, encode=encode), experiment.data, knowledge_folder(run, name), views=experiment.views, taps=taps,
-        fingerprints=_fingerprints(experiment, module, encode), classes=experiment.data.classes, progress=told,
+        Live(module, taps, encode=encode), experiment.data, kept, views=experiment.views, taps=taps, fingerprints=prints,
+        classes=experiment.data.classes, progress=told,
     )
+    _link(knowledge_folder(run, name), kept)
+
+
+def _link(place: Path, target: Path) -> None:
+    """Make ``place`` a link to ``target``; whatever else is there is set aside, not lost."""
+    if place.is_symlink():
+        if place.resolve() == target.resolve():
+            return
+        place.unlink()
+    elif place.exists():
+        set_aside(place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(target.resolve(), target_is_directory=True)
+    except OSError as error:
+        raise refused(place, error) from error
 
 
 def _fingerprints(experiment: Experiment, module: nn.Module, encode: nn.Module | None) -> dict[str, str]:

@@ -49,12 +49,14 @@ def metrics_of(experiment: Experiment, run: Path, answers: Answers, told: Tensor
     """Return metrics.json without sizes and times, which the export adds."""
     labels = test_labels(experiment.data)
     models: dict[str, Any] = {}
+    notes: list[str] = []
     if told is not None:
         models["teacher"] = _entry([measure(told, labels, None)])
     for name, seeds in answers.items():
         models[name] = _entry([measure(part, labels, told) for part in seeds])
         models[name]["parameters"] = _one(count_parameters(experiment.arms[name].make_student(0)))
         scores = [read_json(run / "arms" / f"{name}-{seed}" / "scores.json") for seed in experiment.seeds]
+        notes += [f"{name}: {note}" for note in dict.fromkeys(note for score in scores for note in score["notes"])]
         models[name]["learning_rate"] = scores[0]["learning_rate"]
         models[name]["chosen_step"] = {"per_seed": [score["chosen_step"] for score in scores]}
     main = experiment.main.name
@@ -62,6 +64,7 @@ def metrics_of(experiment: Experiment, run: Path, answers: Answers, told: Tensor
     arms = [name for name in experiment.arms if name != ALONE]
     found: dict[str, Any] = {
         "seeds": list(experiment.seeds), "models": models, "main": main, "arms": arms, "name": experiment.name,
+        "notes": notes,
     }
     found |= _compared(answers, told, labels, main)
     found["verdict"] = verdict(found)

@@ -52,7 +52,7 @@ def sizes(metrics: Mapping[str, Any]) -> Finding:
     sentence = (
         f"Against the teacher, the student's {' and '.join(parts).removeprefix('its ')}."
         if parts
-        else "Size and latency were not measured in this run."
+        else _unmeasured(student)
     )
     figure = {
         "kind": "table", "title": "Sizes and latencies", "columns": columns, "rows": rows,
@@ -62,6 +62,14 @@ def sizes(metrics: Mapping[str, Any]) -> Finding:
     return Finding(
         "What it costs to run", sentence, faster, "the teacher, measured in the same way on the same machine.", figure
     )
+
+
+def _unmeasured(student: Mapping[str, Any] | None) -> str:
+    """What to say where there is nothing to compare with."""
+    file, call = reading(student, "bytes")["mean"], reading(student, "latency_ms")["mean"]
+    if file is None or call is None:
+        return "Size and latency were not measured in this run."
+    return f"The student's file is {size(file)}, and one answer takes {number(call)} ms."
 
 
 def _times(teacher: float | None, student: float | None) -> float | None:

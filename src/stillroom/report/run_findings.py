@@ -67,7 +67,10 @@ def verdict_dots(metrics: Mapping[str, Any]) -> Finding:
     compared = [one for one in order if one != "alone"] if "alone" in models else []
     if not compared or first is None:
         sentence = "There is no control in this run, so these scores do not say whether distilling helped."
-        return Finding("Did distilling help?", sentence, teacher, "", {**scores, "note": _dots_note(rows)})
+        title = "Did distilling help?"
+        if "teacher" not in models:
+            title, sentence = "How the arms compare", "Nothing was distilled in this run: its arms were trained from labels."
+        return Finding(title, sentence, teacher, "", {**scores, "note": _dots_note(rows)})
     differences = [{"name": one, **difference(metrics, one, "alone", factor)} for one in compared]
     found = differences[0]
     gains = {
@@ -147,7 +150,7 @@ def arms_table(metrics: Mapping[str, Any]) -> Finding:
         "The arms side by side",
         _arms_sentence(metrics, name, unit, factor),
         _gap(metrics),
-        "'alone', in the second row, and the teacher in the first.",
+        "'alone', in the second row, and the teacher in the first." if {"alone", "teacher"} <= set(order) else "",
         figure,
     )
 
@@ -263,7 +266,7 @@ def _still_rising(shown: Sequence[Mapping[str, Any]]) -> str:
     rising, falling = [], []
     for one in shown:
         held = [value for value in one["y"] if value is not None]
-        if len(held) < 4:
+        if len(held) < 2:
             continue
         span = max(held) - min(held)
         late = held[-1] - held[-1 - max(1, len(held) // 4)]
@@ -276,7 +279,7 @@ def _still_rising(shown: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     if rising:
         parts.append(
-            f"{', '.join(rising)} {'was' if len(rising) == 1 else 'were'} still gaining in the last quarter "
+            f"{', '.join(rising)} {'was' if len(rising) == 1 else 'were'} still gaining towards the end "
             "of the steps: more steps may be worth their price."
         )
     if falling:
