@@ -14,9 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from stillroom import export as exporting
 from stillroom.errors import ExportError, MissingPart
-from stillroom.export import FLOAT32, INT8, export, measure, write_int8, write_onnx
+from stillroom.export import AGREEMENT, FLOAT32, INT8, export, measure, write_int8, write_onnx
 from stillroom.models.bundle import CONFIG, WEIGHTS, Deployed, load
 from stillroom.models.encode import ImageEncode
 from stillroom.models.zoo import build
@@ -288,4 +287,4 @@ def test_write_int8_refuses_what_is_no_graph(tmp_path):
     with pytest.raises(ExportError, match="cannot be"):
         write_int8(tmp_path / "x.onnx", tmp_path / "y.onnx", examples=EXAMPLES)
     assert os.listdir(tmp_path) == ["x.onnx"]
-    assert exporting.AGREEMENT == 0.98
+    assert AGREEMENT == 0.98
