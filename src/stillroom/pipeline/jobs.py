@@ -42,16 +42,15 @@ def job_inputs(experiment: Experiment, arm: ArmPlan, seed: int, factor: float, k
 
 def train_job(
     experiment: Experiment, arm: ArmPlan, seed: int, factor: float, folder: Path, teacher: Teacher | None, inputs: str, told: Told
-) -> dict[str, Any]:
+) -> None:
     """Train ``arm`` with one seed and learning rate into ``folder``, unless it is there or in the cache already."""
-    found = committed(folder, inputs)
-    if found is None:
-        begin(folder, inputs)
-        if not _from_cache(folder, inputs):
-            _train(experiment, arm, seed, factor, folder, teacher, told)
-            commit(folder, inputs)
-            _to_cache(folder, inputs)
-    return read_json(folder / "scores.json")
+    if committed(folder, inputs) is not None:
+        return
+    begin(folder, inputs)
+    if not _from_cache(folder, inputs):
+        _train(experiment, arm, seed, factor, folder, teacher, told)
+        commit(folder, inputs)
+        _to_cache(folder, inputs)
 
 
 def _train(

@@ -18,7 +18,7 @@ from stillroom.files import faultpoint, refused, write_bytes, write_json
 from stillroom.pipeline.exporting import add_costs, export_run
 from stillroom.pipeline.plan import Experiment
 from stillroom.pipeline.story import facts_of, findings_of, summary_of
-from stillroom.pipeline.tasks import Task, Workshop, tasks_of
+from stillroom.pipeline.tasks import Task, Workshop, tasks_of, unfinished
 from stillroom.pipeline.verdict import metrics_of, read_answers, teacher_answers
 from stillroom.pipeline.workers import Told, perform_apart, perform_here
 from stillroom.report import write_report
@@ -56,10 +56,14 @@ def perform(experiment: Experiment, folder: Path, *, processes: int = 1, told: T
         tasks = tasks_of(experiment)
         events = _Events(folder / "events.jsonl", told)
         workshop = Workshop(experiment, folder)
-        if processes > 1:
-            perform_apart(folder, tasks, processes, events)
+        left = unfinished(workshop, tasks)
+        for task in tasks:
+            if task not in left:
+                told(task.name, 1, 1, "")
+        if left and processes > 1:
+            perform_apart(folder, left, processes, events)
         else:
-            perform_here(workshop, tasks, events)
+            perform_here(workshop, left, events)
         return conclude(experiment, workshop, folder, events)
 
 
@@ -95,14 +99,10 @@ def _teacher_parameters(experiment: Experiment, metrics: dict[str, Any]) -> None
 
 
 def pending(experiment: Experiment, folder: Path) -> list[tuple[Task, bool]]:
-    """Return every task and whether its folder is finished already (whatever its inputs): what ``--plan`` prints."""
-    places = {
-        "teacher": lambda task: folder / "teacher" / task.owner / "done.json",
-        "record": lambda task: folder / "knowledge" / task.owner / "manifest.json",
-        "trial": lambda task: folder / "arms" / "trials" / f"{task.owner}-{task.seed}-x{task.factor:g}" / "done.json",
-        "arm": lambda task: folder / "arms" / f"{task.owner}-{task.seed}" / "done.json",
-    }
-    return [(task, places[task.kind](task).is_file()) for task in tasks_of(experiment)]
+    """Return every task and whether it is done already: what ``--plan`` prints."""
+    tasks = tasks_of(experiment)
+    left = unfinished(Workshop(experiment, folder), tasks)
+    return [(task, task not in left) for task in tasks]
 
 
 @contextmanager

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from stillroom.contracts import Teacher
+from stillroom.files import committed
 from stillroom.pipeline.jobs import adopt, choose, job_inputs, train_job
 from stillroom.pipeline.plan import Experiment
-from stillroom.pipeline.teaching import knowledge_print, open_knowledge, prepare_teacher, record_teacher, teacher_of
+from stillroom.pipeline.teaching import (
+    knowledge_is_whole,
+    knowledge_print,
+    open_knowledge,
+    prepare_teacher,
+    record_teacher,
+    teacher_is_ready,
+    teacher_of,
+)
 
 Told = Callable[[int, int, str], None]
 
@@ -77,26 +86,50 @@ class Workshop:
             self._knowledge = (teacher_of(stores), knowledge_print(stores))
         return self._knowledge
 
-    def perform(self, task: Task, told: Told) -> dict[str, Any]:
+    def perform(self, task: Task, told: Told) -> None:
         """Do one task; what is done already is not done again."""
         if task.kind == "teacher":
             prepare_teacher(self.experiment, task.owner, self.run, told)
         elif task.kind == "record":
             record_teacher(self.experiment, task.owner, self.run, told)
         else:
-            return self._student(task, told)
-        return {}
+            self._student(task, told)
 
-    def _student(self, task: Task, told: Told) -> dict[str, Any]:
+    def finished(self, task: Task) -> bool:
+        """Whether a task is done already, with the inputs it would have now."""
+        if task.kind == "teacher":
+            return teacher_is_ready(self.experiment, task.owner, self.run)
+        if task.kind == "record":
+            return knowledge_is_whole(self.experiment, task.owner, self.run)
+        folder, _, inputs = self._place(task)
+        return committed(folder, inputs) is not None
+
+    def _place(self, task: Task) -> tuple[Path, float, str]:
+        """Return a student's folder, its learning-rate factor and the fingerprint of its inputs."""
         experiment, arm = self.experiment, self.experiment.arms[task.owner]
-        teacher, known = self.knowledge() if arm.reads_teacher else (None, "")
+        known = self.knowledge()[1] if arm.reads_teacher else ""
         trials = self.run / "arms" / "trials"
         if task.kind == "trial":
             folder, factor = trials / f"{arm.name}-{task.seed}-x{task.factor:g}", task.factor
         else:
             folder, factor = self.run / "arms" / f"{arm.name}-{task.seed}", choose(experiment, arm, trials)
-        inputs = job_inputs(experiment, arm, task.seed, factor, known)
+        return folder, factor, job_inputs(experiment, arm, task.seed, factor, known)
+
+    def _student(self, task: Task, told: Told) -> None:
+        experiment, arm = self.experiment, self.experiment.arms[task.owner]
+        folder, factor, inputs = self._place(task)
         if task.kind == "arm" and len(experiment.trials) > 1 and task.seed == experiment.seeds[0]:
-            adopt(trials / f"{arm.name}-{task.seed}-x{factor:g}", folder, inputs)
-            return {}
-        return train_job(experiment, arm, task.seed, factor, folder, teacher, inputs, told)
+            adopt(self.run / "arms" / "trials" / f"{arm.name}-{task.seed}-x{factor:g}", folder, inputs)
+            return
+        teacher = self.knowledge()[0] if arm.reads_teacher else None
+        train_job(experiment, arm, task.seed, factor, folder, teacher, inputs, told)
+
+
+def unfinished(workshop: Workshop, tasks: list[Task]) -> list[Task]:
+    """Return the tasks that are left to do; one whose needs are not done is left to do as well."""
+    left: list[Task] = []
+    for task in tasks:
+        waiting = {one.name for one in left}
+        if waiting & set(task.needs) or not workshop.finished(task):
+            left.append(task)
+    return left

@@ -19,6 +19,7 @@ from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.pipeline.plan import Experiment, TeacherPlan, combined
 from stillroom.record import record
 from stillroom.store import Store
+from stillroom.store.manifest import MANIFEST
 from stillroom.taps import read
 from stillroom.teachers import Live
 from stillroom.train import train
@@ -70,6 +71,14 @@ def prepare_teacher(experiment: Experiment, name: str, run: Path, told: Told) ->
         commit(kept, inputs)
 
 
+def teacher_is_ready(experiment: Experiment, name: str, run: Path) -> bool:
+    """Whether there is nothing to train: the teacher is given, or stands in the run folder."""
+    plan = experiment.teachers[name]
+    if plan.store is not None or plan.make is None:
+        return True
+    return committed(teacher_folder(run, name), teacher_inputs(experiment, plan)) is not None
+
+
 def _keep(experiment: Experiment, plan: TeacherPlan, module: nn.Module, folder: Path) -> None:
     module.eval()
     save_bundle(folder, module, encode=plan.encode, config=dict(plan.config))
@@ -116,14 +125,29 @@ def record_teacher(experiment: Experiment, name: str, run: Path, told: Told) -> 
         return
     module, encode = trained(experiment, name, run)
     taps, prints = experiment.taps(name), _fingerprints(experiment, module, encode)
-    rows = {split: [len(part), int(part.sum())] for split, part in experiment.data.splits.items()}
-    inputs = fingerprint({"prints": prints, "taps": sorted(taps), "views": experiment.views, "rows": rows})
-    kept = cache_folder() / "knowledge" / inputs[:2] / inputs
+    kept = _knowledge_place(experiment, name, prints)
     record(
         Live(module, taps, encode=encode), experiment.data, kept, views=experiment.views, taps=taps, fingerprints=prints,
         classes=experiment.data.classes, progress=told,
     )
     _link(knowledge_folder(run, name), kept)
+
+
+def knowledge_is_whole(experiment: Experiment, name: str, run: Path) -> bool:
+    """Whether the run folder links to a whole recording of this very teacher, data, taps and views."""
+    if experiment.teachers[name].store is not None:
+        return True
+    module, encode = trained(experiment, name, run)
+    kept = _knowledge_place(experiment, name, _fingerprints(experiment, module, encode))
+    return (kept / MANIFEST).is_file() and knowledge_folder(run, name).resolve() == kept.resolve()
+
+
+def _knowledge_place(experiment: Experiment, name: str, prints: Mapping[str, str]) -> Path:
+    """Return where the cache keeps what a teacher showed on this data through these taps."""
+    rows = {split: [len(part), int(part.sum())] for split, part in experiment.data.splits.items()}
+    taps = sorted(experiment.taps(name))
+    inputs = fingerprint({"prints": prints, "taps": taps, "views": experiment.views, "rows": rows})
+    return cache_folder() / "knowledge" / inputs[:2] / inputs
 
 
 def _link(place: Path, target: Path) -> None:

@@ -29,15 +29,14 @@ def perform_here(workshop: Workshop, tasks: Sequence[Task], told: Told) -> None:
     """Perform tasks in this process, one thread, in an order in which each finds what it needs."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    done: set[str] = set()
     try:
         waiting = list(tasks)
         while waiting:
-            task = next(one for one in waiting if set(one.needs) <= done)
+            names = {one.name for one in waiting}
+            task = next(one for one in waiting if not names & set(one.needs))
             told(task.name, 0, 0, "")
             workshop.perform(task, lambda at, of, what, task=task: told(task.name, at, of, what))  # type: ignore[misc]
             told(task.name, 1, 1, "")
-            done.add(task.name)
             waiting.remove(task)
     finally:
         torch.set_num_threads(threads)
@@ -49,10 +48,11 @@ def perform_apart(run: Path, tasks: Sequence[Task], processes: int, told: Told) 
     reports = context.Queue()
     pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(str(run), os.getpid(), reports))
     running: dict[Future[None], Task] = {}
-    waiting, done = list(tasks), set[str]()
+    waiting = list(tasks)
     try:
         while waiting or running:
-            for task in [one for one in waiting if set(one.needs) <= done]:
+            unready = {one.name for one in [*waiting, *running.values()]}
+            for task in [one for one in waiting if not unready & set(one.needs)]:
                 if len(running) >= processes:
                     break
                 waiting.remove(task)
@@ -64,7 +64,6 @@ def perform_apart(run: Path, tasks: Sequence[Task], processes: int, told: Told) 
                 task = running.pop(future)
                 future.result()
                 told(task.name, 1, 1, "")
-                done.add(task.name)
     except BrokenProcessPool as error:
         raise TrainError(
             "A worker process ended without a word (often: not enough memory). What was finished is kept. "
