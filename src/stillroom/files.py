@@ -26,9 +26,16 @@ _hits: dict[str, int] = {}
 
 
 def faultpoint(name: str) -> None:
-    """Do nothing, unless ``STILLROOM_FAULT`` is ``name`` or ``name:k``: then die at its k-th passing, unannounced."""
+    """Do nothing, unless ``STILLROOM_FAULT`` is ``name`` or ``name:k``: then die at its k-th passing, unannounced.
+
+    ``list:FILE`` kills nobody and adds each name to that file as it is passed.
+    """
     wanted = os.environ.get("STILLROOM_FAULT")
     if not wanted:
+        return
+    if wanted.startswith("list:"):
+        with open(wanted.removeprefix("list:"), "a", encoding="utf-8") as stream:
+            stream.write(f"{name}\n")
         return
     point, _, count = wanted.rpartition(":")
     if not count.isdigit():
