@@ -1,0 +1,174 @@
+"""Losses on answers against the papers' formulas, derived once more in float64, row by row."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from stillroom.contracts import Recorded
+from stillroom.data.arrays import ArraySource
+from stillroom.learner import Learner
+from stillroom.losses import kd, labels, mse_logits
+from stillroom.objectives import match
+from stillroom.record import record
+from stillroom.settings import Training
+from stillroom.teachers import Live
+from stillroom.train import train
+
+ROWS, CLASSES = 7, 5
+
+
+def drawn(seed: int, scale: float = 2.0) -> Tensor:
+    return scale * torch.randn(ROWS, CLASSES, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def ours(loss, student: Tensor, *others: Tensor, **options) -> tuple[float, Tensor]:
+    """Value and gradient in float32, the precision that training uses."""
+    given = student.float().requires_grad_()
+    value = loss(given, *(one.float() if one.is_floating_point() else one for one in others), **options)
+    return float(value.detach()), torch.autograd.grad(value, given)[0].double()
+
+
+def probabilities(row: list[float], temperature: float) -> list[float]:
+    highest = max(row)
+    powers = [math.exp((value - highest) / temperature) for value in row]
+    return [power / math.fsum(powers) for power in powers]
+
+
+def near(found: float, expected: float) -> bool:
+    return abs(found - expected) <= 1e-6 * max(1.0, abs(expected))
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).norm() <= 1e-6 * max(1.0, float(expected.norm())))
+
+
+# --- labels ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_labels_is_the_mixture_of_one_hot_and_uniform_over_the_labelled_rows(smoothing):
+    logits = drawn(1)
+    truth = torch.tensor([0, 4, -1, 2, -1, 1, 3])
+    total, gradient, known = [], torch.zeros_like(logits), int((truth >= 0).sum())
+    for row, label in enumerate(truth.tolist()):
+        if label < 0:
+            continue
+        predicted = probabilities(logits[row].tolist(), 1.0)
+        target = [smoothing / CLASSES + (1 - smoothing) * (k == label) for k in range(CLASSES)]
+        total.append(-math.fsum(q * math.log(p) for p, q in zip(predicted, target, strict=True)))
+        gradient[row] = torch.tensor([(p - q) / known for p, q in zip(predicted, target, strict=True)])
+    value, found = ours(labels, logits, truth, smoothing=smoothing)
+    assert near(value, math.fsum(total) / known) and close(found, gradient)
+    assert not found[2].any() and not found[4].any(), "an unlabelled row pulls nothing"
+
+
+def test_labels_by_hand():
+    assert float(labels(torch.zeros(3, 4), torch.tensor([0, 1, -1]))) == pytest.approx(math.log(4))
+    sure = torch.tensor([[math.log(3.0), 0.0]])
+    assert float(labels(sure, torch.tensor([0]))) == pytest.approx(math.log(4 / 3))
+    assert float(labels(sure, torch.tensor([0]), smoothing=0.5)) == pytest.approx(
+        0.75 * math.log(4 / 3) + 0.25 * math.log(4)
+    )
+
+
+# --- kd ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
+def test_kd_is_the_papers_formula(temperature):
+    student, teacher = drawn(1), drawn(2)
+    total, gradient = [], torch.zeros_like(student)
+    for row in range(ROWS):
+        p, q = probabilities(teacher[row].tolist(), temperature), probabilities(student[row].tolist(), temperature)
+        total.append(temperature**2 * math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
+        gradient[row] = torch.tensor([temperature * (b - a) / ROWS for a, b in zip(p, q, strict=True)])
+    value, found = ours(kd, student, teacher, temperature=temperature)
+    # In float32 the divergence is a difference of numbers near 1, which T^2 enlarges.
+    assert abs(value - math.fsum(total) / ROWS) <= 1e-6 * max(1.0, temperature**2 / 10)
+    assert close(found, gradient)
+
+
+def test_kd_by_hand():
+    # Teacher (3/4, 1/4), student (1/2, 1/2) at T = 1: KL = 3/4 log(3/2) + 1/4 log(1/2).
+    teacher, student = torch.tensor([[math.log(3.0), 0.0]]), torch.zeros(1, 2)
+    by_hand = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert float(kd(student, teacher, temperature=1.0)) == pytest.approx(by_hand, rel=1e-6)
+    # The same probabilities at T = 2 come from logits twice as large, and T^2 = 4.
+    assert float(kd(student, 2 * teacher, temperature=2.0)) == pytest.approx(4 * by_hand, rel=1e-6)
+
+
+def test_kd_minimises_the_papers_cross_entropy_too():
+    student, teacher = drawn(1).requires_grad_(), drawn(2)
+    targets = torch.softmax(teacher / 3, 1)
+    cross_entropy = -(targets * torch.log_softmax(student / 3, 1)).sum(1).mean() * 9
+    expected = torch.autograd.grad(cross_entropy, student)[0]
+    assert close(ours(kd, student.detach(), teacher, temperature=3.0)[1], expected)
+
+
+def test_kd_tends_to_half_the_squared_difference_of_centred_logits():
+    student, teacher = drawn(1), drawn(2)
+    centred = [part - part.mean(1, keepdim=True) for part in (student, teacher)]
+    limit = float((centred[0] - centred[1]).square().mean()) / 2
+    values = [float(kd(student, teacher.double(), temperature=high)) for high in (10.0, 100.0)]
+    errors = [abs(value - limit) / limit for value in values]
+    assert errors[0] < 0.1 and errors[1] < 0.02 and errors[1] < errors[0]
+    gradient = ours(kd, centred[0], centred[1], temperature=500.0)[1]
+    half = ours(mse_logits, centred[0], centred[1])[1] / 2
+    assert (gradient - half).norm() < 0.01 * half.norm()
+
+
+def test_the_gradient_keeps_its_size_as_the_temperature_grows():
+    student, teacher = drawn(1), drawn(2)
+    sizes = [float(ours(kd, student, teacher, temperature=high)[1].norm()) for high in (10.0, 40.0, 160.0)]
+    assert max(sizes) / min(sizes) < 1.3
+
+
+def test_a_constant_added_to_a_row_changes_nothing():
+    student, teacher = drawn(1), drawn(2)
+    moved = student + torch.arange(ROWS)[:, None]
+    assert near(ours(kd, moved, teacher)[0], ours(kd, student, teacher)[0])
+    assert abs(ours(kd, teacher + 3, teacher)[0]) < 1e-6
+
+
+# --- mse_logits -----------------------------------------------------------------------------------------------------
+
+
+def test_mse_logits():
+    student, teacher = drawn(1), drawn(2)
+    squares = [(a - b) ** 2 for a, b in zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True)]
+    value, gradient = ours(mse_logits, student, teacher)
+    assert abs(value - math.fsum(squares) / len(squares)) <= 1e-6 * value
+    assert close(gradient, 2 * (student - teacher) / student.numel())
+    assert float(mse_logits(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 1.0]]))) == 2.5
+
+
+# --- targets that are prepared once, as a store does -----------------------------------------------------------------
+
+
+def test_kd_from_a_store_is_kd(tmp_path):
+    """Recorded, softened once and compared: the same numbers as the loss on live logits."""
+    generator = torch.Generator().manual_seed(4)
+    data = ArraySource(torch.randn(40, 6, generator=generator), torch.arange(40) % CLASSES)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        network, student = torch.nn.Linear(6, CLASSES), torch.nn.Linear(6, CLASSES)
+    live = Live(network)
+    store = record(live, data, tmp_path, taps=["logits"], fingerprints={"teacher": "t", "data": data.fingerprint})
+    assert isinstance(store, Recorded)
+    settings = Training(steps=3, batch=8, lr=0.1, optimizer="sgd", schedule="constant")
+    values, weights = [], []
+    for teacher in (live, store):
+        learner = Learner(torch.nn.Linear(6, CLASSES), [match("kd", temperature=2.5)])
+        learner.student.load_state_dict(student.state_dict())
+        values.append([float(step.losses["kd"]) for step in train(learner, data, teacher, settings)])
+        weights.append(learner.student.weight.detach().clone())
+    asked = store.use([match("kd", temperature=2.5).prepared_name])
+    shown = asked(data.batch(torch.tensor([[3, 0]])))
+    assert list(shown) == [match("kd", temperature=2.5).prepared_name], "the store gives targets, and no logits"
+    expected = torch.softmax(live(data.batch(torch.tensor([[3, 0]])))["logits"].double() / 2.5, 1)
+    assert close(next(iter(shown.values())).double(), expected)
+    assert values[0] == pytest.approx(values[1], rel=1e-6) and torch.allclose(weights[0], weights[1], rtol=1e-6)
