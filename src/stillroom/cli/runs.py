@@ -86,6 +86,7 @@ def run(
     from stillroom.cli import screen
     from stillroom.pipeline.run import perform, processes_for
     from stillroom.pipeline.tasks import tasks_of
+    from stillroom.progress import ticking
 
     read, experiment = _open(recipe, set, tiny)
     folder = _folder(read, out)
@@ -95,7 +96,7 @@ def run(
     tasks = tasks_of(experiment)
     processes = processes_for(jobs or read.jobs, len(tasks))
     titles = {task.name: task.title for task in tasks}
-    with screen.ticking(len(tasks) + 2, titles, quiet=quiet or as_json) as told:
+    with ticking(len(tasks) + 2, titles, quiet=quiet or as_json) as told:
         outcome = perform(experiment, folder, processes=processes, told=told)
     if as_json:
         screen.show_json(outcome.metrics)
@@ -203,12 +204,13 @@ def _part(recipe: Path, out: Path | None, changes: list[str] | None, tiny: bool,
     from stillroom.pipeline.run import locked
     from stillroom.pipeline.tasks import Workshop, tasks_of
     from stillroom.pipeline.workers import perform_here
+    from stillroom.progress import ticking
 
     read, experiment = _open(recipe, changes, tiny)
     folder = _folder(read, out)
     tasks = [task for task in tasks_of(experiment) if wanted(task)]  # type: ignore[operator]
     if not tasks:
         raise UserError(f"{recipe} asks for no teacher: there is nothing to record. Add 'teacher:' to it.")
-    with locked(folder), screen.ticking(len(tasks), {task.name: task.title for task in tasks}, quiet=quiet) as told:
+    with locked(folder), ticking(len(tasks), {task.name: task.title for task in tasks}, quiet=quiet) as told:
         perform_here(Workshop(experiment, folder), tasks, told)
     screen.out.print(f"Done: {', '.join(task.title for task in tasks[-3:])}. In {folder}", markup=False)

@@ -1,72 +1,17 @@
-"""What a person sees on a terminal: progress with time left, tables, and errors that say what to do."""
+"""What a person sees on a terminal: tables, verdicts, JSON."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-class Ticker:
-    """Progress bars: one for the whole, one for each task at work. Told (task, done, of, what) as in the pipeline."""
-
-    def __init__(self, progress: Progress | None, tasks: int, titles: Mapping[str, str]) -> None:
-        self.progress, self.titles, self.bars = progress, titles, dict[str, TaskID]()
-        self.whole = progress.add_task("all", total=tasks, what="") if progress is not None else None
-
-    def __call__(self, name: str, done: int, of: int, what: str) -> None:
-        if self.progress is None or self.whole is None:
-            return
-        if of == 0:
-            title = self.titles.get(name, name)
-            self.bars[name] = self.progress.add_task(title, total=None, what="")
-        elif of == 1 and done == 1:
-            bar = self.bars.pop(name, None)
-            if bar is not None:
-                self.progress.remove_task(bar)
-            self.progress.advance(self.whole)
-        elif name in self.bars:
-            self.progress.update(self.bars[name], completed=done, total=of, what=what)
-
-
-@contextmanager
-def ticking(tasks: int, titles: Mapping[str, str], *, quiet: bool) -> Iterator[Ticker]:
-    """Show progress on standard error for a while; plain lines where it is not a terminal, nothing when quiet."""
-    if quiet:
-        yield Ticker(None, tasks, titles)
-        return
-    if not err.is_terminal:
-        yield Lines(tasks, titles)
-        return
-    columns = (
-        TextColumn("{task.description:<28}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[what]}"),
-    )
-    with Progress(*columns, console=err, transient=True) as progress:
-        yield Ticker(progress, tasks, titles)
-
-
-class Lines(Ticker):
-    """Progress where there is no terminal: a line for each finished task."""
-
-    def __init__(self, tasks: int, titles: Mapping[str, str]) -> None:
-        super().__init__(None, tasks, titles)
-        self.count, self.tasks = 0, tasks
-
-    def __call__(self, name: str, done: int, of: int, what: str) -> None:
-        if of == 1 and done == 1:
-            self.count += 1
-            err.print(f"[{self.count}/{self.tasks}] {self.titles.get(name, name)}", markup=False)
 
 
 def show_json(value: Any) -> None:

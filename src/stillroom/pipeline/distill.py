@@ -21,12 +21,15 @@ from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.objectives import Objective, match
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, TeacherPlan, control_of
 from stillroom.pipeline.recipes import input_of
-from stillroom.pipeline.run import Told, perform, silent
+from stillroom.pipeline.run import perform
+from stillroom.pipeline.tasks import tasks_of
+from stillroom.progress import err, ticking
 from stillroom.randomness import forked
 from stillroom.settings import Training
 from stillroom.store import Store
 
 MakeStudent = Callable[[], nn.Module]
+TRIALS = (0.3, 1.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,6 @@ def distill(
     out: str | Path | None = None,
     labels: int | None = None,
     training: Training | None = None,
-    told: Told = silent,
 ) -> Result:
     """Distil ``teacher`` into ``student`` on ``data`` and say whether it helped.
 
@@ -79,7 +81,8 @@ def distill(
     is how many labels the student may see (None: all). ``objectives``: names, or functions that make an Objective, such
     as ``lambda: match("hint", "layer2", "layer3")``. With ``control`` the same student is also trained without the
     teacher, on labels alone. uint8 images are normalised for both models alike; other inputs are given as they are.
-    ``training`` holds batch, optimizer, rate and the rest; ``steps`` wins. Everything is kept in ``out``.
+    ``training`` holds batch, optimizer, rate and the rest; ``steps`` wins. Three learning rates (x0.3, x1, x3) are tried
+    with the first seed, for the control as well. Everything is kept in ``out``, and a second call resumes from there.
 
     Raises:
         UserError: of the kind that says what is wrong: data, taps, shapes, losses.
@@ -99,8 +102,10 @@ def distill(
     if control and source.classes and arm.reads_teacher:
         arms = {ALONE: control_of(arm, lambda: match("labels")), **arms}
     plan = _teacher(teacher, source, encode)
-    experiment = Experiment("distill", source, {"": plan}, arms, list(seeds))
-    outcome = perform(experiment, folder, told=told)
+    experiment = Experiment("distill", source, {"": plan}, arms, list(seeds), TRIALS)
+    tasks = tasks_of(experiment)
+    with ticking(len(tasks) + 2, {task.name: task.title for task in tasks}, quiet=not err.is_terminal) as told:
+        outcome = perform(experiment, folder, told=told)
     chosen = load(folder / "arms" / f"main-{seeds[0]}", model=arm.make_student(seeds[0]), encode=encode)
     return Result(folder, outcome.metrics, outcome.findings, chosen)
 
