@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("3 parts", ("objectives", "models", "store", "teachers", "tasks")),
     ("4", ("learner", "checkpoint")),
     ("5 verbs", ("record", "train", "evaluate", "export", "report")),
-    ("6", ("recipe",)),
+    ("6", ("recipe", "progress")),
     ("7", ("pipeline",)),
     ("8", ("cli",)),
     ("the package itself", ("__init__", "__main__")),
@@ -57,7 +57,7 @@ FOREIGN_BASES = {
 LAZY = {"__getattr__", "__dir__", "__setattr__"}  # what the package needs so that importing it loads nothing heavy
 
 HEAVY = ("sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "onnxscript", "pandas", "transformers", "tensorflow")
-OTHER_TESTS = {"house", "shapes", "demo", "readme", "docs", "recipes", "bad_input", "kill", "cost", "messages"}
+OTHER_TESTS = {"house", "shapes", "demo", "readme", "docs", "recipes", "bad_input", "kill", "faults", "cost", "messages"}
 
 
 # --- reading the source --------------------------------------------------------------------------------
