@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,48 @@ def begin(folder: Path, inputs: str) -> None:
         raise refused(folder, error) from error
     if not begun.is_file():
         write_json(begun, {"inputs": inputs})
+
+
+def copy_step(source: Path, target: Path) -> None:
+    """Copy a step's files, but not its marks, into ``target``.
+
+    Raises:
+        UserError: the place may not be written or is full.
+    """
+    try:
+        for file in source.iterdir():
+            if file.is_file() and file.name not in (DONE, "begun.json") and not file.name.startswith("."):
+                shutil.copyfile(file, target / file.name)
+    except OSError as error:
+        raise refused(target, error) from error
+
+
+def publish(source: Path, target: Path, inputs: str) -> None:
+    """Put a copy of a committed step at ``target``, whole or not at all, though others may do the same at once.
+
+    A shared place that cannot be written stops nobody: the work is safe in ``source``.
+    """
+    if committed(target, inputs) is not None:
+        return
+    made = target.parent / f".{target.name}.{os.getpid()}.part"
+    with contextlib.suppress(OSError, UserError):
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(parents=True)
+        copy_step(source, made)
+        commit(made, inputs)
+        faultpoint("publish:ready")
+        if target.exists() and committed(target, inputs) is None:
+            set_aside(target)
+        os.rename(made, target)
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def sweep(folder: Path, older_than: float = 0.0) -> None:
+    """Remove what killed processes left half-written below ``folder``: parts that nobody touched for so many seconds."""
+    for part in folder.rglob(".*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime >= older_than:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 def set_aside(folder: Path) -> Path:

@@ -51,6 +51,12 @@ class Rows:
         return Order(parts, seed=seed, views=views)
 
 
+def saves_after(settings: Training, number: int, steps: int) -> bool:
+    """Whether a checkpoint is written after step ``number`` (from 1): every so often, by default in quarters, and at the end."""
+    every = settings.checkpoint_every or max(1, steps // 4)
+    return number % every == 0 or number == steps
+
+
 def learning_rate(settings: Training, step: int, steps: int) -> float:
     """Return the rate at ``step`` (from 0): a linear warm-up, then constant, in steps, or a half cosine to 0."""
     warm = round(settings.warmup * steps)
@@ -225,12 +231,11 @@ class _Run:
         if self.world > 1:
             self.wrapped = DistributedDataParallel(learner)
         learner.train()
-        every = self.settings.checkpoint_every or max(1, self.total // 4)
         for step in range(first, self.total):
             done = self._step(step)
             yield done
             # After the caller has done its part of this step, so that a resumed run never misses it.
-            if self.folder is not None and (done.number % every == 0 or done.number == self.total):
+            if self.folder is not None and saves_after(self.settings, done.number, self.total):
                 self._save(done.number)
             learner.train()
 
@@ -382,4 +387,4 @@ def check_labels(batch: Batch) -> None:
         )
 
 
-__all__ = ["Gradients", "Prepare", "Rows", "bank_rows", "fit", "learning_rate", "optimizer_of", "train"]
+__all__ = ["Gradients", "Prepare", "Rows", "bank_rows", "fit", "learning_rate", "optimizer_of", "saves_after", "train"]

@@ -12,6 +12,7 @@ from stillroom.cli import models, runs, stores
 from stillroom.errors import RecipeError, UserError
 
 GOOD, OURS, THEIRS = 0, 1, 2
+INTERRUPTED = 130  # what Typer makes of Ctrl-C
 # Typer brings Click along under its own name or beside it, depending on its version.
 USAGE = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -36,6 +37,8 @@ def main() -> NoReturn:
     """Run the command line: 0 good, 2 the user's mistake, 1 ours."""
     try:
         answer = app(standalone_mode=False)
+        if answer == INTERRUPTED:
+            raise KeyboardInterrupt
         code = answer if isinstance(answer, int) else GOOD
     except typer.Exit as stop:
         code = stop.exit_code

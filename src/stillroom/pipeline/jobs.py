@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,26 @@ from torch import Tensor, nn
 
 from stillroom.contracts import Source, Step, Teacher
 from stillroom.evaluate import answer
-from stillroom.files import begin, cache_folder, commit, committed, faultpoint, fingerprint, read_json, write_bytes, write_json
+from stillroom.files import (
+    begin,
+    cache_folder,
+    commit,
+    committed,
+    copy_step,
+    faultpoint,
+    fingerprint,
+    publish,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from stillroom.learner import Learner
 from stillroom.models.bundle import save_bundle
 from stillroom.pipeline.plan import ArmPlan, Experiment
 from stillroom.settings import Training
 from stillroom.tasks import accuracy
 from stillroom.tensors import pack, restore, state_of, unpack
-from stillroom.train import train
+from stillroom.train import saves_after, train
 
 Told = Callable[[int, int, str], None]
 LOGGED = 120  # moments of the training curve that are kept
@@ -50,7 +61,7 @@ def train_job(
     if not _from_cache(folder, inputs):
         _train(experiment, arm, seed, factor, folder, teacher, told)
         commit(folder, inputs)
-        _to_cache(folder, inputs)
+        publish(folder, _place(inputs), inputs)
 
 
 def _train(
@@ -69,6 +80,8 @@ def _train(
         folder=folder,
     ):
         log.add(step)
+        if saves_after(settings, step.number, step.steps):
+            log.save()  # before the checkpoint: a resumed training does not pass these steps again
         if step.number in marks and str(step.number) not in scored:
             score = _validate(student, data, arm)
             write_bytes(folder / f"mark-{step.number}.safetensors", pack(state_of(student)))
@@ -76,7 +89,7 @@ def _train(
             write_json(folder / "marks.json", scored)
         if step.number % 5 == 0 or step.number == total:
             told(step.number, total, f"loss {float(step.losses['loss']):.3f}")
-    log.close()
+    log.save()
     _finish(experiment, arm, seed, factor, folder, student, scored, settings)
 
 
@@ -105,8 +118,10 @@ def _finish(
         scores["weights"] = _weights(student)
         scores["pruned"] = _pruned(student, data, arm)
     write_json(folder / "scores.json", scores)
-    for rest in [*folder.glob("mark-*.safetensors"), folder / "checkpoint.safetensors", folder / "marks.json"]:
+    # In this order a kill in between leaves what can be trained again: marks are never missing while they are listed.
+    for rest in [folder / "checkpoint.safetensors", folder / "marks.json", *sorted(folder.glob("mark-*.safetensors"))]:
         rest.unlink(missing_ok=True)
+        faultpoint("job:tidied")
 
 
 def choose(experiment: Experiment, arm: ArmPlan, trials: Path) -> float:
@@ -122,9 +137,7 @@ def adopt(trial: Path, folder: Path, inputs: str) -> None:
     """Take a trial's result as the arm's result for its seed."""
     if committed(folder, inputs) is None:
         begin(folder, inputs)
-        for file in trial.iterdir():
-            if file.is_file() and file.name not in ("done.json", "begun.json"):
-                shutil.copyfile(file, folder / file.name)
+        copy_step(trial, folder)
         commit(folder, inputs)
 
 
@@ -157,10 +170,9 @@ class _Log:
                 values.append(float(value))
             for values in kept["terms"].values():
                 values += [None] * (len(kept["step"]) - len(values))
-            if len(kept["step"]) % 10 == 0:
-                write_json(self.path, kept)
 
-    def close(self) -> None:
+    def save(self) -> None:
+        """Keep the curve so far."""
         write_json(self.path, self.kept)
 
 
@@ -205,14 +217,6 @@ def _from_cache(folder: Path, inputs: str) -> bool:
     kept = _place(inputs)
     if committed(kept, inputs) is None:
         return False
-    for file in kept.iterdir():
-        if file.is_file() and file.name not in ("done.json", "begun.json"):
-            shutil.copyfile(file, folder / file.name)
+    copy_step(kept, folder)
     commit(folder, inputs)
     return True
-
-
-def _to_cache(folder: Path, inputs: str) -> None:
-    kept = _place(inputs)
-    if committed(kept, inputs) is None:
-        adopt(folder, kept, inputs)

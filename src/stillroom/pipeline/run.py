@@ -14,7 +14,7 @@ from typing import Any
 
 from stillroom.contracts import Finding
 from stillroom.errors import UserError
-from stillroom.files import faultpoint, refused, write_bytes, write_json
+from stillroom.files import faultpoint, refused, sweep, write_bytes, write_json
 from stillroom.pipeline.exporting import add_costs, export_run
 from stillroom.pipeline.plan import Experiment
 from stillroom.pipeline.story import facts_of, findings_of, summary_of
@@ -124,6 +124,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"Another run is at work in {folder}: got a locked folder. Wait for it, or choose another with --out."
             ) from None
+        sweep(folder)  # nobody else writes here now
         yield
     finally:
         os.close(handle)

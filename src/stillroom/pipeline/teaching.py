@@ -12,7 +12,7 @@ from torch import nn
 from stillroom.contracts import Named, Teacher, tap
 from stillroom.errors import StoreError
 from stillroom.evaluate import evaluate
-from stillroom.files import begin, cache_folder, commit, committed, fingerprint, refused, set_aside, write_json
+from stillroom.files import begin, cache_folder, commit, committed, copy_step, fingerprint, publish, refused, set_aside, sweep, write_json
 from stillroom.learner import Learner
 from stillroom.models.bundle import load, save_bundle
 from stillroom.models.open_box import fingerprint as fingerprint_of
@@ -58,17 +58,14 @@ def prepare_teacher(experiment: Experiment, name: str, run: Path, told: Told) ->
     begin(folder, inputs)
     kept = cache_folder() / "teachers" / inputs[:2] / inputs
     if committed(kept, inputs) is not None:
-        _copy(kept, folder)
+        copy_step(kept, folder)
     else:
         module = plan.make()
         if plan.training is not None:
             _train(experiment, plan, module, folder, told)
         _keep(experiment, plan, module, folder)
     commit(folder, inputs)
-    if committed(kept, inputs) is None:
-        begin(kept, inputs)
-        _copy(folder, kept)
-        commit(kept, inputs)
+    publish(folder, kept, inputs)
 
 
 def teacher_is_ready(experiment: Experiment, name: str, run: Path) -> bool:
@@ -97,14 +94,6 @@ def _train(experiment: Experiment, plan: TeacherPlan, module: nn.Module, folder:
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
-def _copy(source: Path, target: Path) -> None:
-    import shutil
-
-    for file in source.iterdir():
-        if file.is_file() and file.name not in ("done.json", "begun.json"):
-            shutil.copyfile(file, target / file.name)
-
-
 def trained(experiment: Experiment, name: str, run: Path) -> tuple[nn.Module, nn.Module | None]:
     """Return the teacher's module and encode: as given, or as trained into the run folder."""
     plan = experiment.teachers[name]
@@ -126,6 +115,7 @@ def record_teacher(experiment: Experiment, name: str, run: Path, told: Told) -> 
     module, encode = trained(experiment, name, run)
     taps, prints = experiment.taps(name), _fingerprints(experiment, module, encode)
     kept = _knowledge_place(experiment, name, prints)
+    sweep(kept, older_than=3600)  # another run may be at work there
     record(
         Live(module, taps, encode=encode), experiment.data, kept, views=experiment.views, taps=taps, fingerprints=prints,
         classes=experiment.data.classes, progress=told,
