@@ -57,7 +57,7 @@ FOREIGN_BASES = {
 LAZY = {"__getattr__", "__dir__", "__setattr__"}  # what the package needs so that importing it loads nothing heavy
 
 HEAVY = ("sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "onnxscript", "pandas", "transformers", "tensorflow")
-OTHER_TESTS = {"house", "shapes", "demo", "readme", "docs", "recipes", "bad_input", "kill", "faults", "cost", "messages"}
+OTHER_TESTS = {"house", "shapes", "demo", "readme", "docs", "recipes", "bad_input", "kill", "faults", "cost"}
 
 
 # --- reading the source --------------------------------------------------------------------------------
