@@ -80,7 +80,7 @@ class Material:
             with torch.no_grad():
                 return {"logits": network(encode(batch["inputs"]))}
 
-        return record(teacher, self.source, folder, splits=["train"])
+        return record(teacher, self.source, folder)
 
 
 def _repeated(sample: ArraySource, rows: int) -> ArraySource:
@@ -99,7 +99,7 @@ def floor(student: nn.Module, inputs: Tensor, labels: Tensor, lr: float) -> Iter
         order = torch.randperm(len(inputs))
         for start in range(0, len(order) - BATCH + 1, BATCH):
             rows = order[start : start + BATCH]
-            loss = functional.cross_entropy(student(inputs[rows]), labels[rows])
+            loss = functional.cross_entropy(student(inputs.index_select(0, rows)), labels.index_select(0, rows))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

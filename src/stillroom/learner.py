@@ -102,13 +102,9 @@ class Learner(nn.Module):
             if objective.active(step):
                 value = objective(student, teacher, batch)
                 losses[objective.name] = value
-                weight = objective.weight_at(progress)
-                value = value if weight == 1.0 else value * weight
-            else:
-                value = _touch(objective)
-                if value is None:
-                    continue
-            total = value if total is None else total + value
+                total = _plus(total, value, objective.weight_at(progress))
+            elif (resting := _touch(objective)) is not None:
+                total = _plus(total, resting, 1.0)
         losses["loss"] = total if total is not None else self._idle(student)
         return losses
 
@@ -126,6 +122,13 @@ class Learner(nn.Module):
     def _idle(self, student: Signals) -> Tensor:
         """A loss of 0 for a step at which nothing is computed: the graph still reaches every parameter read."""
         return torch.stack([value.float().sum() * 0 for value in student.values()]).sum()
+
+
+def _plus(total: Tensor | None, value: Tensor, weight: float) -> Tensor:
+    """Return ``total + weight * value`` in as few calls as it takes."""
+    if total is None:
+        return value if weight == 1.0 else value * weight
+    return torch.add(total, value, alpha=weight)
 
 
 def _touch(objective: Objective) -> Tensor | None:

@@ -78,6 +78,17 @@ def row_hashes(rows: NDArray) -> Words:
     return hashed
 
 
+def reseed(seed: int) -> None:
+    """Seed PyTorch's generators, to the same numbers as ``torch.manual_seed``.
+
+    That function leaves a note with the whole call stack for each accelerator that is not there: 0.2 ms a call.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 @contextmanager
 def forked(seed: int, *position: object) -> Iterator[None]:
     """Seed PyTorch's generator for a while; what it was before comes back."""

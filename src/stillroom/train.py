@@ -19,7 +19,7 @@ from stillroom.files import faultpoint, fingerprint
 from stillroom.learner import Learner
 from stillroom.objectives import Objective
 from stillroom.order import Order, Part
-from stillroom.randomness import stream
+from stillroom.randomness import reseed, stream
 from stillroom.settings import Mixed, Training
 
 Prepare = Callable[[nn.Module, Batch], Batch]
@@ -160,8 +160,10 @@ class _Run:
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank, self.world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
         self.notes: list[str] = []
+        self.warned: set[tuple[str, str]] = set()
         self._refuse()
         self.answers = self._attached(teacher)
+        self.past = teacher if isinstance(teacher, HasPast) else None
         self.bank_rows = bank_rows(len(data.splits["train"])) if learner.banks else 0
         self.saved = 0
         self.wrapped: nn.Module = learner
@@ -231,13 +233,15 @@ class _Run:
         if self.world > 1:
             self.wrapped = DistributedDataParallel(learner)
         learner.train()
+        parts = list(learner.modules())
         for step in range(first, self.total):
             done = self._step(step)
             yield done
             # After the caller has done its part of this step, so that a resumed run never misses it.
             if self.folder is not None and saves_after(self.settings, done.number, self.total):
                 self._save(done.number)
-            learner.train()
+            if not all(part.training for part in parts):  # the caller may have evaluated it
+                learner.train()
 
     def _size(self) -> None:
         batch = self._batch(0)
@@ -289,7 +293,7 @@ class _Run:
     def _step(self, step: int) -> Step:
         learner, settings = self.learner, self.settings
         faultpoint("train:step")
-        torch.manual_seed(stream(self.seed, "noise", step, self.rank))
+        reseed(stream(self.seed, "noise", step, self.rank))
         batch = self._batch(step)
         if self.prepare is not None:
             batch = self.prepare(learner.student, batch)
@@ -309,8 +313,8 @@ class _Run:
         if settings.clip is not None:
             nn.utils.clip_grad_norm_(learner.parameters(), settings.clip)
         self.optimizer.step()
-        if isinstance(self.teacher, HasPast):
-            self.teacher.advance(step)
+        if self.past is not None:
+            self.past.advance(step)
         values = {name: value.detach() for name, value in losses.items()}
         notes, self.notes = tuple(self.notes), []
         return Step(step + 1, self.total, values, rate, norms, notes)
@@ -342,7 +346,8 @@ class _Run:
         if len(some) < 2:
             return
         large, small = max(some, key=some.__getitem__), min(some, key=some.__getitem__)
-        if some[large] > APART * some[small]:
+        if some[large] > APART * some[small] and (large, small) not in self.warned:
+            self.warned.add((large, small))
             self.notes.append(
                 f"step {step + 1}: the gradient of '{large}' ({some[large]:.3g}) is {some[large] / some[small]:.0f} times that of "
                 f"'{small}' ({some[small]:.3g}); '{small}' hardly takes part. Raise its weight or lower the other's."

@@ -51,9 +51,9 @@ def soften(teacher_logits: Tensor, *, temperature: float = 4.0) -> Tensor:
 def kd_soft(student_logits: Tensor, teacher_probabilities: Tensor, *, temperature: float = 4.0) -> Tensor:
     """Return :func:`kd` from probabilities that :func:`soften` made beforehand at the same temperature."""
     divergence = F.kl_div(
-        torch.log_softmax(student_logits / temperature, dim=1), teacher_probabilities, reduction="batchmean"
+        torch.log_softmax(student_logits / temperature, dim=1), teacher_probabilities, reduction="sum"
     )
-    return divergence * temperature**2
+    return divergence * (temperature**2 / len(student_logits))
 
 
 def kd(student_logits: Logits, teacher_logits: Logits, *, temperature: Temperature = 4.0) -> Tensor:

@@ -35,10 +35,12 @@ class Objective(nn.Module):
         self.own, self.weight, self.connect, self.every, self.role = own, weight, connect, every, role
         self.reads: Signature = signature(loss)
         self.connectors = nn.ModuleDict()
-        self.sized = not self._may_connect()
+        self.meeting = self._connected()
+        self.sized = self.meeting is None
         self.parameters_read: Mapping[str, Tensor] = {}
         self.folded = False  # an l2 that the optimizer applies as weight decay
         self.prepared = PREPARED.get(loss) if not own and role == "distil" else None
+        self.prepared_name = self._prepared_name()
 
     # --- what it needs ------------------------------------------------------------------------------
 
@@ -58,8 +60,7 @@ class Objective(nn.Module):
         """Return the names of the teacher's signals whose bank is read."""
         return [pair[slot.name].key for pair in self.pairs for slot in self.reads.sides("bank")]
 
-    @property
-    def prepared_name(self) -> str:
+    def _prepared_name(self) -> str:
         """Return the name under which targets made beforehand come with the teacher's signals."""
         options = ",".join(f"{key}={value}" for key, value in sorted(self.options.items()))
         return f"{self.pairs[0]['teacher_logits'].key}~{self.loss.__name__}({options})" if self.prepared else ""
@@ -133,10 +134,9 @@ class Objective(nn.Module):
         self, index: int, pair: Mapping[str, Place], values: dict[str, Any], student: Signals, teacher: Signals
     ) -> None:
         """Pool and connect the pair's tensors where the loss wants equal shapes."""
-        slots = self._connected()
-        if slots is None:
+        if self.meeting is None:
             return
-        ours, theirs = slots
+        ours, theirs = self.meeting
         masks = {"student_mask", "teacher_mask"} & values.keys()
         mask_ours = None if masks else student.get(f"{pair[ours.name].key}.mask")
         mask_theirs = None if masks else teacher.get(f"{pair[theirs.name].key}.mask")
@@ -167,16 +167,13 @@ class Objective(nn.Module):
             return None
         return ours[0], theirs[0]
 
-    def _may_connect(self) -> bool:
-        return self._connected() is not None
-
     def size(self, student: Signals, teacher: Signals, batch: Batch, *, seed: int = 0) -> None:
         """Look at real shapes once: make the connectors that are needed and try the loss.
 
         Raises:
             LossError: the shapes do not fit; names both.
         """
-        slots = self._connected()
+        slots = self.meeting
         if slots is not None and self.connect != "none":
             with forked(seed, "connector", self.name):
                 for index, pair in enumerate(self.pairs):

@@ -116,6 +116,7 @@ class Index:
             and np.array_equal(views, steps % self.views)
         )
         self._keys = None if self.dense else examples * self.views + views
+        self._rows = None if self._keys is None else _table(self._keys)
 
     def find(self, ids: Tensor) -> Tensor:
         """Return the rows (int64, B) of ``ids`` (int64, B x 2).
@@ -150,9 +151,16 @@ class Index:
     def _search(self, ids: Tensor, examples: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.int64]:
         assert self._keys is not None
         keys = examples * self.views + views
-        rows = np.searchsorted(self._keys, keys)
-        found = self._keys.take(rows, mode="clip") == keys
-        if not found.all() or int(views.view(np.uint64).max()) >= self.views:
+        beyond = int(views.view(np.uint64).max()) >= self.views
+        if self._rows is None:
+            rows = np.searchsorted(self._keys, keys)
+            beyond = beyond or not (self._keys.take(rows, mode="clip") == keys).all()
+        else:
+            keys -= self._keys[0]
+            beyond = beyond or int(keys.view(np.uint64).max()) >= len(self._rows)
+            rows = keys if beyond else self._rows.take(keys)
+            beyond = beyond or int(rows.min()) < 0
+        if beyond:
             self._absent(ids, self.contains(ids))
         return rows
 
@@ -176,6 +184,19 @@ class Index:
         """Return the (example, view) of ``rows``: int64, N x 2."""
         keys = rows + self.first * self.views if self._keys is None else self._keys[rows]
         return torch.from_numpy(np.stack([keys // self.views, keys % self.views], axis=1))
+
+
+def _table(keys: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Return the row of each key from the first on, -1 where there is none: a third of the time of a search.
+
+    None where keys lie far apart, or are not in order as in a damaged shard.
+    """
+    span = int(keys[-1] - keys[0]) + 1
+    if span > 4 * len(keys) or (keys[1:] <= keys[:-1]).any():
+        return None
+    rows = np.full(span, -1, np.int64)
+    rows[keys - keys[0]] = np.arange(len(keys))
+    return rows
 
 
 class Shelf:
