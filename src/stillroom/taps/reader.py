@@ -57,6 +57,7 @@ class Reader:
         self._listens = False
         for one in self._inner:
             submodule(self.module, one.path)
+        _one_reading_a_memory([one for one in self._inner if isinstance(one, State)])
 
     @property
     def names(self) -> list[str]:
@@ -64,6 +65,7 @@ class Reader:
         return [str(one) for one in self.taps]
 
     def __enter__(self) -> Reader:
+        self.__exit__()  # entered twice: the hooks of the first time must not be forgotten
         self._open = self._hooks()
         return self
 
@@ -249,6 +251,7 @@ class Reader:
     @contextmanager
     def _standing_in(self, one: State) -> Iterator[None]:
         target = submodule(self.module, one.path)
+        before = target.__dict__.get("forward")
         reading = StateReading(target, one.path, one.every, lambda seen: self._states.update(seen))  # type: ignore[arg-type]
         target.forward = reading  # type: ignore[method-assign]
         self._stand_ins.append(reading)
@@ -257,6 +260,8 @@ class Reader:
         finally:
             self._stand_ins.remove(reading)
             del target.forward
+            if before is not None:
+                target.forward = before  # type: ignore[method-assign]
 
     # --- the first look ---------------------------------------------------------------------------
 
@@ -329,6 +334,17 @@ def _ask_for_weights(module: nn.Module, positional: tuple, keyword: dict) -> tup
             "Tap the module that returns the weights, for example 'attention[1]'."
         )
     return positional[:4], {**keyword, "need_weights": True, "average_attn_weights": False}
+
+
+def _one_reading_a_memory(states: Sequence[State]) -> None:
+    """One memory is read at one spacing: its entries have no other name."""
+    for one in states:
+        others = [str(other) for other in states if other.path == one.path and other != one]
+        if others:
+            raise TapError(
+                f"The memory of '{one.path}' is read at two spacings: got '{one}' and '{others[0]}'. "
+                "Allowed: one. Write the same number behind every '/'."
+            )
 
 
 def _never_ran(module: nn.Module, place: Hidden | Attention | State) -> TapError:
