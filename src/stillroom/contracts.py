@@ -108,7 +108,7 @@ class Gradient:
     wrt: str = "inputs"
 
     def __str__(self) -> str:
-        parts = [] if self.along == "top" else [self.along]
+        parts: list[str] = [] if self.along == "top" else [self.along]
         parts += [] if self.wrt == "inputs" else [f"wrt={self.wrt}"]
         return f"{self.of}@gradient" + (f"({','.join(parts)})" if parts else "")
 
@@ -142,8 +142,8 @@ def tap(text: str | Tap) -> Tap:
     elif found := _STATE.match(text):
         return State(found["path"], int(found["every"] or 1))
     elif (found := _PLACE.match(text)) and text:
-        pick: str | int | None = found["pick"]
-        pick = int(pick) if pick is not None and pick.isdigit() else pick
+        part: str | None = found["pick"]
+        pick = int(part) if part is not None and part.isdigit() else part
         if found["path"] == "output" and not found["side"]:
             return Output(pick)
         side: Literal["in", "out"] = "in" if found["side"] == ":in" else "out"
@@ -228,8 +228,16 @@ class Objective(Protocol):
 class Source(Protocol):
     """Where examples come from. Examples are numbered 0 .. len - 1; view 0 is the plain example."""
 
-    classes: Sequence[str] | None
-    splits: Mapping[str, Tensor]
+    @property
+    def classes(self) -> Sequence[str] | None: ...
+
+    @property
+    def splits(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for the raw examples: equal for equal examples."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -267,11 +275,13 @@ class Kind:
 
 
 Logits = Annotated[Tensor, Kind("logits", ("example", "class"), "logits", "equal")]
+TokenLogits = Annotated[Tensor, Kind("logits", ("example", "time", "class"), "logits", "equal")]
 Vectors = Annotated[Tensor, Kind("vectors", ("example", "feature"), "features")]
 Maps = Annotated[Tensor, Kind("maps", ("example", "channel", "height", "width"))]
 FreeMaps = Annotated[Tensor, Kind("maps", ("example", "channel", "height", "width"), fit="free")]
 FreeVectors = Annotated[Tensor, Kind("vectors", ("example", "feature"), "features", "free")]
 Tokens = Annotated[Tensor, Kind("tokens", ("example", "time", "feature"))]
+FreeTokens = Annotated[Tensor, Kind("tokens", ("example", "time", "feature"), fit="free")]
 Features = Annotated[Tensor, Kind("features", ("example", "..."), "features")]
 Labels = Annotated[Tensor, Kind("labels", ("example",))]
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stillroom.contracts import Batch, Gradient, Place, Signals, place
+from stillroom.contracts import Batch, Gradient, Place, Signals, Tap, place
 from stillroom.errors import LossError
 from stillroom.objectives import Objective, match
 from stillroom.taps import Reader, Takes, read, sizing
@@ -110,7 +110,7 @@ class Learner(nn.Module):
 
     def _read(self, batch: Batch, teacher: Signals, step: int) -> Signals:
         resting = [one for one in self._each() if not one.active(step)]
-        skip = ()
+        skip: tuple[Tap, ...] = ()
         if resting:
             wanted = {where.tap for one in self._each() if one.active(step) for where in one.places("student")}
             skip = tuple({where.tap for one in resting for where in one.places("student")} - wanted)

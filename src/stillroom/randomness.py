@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def stream(seed: int, *position: object) -> int:
     return int.from_bytes(hashlib.sha256(repr((int(seed), *position)).encode()).digest()[:8], "little") >> 1
 
 
-def draw(seed: int, *position: NDArray | int | str) -> Words:
+def draw(seed: int, *position: NDArray[np.int64] | int | str) -> Words:
     """Return one 64-bit word for each position; integer arrays are broadcast, names are hashed once.
 
     Example:
@@ -47,12 +48,12 @@ def draw(seed: int, *position: NDArray | int | str) -> Words:
     return state
 
 
-def uniform(seed: int, *position: NDArray | int | str) -> NDArray[np.float64]:
+def uniform(seed: int, *position: NDArray[np.int64] | int | str) -> NDArray[np.float64]:
     """Return numbers in [0, 1), one for each position."""
     return (draw(seed, *position) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def integers(high: int, seed: int, *position: NDArray | int | str) -> NDArray[np.int64]:
+def integers(high: int, seed: int, *position: NDArray[np.int64] | int | str) -> NDArray[np.int64]:
     """Return whole numbers in [0, high), one for each position."""
     return (uniform(seed, *position) * high).astype(np.int64)
 
@@ -62,7 +63,7 @@ def permutation(count: int, seed: int, *position: int | str) -> NDArray[np.int64
     return np.argsort(draw(seed, *position, np.arange(count)), kind="stable")
 
 
-def row_hashes(rows: NDArray) -> Words:
+def row_hashes(rows: NDArray[Any]) -> Words:
     """Return a 64-bit hash of each row's bytes (any dtype, any shape after the first axis)."""
     flat = np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)
     spare = -flat.shape[1] % 8

@@ -116,8 +116,8 @@ class MovingAverage:
         """Move the average towards the student, after the optimizer's step."""
         for mine, theirs in zip(self.average.parameters(), self.student.parameters(), strict=True):
             mine.lerp_(theirs, 1 - self.decay)
-        for mine, theirs in zip(self.average.buffers(), self.student.buffers(), strict=True):
-            mine.copy_(theirs)
+        for kept, moved in zip(self.average.buffers(), self.student.buffers(), strict=True):
+            kept.copy_(moved)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averaged weights."""

@@ -14,7 +14,9 @@ from stillroom.errors import RecipeError, UserError
 GOOD, OURS, THEIRS = 0, 1, 2
 INTERRUPTED = 130  # what Typer makes of Ctrl-C
 # Typer brings Click along under its own name or beside it, depending on its version.
-USAGE = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+USAGE: type[Exception] = next(  # type: ignore[assignment]
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
 
 app = typer.Typer(
     name="stillroom",

@@ -36,8 +36,8 @@ def evaluate(
     deployed, source = _load(model), _data(data, model)
     if split not in source.splits:
         raise UserError(say("The data has no such split", f"'{split}'", source.splits))
-    facts = measure(deployed, source, split=split)
-    facts = {"model": str(model), "data": getattr(source, "name", data), "split": split, "rows": len(source.splits[split]), **facts}
+    found = measure(deployed, source, split=split)
+    facts: dict[str, Any] = {"model": str(model), "data": getattr(source, "name", data), "split": split, "rows": len(source.splits[split]), **found}
     if as_json:
         show_json(facts)
         return

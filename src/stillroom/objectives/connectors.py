@@ -36,9 +36,9 @@ def pool(
     if student.shape == teacher.shape and student_mask is None and teacher_mask is None:
         return student, teacher
     if student.dim() == teacher.dim() == 4 and student_mask is None and teacher_mask is None:
-        size = [min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)]
+        size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
         return tuple(  # type: ignore[return-value]
-            maps if list(maps.shape[2:]) == size else F.adaptive_avg_pool2d(maps, size) for maps in (student, teacher)
+            maps if tuple(maps.shape[2:]) == size else F.adaptive_avg_pool2d(maps, size) for maps in (student, teacher)
         )
     if student.dim() == teacher.dim() == 3 and student_mask is None and teacher_mask is None and (
         student.shape[1] == teacher.shape[1]

@@ -114,7 +114,8 @@ def _exported(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def summary_of(metrics: Mapping[str, Any]) -> list[tuple[str, object]]:
     """Return the few numbers at the head of the report."""
-    models, shown = metrics["models"], []
+    models = metrics["models"]
+    shown: list[tuple[str, object]] = []
     gap = metrics.get("gap_closed")
     if gap:
         shown.append(("gap closed", f"{100 * gap['mean']:.0f} %"))

@@ -41,7 +41,7 @@ class Reader:
 
     def __init__(self, module: nn.Module, taps: Sequence[Tap], encode: Encode | None, takes: Takes) -> None:
         self.module = getattr(module, "_orig_mod", module)
-        self.run = self._peers if isinstance(self.module, nn.ModuleDict) else self.module
+        self.run: Callable[..., Any] = self._peers if isinstance(self.module, nn.ModuleDict) else self.module
         self.encode, self.takes = encode, takes
         self.taps = tuple(dict.fromkeys(taps))
         self._inner = [one for one in self.taps if isinstance(one, Hidden | Attention | State)]
@@ -139,7 +139,7 @@ class Reader:
 
     def _peers(self, *positional: Any, **keyword: Any) -> dict[str, Any]:
         """A dictionary of models answers with a dictionary of answers: ``output[a]``, ``a.layer3``."""
-        return {name: peer(*positional, **keyword) for name, peer in self.module.items()}
+        return {name: peer(*positional, **keyword) for name, peer in self.module.named_children()}
 
     def _collect(self, output: Any, batch: Batch, extra: Signals, skipped: frozenset[Tap]) -> Signals:
         rows, signals = len(batch["id"]), {}
@@ -224,7 +224,7 @@ class Reader:
         if isinstance(place, Attention):
             stack.callback(target.register_forward_pre_hook(_ask_for_weights, with_kwargs=True).remove)
         if isinstance(place, Hidden) and place.side == "in":
-            def entering(_: nn.Module, positional: tuple, keyword: dict) -> None:
+            def entering(_: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> None:
                 entered = positional[0] if len(positional) == 1 and not keyword else (positional or keyword)
                 self._note(key, pick(entered, place.pick, str(place)))
 
@@ -233,7 +233,7 @@ class Reader:
 
         part = 1 if isinstance(place, Attention) else place.pick
 
-        def leaving(_: nn.Module, __: tuple, ___: dict, output: Any) -> None:
+        def leaving(_: nn.Module, __: tuple[Any, ...], ___: dict[str, Any], output: Any) -> None:
             self._note(key, pick(output, part, str(place)))
 
         stack.callback(target.register_forward_hook(leaving, with_kwargs=True).remove)
@@ -287,7 +287,7 @@ class Reader:
         made: list[tuple[str, Any]] = []
         with ExitStack() as stack:
             for path, part in leaves(self.module).items():
-                def leaving(_: nn.Module, __: tuple, output: Any, path: str = path) -> None:
+                def leaving(_: nn.Module, __: tuple[Any, ...], output: Any, path: str = path) -> None:
                     made.append((path, output))
 
                 stack.callback(part.register_forward_hook(leaving).remove)
@@ -327,7 +327,7 @@ def _key(place: Hidden | Attention) -> str:
     return str(Hidden(place.path, place.side, None, place.pick)) if isinstance(place, Hidden) else str(place)
 
 
-def _ask_for_weights(module: nn.Module, positional: tuple, keyword: dict) -> tuple[tuple, dict]:
+def _ask_for_weights(module: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if not isinstance(module, nn.MultiheadAttention):
         raise TapError(
             f"An attention tap reads an nn.MultiheadAttention: got {type(module).__name__}. "
