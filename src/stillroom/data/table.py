@@ -10,11 +10,13 @@ from stillroom.contracts import Source
 from stillroom.errors import DataError, say
 
 SOURCES: dict[str, str] = {
+    "digits": "stillroom.data.images:digits",
     "fashion-mnist": "stillroom.data.images:fashion_mnist",
     "fashion-mnist-sample": "stillroom.data.images:fashion_mnist_sample",
     "images": "stillroom.data.images:folder",
     "mnist": "stillroom.data.images:mnist",
     "npz": "stillroom.data.images:npz",
+    "rotations": "stillroom.data.derived:rotations",
 }
 
 
