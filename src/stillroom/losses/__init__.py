@@ -5,11 +5,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from stillroom.losses.attention import attention_transfer
-from stillroom.losses.features import hint
+from stillroom.losses.attention import attention_relations, attention_transfer
+from stillroom.losses.decoupled import dkd, nkd
+from stillroom.losses.divergences import forward_kl, jsd, reverse_kl, skew_kl
+from stillroom.losses.features import hcl, hint, nst
 from stillroom.losses.penalties import l1, l2
-from stillroom.losses.relations import bank
-from stillroom.losses.response import kd, kd_soft, labels, mse_logits, soften
+from stillroom.losses.relations import bank, crd, pkt, rkd, sp
+from stillroom.losses.response import dist, kd, kd_multilabel, kd_soft, labels, lskd, mse_logits, regression, soften
 
 
 class Prepared(NamedTuple):
@@ -20,14 +22,31 @@ class Prepared(NamedTuple):
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
+    "attention_relations": attention_relations,
     "attention_transfer": attention_transfer,
     "bank": bank,
+    "crd": crd,
+    "dist": dist,
+    "dkd": dkd,
+    "forward_kl": forward_kl,
+    "hcl": hcl,
     "hint": hint,
+    "jsd": jsd,
     "kd": kd,
+    "kd_multilabel": kd_multilabel,
     "l1": l1,
     "l2": l2,
     "labels": labels,
+    "lskd": lskd,
     "mse_logits": mse_logits,
+    "nkd": nkd,
+    "nst": nst,
+    "pkt": pkt,
+    "regression": regression,
+    "reverse_kl": reverse_kl,
+    "rkd": rkd,
+    "skew_kl": skew_kl,
+    "sp": sp,
 }
 
 PREPARED: dict[Callable[..., Tensor], Prepared] = {kd: Prepared(soften, kd_soft)}
@@ -36,12 +55,29 @@ __all__ = [
     "LOSSES",
     "PREPARED",
     "Prepared",
+    "attention_relations",
     "attention_transfer",
     "bank",
+    "crd",
+    "dist",
+    "dkd",
+    "forward_kl",
+    "hcl",
     "hint",
+    "jsd",
     "kd",
+    "kd_multilabel",
     "l1",
     "l2",
     "labels",
+    "lskd",
     "mse_logits",
+    "nkd",
+    "nst",
+    "pkt",
+    "regression",
+    "reverse_kl",
+    "rkd",
+    "skew_kl",
+    "sp",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stillroom.contracts import FreeMaps, FreeTokens
 from stillroom.errors import LossError
-from stillroom.losses._shared import floor_of, kl, wide
+from stillroom.losses._shared import floor_of, kl, smaller, wide
 
 
 def _attention(maps: Tensor, power: float) -> Tensor:
@@ -31,7 +31,7 @@ def attention_transfer(
     Shapes: (B, C1, H1, W1) and (B, C2, H2, W2); returns a scalar, 0 when the maps are proportional.
     """
     if student_maps.shape[2:] != teacher_maps.shape[2:]:
-        size = (min(student_maps.shape[2], teacher_maps.shape[2]), min(student_maps.shape[3], teacher_maps.shape[3]))
+        size = smaller(student_maps, teacher_maps)
         student_maps, teacher_maps = (F.adaptive_avg_pool2d(maps, size) for maps in (student_maps, teacher_maps))
     return (_attention(student_maps, power) - _attention(teacher_maps, power)).pow(2).mean()
 

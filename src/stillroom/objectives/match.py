@@ -122,7 +122,7 @@ class Objective(nn.Module):
             return self.parameters_read
         if slot.side == "column":
             return _column(batch, slot.name, self.name)
-        place = pair[_owner_slot(slot)]
+        place = pair[_owner_slot(slot, pair)]
         signals = student if slot.side == "student" else teacher
         if slot.side == "bank":
             return signals.get(f"{place.key}.bank.mask") if slot.mask else _floats(_entry(signals, f"{place.key}.bank", self))
@@ -301,9 +301,10 @@ def _place(title: str, slot: Slot, where: str | Tap | None) -> Place:
     return place(named)
 
 
-def _owner_slot(slot: Slot) -> str:
-    """The slot whose place a mask or bank belongs to."""
-    return slot.name if not slot.mask else slot.name.removesuffix("_mask")
+def _owner_slot(slot: Slot, pair: Mapping[str, Place]) -> str:
+    """The slot whose place a mask or bank belongs to: of its own name, else the first of its side (student_logits)."""
+    name = slot.name.removesuffix("_mask") if slot.mask else slot.name
+    return name if name in pair else next(other for other in pair if other.startswith(f"{name}_"))
 
 
 def _entry(signals: Signals, key: str, objective: Objective) -> Tensor:
