@@ -6,6 +6,8 @@ Ratios only, both sides in one process, one thread, one core, in turns. See READ
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,7 +17,7 @@ from keeping import facts, measured, met, remark, target, write
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from timing import Figure, pin
+from timing import ALLOCATOR, Figure, pin
 
 PARTS = "abcdef"
 
@@ -27,6 +29,8 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write benchmarks/records/<date>-cost/")
     parser.add_argument("--only", default=PARTS, help="letters of the parts to measure (a comes with b)")
     options = parser.parse_args()
+    if not ALLOCATOR.items() <= os.environ.items():  # it is read when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
     console, started = Console(), time.monotonic()
     pin()
     figures: list[Figure] = []
@@ -41,14 +45,13 @@ def main() -> None:
     took = time.monotonic() - started
     console.print(f"{sum(f.met is False for f in figures)} targets missed; {took:.0f} s", highlight=False)
     if options.record:
-        flags = [*(["--quick"] if options.quick else []), *([f"--only {options.only}"] if options.only != PARTS else [])]
-        folder = write(figures, " ".join(["python benchmarks/cost.py --record", *flags]), facts(), took)
+        folder = write(figures, " ".join(["python", "benchmarks/cost.py", *sys.argv[1:]]), facts(), took)
         console.print(f"kept in {folder}", highlight=False)
 
 
 def _parts(quick: bool) -> dict[str, Callable[[], Sequence[Figure]]]:
-    pairs = 3 if quick else 11
-    block, store_pairs = (25, 5) if quick else (100, 15)
+    pairs = 3 if quick else 9
+    block, store_pairs = (20, 5) if quick else (50, 15)
     material = training_cost.Material.load()
     return {
         "ab": lambda: training_cost.distilling(material, pairs=pairs, block=block),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import Figure, paired, pin
+from timing import ALLOCATOR, Figure, paired, pin
 from torch import Tensor
 from training_cost import Material
 
@@ -52,8 +52,10 @@ def recording(material: Material, *, pairs: int, share: float) -> list[Figure]:
             )
         note = f"{parameters(network):,} parameters, {rows:,} rows a block"
         figures.append(
-            Figure("c", f"recording logits, {title}", timed.speed(), 0.95, most=False, unit="x the bare rate", note=note,
-                   more=timed.more())
+            Figure(
+                "c", f"recording logits, {title}", timed.speed(), 0.95, most=False, unit="x the bare rate", note=note,
+                more=timed.more(),
+            )
         )
     return figures
 
@@ -119,9 +121,10 @@ def memory(*, rows: tuple[int, int]) -> list[Figure]:
     names = {"recording": "recording", "reading": "decoding and reading"}
     return [
         Figure(
-            "e", f"most RssAnon while {names[phase]}, {rows[1]:,} rows over {rows[0]:,}", (many[phase] / less[phase],), 1.1,
-            note=f"{less[phase] / 2**20:.0f} MB, {many[phase] / 2**20:.0f} MB; the data {rows[1] * WIDTH * 2 / 1e6:.0f} MB, "
-            f"the budget {BUDGET / 1e6:.0f} MB",
+            "e", f"most RssAnon while {names[phase]}, {rows[1]:,} rows over {rows[0]:,}",
+            (many[phase] / less[phase],), 1.1,
+            note=f"{less[phase] / 1e6:.0f} MB, {many[phase] / 1e6:.0f} MB; "
+            f"the data {rows[1] * WIDTH * 2 / 1e6:.0f} MB, the budget {BUDGET / 1e6:.0f} MB",
             more={"bytes": {str(rows[0]): less[phase], str(rows[1]): many[phase]}},
         )
         for phase in names
@@ -129,7 +132,8 @@ def memory(*, rows: tuple[int, int]) -> list[Figure]:
 
 
 def _in_a_process(rows: int) -> dict[str, int]:
-    run = subprocess.run([sys.executable, __file__, str(rows)], capture_output=True, text=True, check=True, env=os.environ)
+    usual = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
+    run = subprocess.run([sys.executable, __file__, str(rows)], capture_output=True, text=True, check=True, env=usual)
     return dict(json.loads(run.stdout.splitlines()[-1]))
 
 
@@ -195,8 +199,10 @@ def reading(*, rows: int, pairs: int) -> list[Figure]:
     about = f"{rows:,} rows of {WIDTH} float16"
     return [
         Figure("f", "decoding", tuple(rates), 700, most=False, unit="MB/s", note=about),
-        Figure("f", "shuffled batches, against indexing a tensor and widening it to float32", like.speed(), 0.6, most=False,
-               unit="x the rate", note=f"{about}; a loss takes float32", more=like.more()),
+        Figure(
+            "f", "shuffled batches, against indexing a tensor and widening it to float32", like.speed(), 0.6,
+            most=False, unit="x the rate", note=f"{about}; a loss takes float32", more=like.more(),
+        ),
         Figure("f", "the same, against indexing alone (no float32)", bare.speed(), unit="x the rate", more=bare.more()),
     ]
 
