@@ -44,7 +44,7 @@ def new(
     if not kind:
         for name, place in recipes.items():
             lines = [line.strip("# ") for line in place.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-            out.print(f"{name:<16} {next((line for line in lines[1:] if line), '')}", markup=False)
+            out.print(f"{name:<16} {' '.join(line for line in lines[1:] if line).split('. ')[0].rstrip('.')}", markup=False)
         return
     if kind not in recipes:
         raise UserError(say("There is no such shipped recipe", f"'{kind}'", recipes))
@@ -67,7 +67,8 @@ def check(recipe: RecipePath, set: Set = None, tiny: Tiny = False, as_json: Json
     read, experiment = _open(recipe, set, tiny)
     facts = check_shapes(experiment)
     if as_json:
-        show_json({"recipe": read.resolved(), **facts, "tasks": [task.name for task in tasks_of(experiment)]})
+        data = facts.pop("data")
+        show_json({"recipe": read.resolved(), "data": data, "arms": facts, "tasks": [task.name for task in tasks_of(experiment)]})
         return
     for label, text in facts.items():
         out.print(f"{label:<10} {text}", markup=False)
@@ -150,11 +151,10 @@ def report(
     Example: stillroom report runs/images runs/images-tiny
     """
     from stillroom.cli import screen
-    from stillroom.files import read_json
-    from stillroom.report import compare, write_report
+    from stillroom.report import compare, read_metrics, write_report
 
     if len(folders) == 1:
-        metrics = read_json(folders[0] / "metrics.json")
+        metrics = read_metrics(folders[0])
         if as_json:
             screen.show_json(metrics)
             return
@@ -164,6 +164,9 @@ def report(
     title, findings = compare(folders)
     target = out or Path("comparison.html")
     write_report(target, title=title, verdict=findings[0].sentence, findings=findings)
+    if as_json:
+        screen.show_json({"title": title, "verdict": findings[0].sentence, "report": str(target)})
+        return
     screen.out.print(findings[0].sentence, markup=False)
     screen.out.print(f"Report: {target}", markup=False)
 
@@ -188,11 +191,13 @@ def _plan(experiment: Experiment, folder: Path, as_json: bool) -> None:
     from stillroom.pipeline.checking import expectations
     from stillroom.pipeline.run import pending
 
-    rows = [[task.title, "done before" if done else "to do"] for task, done in pending(experiment, folder)]
+    tasks = pending(experiment, folder)
     expected = expectations(experiment)
     if as_json:
-        screen.show_json({"folder": str(folder), "tasks": rows, **expected})
+        listed = [{"task": task.name, "done": done} for task, done in tasks]
+        screen.show_json({"folder": str(folder), "tasks": listed, "expected": expected})
         return
+    rows = [[task.title, "done before" if done else "to do"] for task, done in tasks]
     screen.show_table(["task", "state"], rows, f"Plan for {folder}")
     for label, text in expected.items():
         screen.out.print(f"{label:<12} {text}", markup=False)

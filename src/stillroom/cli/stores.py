@@ -13,6 +13,7 @@ app = typer.Typer(
 )
 Folder = Annotated[Path, typer.Argument(help="A store, for example runs/images/knowledge", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else")]
+Root = Annotated[Path | None, typer.Argument(help="Where to look (default: the cache shared by all runs)", show_default=False)]
 
 
 @app.command()
@@ -38,45 +39,46 @@ def verify(folder: Folder, as_json: Json = False) -> None:
 
 
 @app.command(name="list")
-def list_(
-    root: Annotated[Path, typer.Argument(help="Where to look")] = Path("runs"), as_json: Json = False
-) -> None:
-    """List the stores below a folder.
+def list_(root: Root = None, as_json: Json = False) -> None:
+    """List the stores below a folder, those that a run links to as well.
 
     Example: stillroom store list runs
     """
     from stillroom import store
-    from stillroom.cli.screen import bytes_text, out, show_json, show_table
+    from stillroom.cli.screen import bytes_text, out, show_json
 
-    found = store.list_stores(root)
+    place = _place(root)
+    found = store.list_stores(place)
+    for link in sorted(path for path in place.rglob("*") if path.is_symlink() and path.is_dir()):
+        found += store.list_stores(link)
     if as_json:
         show_json(found)
-    elif not found:
-        out.print(f"There are no stores below {root}.", markup=False)
-    else:
-        columns = list(found[0])
-        show_table(columns, [
-            [bytes_text(row[key]) if key == "bytes" else str(row.get(key, "-")) for key in columns] for row in found])
+        return
+    if not found:
+        out.print(f"There are no stores below {place}.", markup=False)
+    for row in found:
+        what = ", ".join(row["signals"]) if row["complete"] else "partly recorded"
+        out.print(f"{row['rows']:>9,} rows  {bytes_text(row['bytes']):>9}  {row['folder']}  ({what})", markup=False)
 
 
 @app.command()
 def prune(
-    root: Annotated[Path, typer.Argument(help="Where to look", show_default=False)],
+    root: Root = None,
     keep: Annotated[int | None, typer.Option(min=0, help="Keep this many, the newest", show_default=False)] = None,
     older_than: Annotated[float | None, typer.Option(min=0, help="Only those unused for so many days", show_default=False)] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only listed")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove old stores. Nothing that is not recognised as a store is ever removed.
+    """Remove old stores. Nothing that is not recognised as a store is ever removed, and links are not followed.
 
-    Example: stillroom store prune runs --older-than 30 --yes
+    Example: stillroom store prune --older-than 30 --yes
     """
     from stillroom import store
     from stillroom.cli.screen import out, show_json
 
-    gone = store.prune(root, keep=keep, older_than=older_than, dry_run=not yes)
+    gone = [one["folder"] for one in store.prune(_place(root), keep=keep, older_than=older_than, dry_run=not yes)]
     if as_json:
-        show_json({"removed" if yes else "would_remove": [str(one) for one in gone]})
+        show_json({"removed" if yes else "would_remove": gone})
         return
     for one in gone:
         out.print(f"{'removed' if yes else 'would remove'} {one}", markup=False)
@@ -98,6 +100,20 @@ def export(
     from stillroom.cli.screen import out
 
     out.print(f"Wrote {store.export_columns(folder, target)}", markup=False)
+
+
+def _place(root: Path | None) -> Path:
+    """Return where to look: what was given, else what all runs share (made if it is not there yet)."""
+    from stillroom.files import cache_folder, refused
+
+    if root is not None:
+        return root
+    place = cache_folder() / "knowledge"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused(place, error) from error
+    return place
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:
