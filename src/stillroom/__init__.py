@@ -13,6 +13,7 @@ _PLACES = {
     "Learner": "stillroom.learner",
     "Live": "stillroom.teachers",
     "MovingAverage": "stillroom.teachers",
+    "Previous": "stillroom.teachers",
     "Result": "stillroom.pipeline.distill",
     "Rows": "stillroom.train",
     "Store": "stillroom.store",
@@ -40,6 +41,7 @@ __all__ = [
     "Learner",
     "Live",
     "MovingAverage",
+    "Previous",
     "Result",
     "Rows",
     "StillroomError",
@@ -77,7 +79,7 @@ if TYPE_CHECKING:
     from stillroom.settings import Training
     from stillroom.store import Store
     from stillroom.taps import read
-    from stillroom.teachers import Average, Live, MovingAverage, Together
+    from stillroom.teachers import Average, Live, MovingAverage, Previous, Together
     from stillroom.train import Rows, fit, train
 
 

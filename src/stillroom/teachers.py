@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from stillroom.contracts import Batch, Signals, Tap, Teacher
-from stillroom.errors import ModelError
+from stillroom.contracts import UNLABELLED, Batch, Signals, Tap, Teacher
+from stillroom.errors import ModelError, say
 from stillroom.taps import Takes, read
 
 
@@ -60,31 +60,79 @@ class Together:
 
 
 class Average:
-    """Several teachers as one: the weighted mean of their logits' probabilities, given back as ``logits``.
+    """Several teachers as one: the weighted mean of their probabilities, given back as ``logits``.
 
-    The logarithm of the mean probability is returned, so that every loss on logits sees the mixture.
+    The logarithm of the mean probability is returned, so that every loss on logits sees the mixture. ``weights`` is a
+    number for each teacher (equal when left out), or ``"confidence"``: a weight for each example by how well each
+    teacher knows its label, w_k = (1 - exp(CE_k) / sum_j exp(CE_j)) / (K - 1), as in CA-MKD (Zhang, Chen and Wang 2022,
+    https://arxiv.org/abs/2201.00007); examples without a label weigh the teachers equally.
 
     Raises:
         ModelError: no teacher, or weights that do not fit.
     """
 
-    def __init__(self, teachers: Mapping[str, Teacher], weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, teachers: Mapping[str, Teacher], weights: Mapping[str, float] | Literal["confidence"] | None = None
+    ) -> None:
         self.together = Together(teachers)
-        self.weights = dict(weights) if weights is not None else dict.fromkeys(teachers, 1.0)
-        if not teachers or set(self.weights) != set(teachers) or sum(self.weights.values()) <= 0:
+        self.names = list(teachers)
+        self.weights: Mapping[str, float] | None = None
+        if weights == "confidence":
+            fits = len(self.names) > 1
+        else:
+            given = dict(weights) if weights is not None else dict.fromkeys(teachers, 1.0)
+            fits = bool(given) and set(given) == set(teachers) and min(given.values()) >= 0 and sum(given.values()) > 0
+            self.weights = given
+        if not fits:
             raise ModelError(
-                f"An average needs a weight for each of its teachers: got weights for {sorted(self.weights)} and teachers "
-                f"{sorted(teachers)}. Allowed: the same names, weights that sum to more than 0. Name them alike."
+                f"An average needs a weight for each of its teachers: got weights {weights} and teachers {sorted(teachers)}. "
+                "Allowed: the same names with numbers that sum to more than 0, or 'confidence' for two teachers or more. "
+                "Name them alike."
             )
 
     def __call__(self, batch: Batch) -> Signals:
         """Return every teacher's signals, prefixed, and their combination as ``logits``."""
         signals = self.together(batch)
-        total = sum(self.weights.values())
-        mixture = torch.stack(
-            [weight / total * signals[f"{name}/logits"].float().softmax(1) for name, weight in self.weights.items()]
-        ).sum(0)
+        logits = torch.stack([signals[f"{name}/logits"].float() for name in self.names])
+        weights = self._confidence(logits, batch) if self.weights is None else self._fixed(logits)
+        mixture = (weights[..., None] * logits.softmax(2)).sum(0)
         return signals | {"logits": mixture.clamp(min=torch.finfo(mixture.dtype).tiny).log()}
+
+    def _fixed(self, logits: Tensor) -> Tensor:
+        assert self.weights is not None
+        values = logits.new_tensor([self.weights[name] for name in self.names])
+        return (values / values.sum())[:, None].expand(logits.shape[:2])
+
+    def _confidence(self, logits: Tensor, batch: Batch) -> Tensor:
+        """One weight for each teacher and example: (teachers, B)."""
+        count = len(logits)
+        if "labels" not in batch:
+            return logits.new_full(logits.shape[:2], 1 / count)
+        labels = batch["labels"]
+        known = labels != UNLABELLED
+        places = labels.clamp(min=0)[None, :, None].expand(count, -1, 1)
+        surprise = -logits.log_softmax(2).gather(2, places)[..., 0]
+        weights = (1 - surprise.softmax(0)) / (count - 1)
+        return torch.where(known, weights, torch.full_like(weights, 1 / count))
+
+
+class _Follower:
+    """A copy of a student that follows it at its own pace: what the teachers with a past have in common."""
+
+    def __init__(
+        self, student: nn.Module, taps: Iterable[str | Tap], encode: Callable[..., Any] | None, takes: Takes
+    ) -> None:
+        self.student = student
+        self.copy = copy.deepcopy(student).eval().requires_grad_(False)
+        self.live = Live(self.copy, taps, encode=encode, takes=takes)
+
+    @torch.no_grad()
+    def move(self, share: float) -> None:
+        """Move the copy's weights by ``share`` of the way to the student's; buffers are taken over."""
+        for mine, theirs in zip(self.copy.parameters(), self.student.parameters(), strict=True):
+            mine.lerp_(theirs, share)
+        for kept, moved in zip(self.copy.buffers(), self.student.buffers(), strict=True):
+            kept.copy_(moved)
 
 
 class MovingAverage:
@@ -103,26 +151,62 @@ class MovingAverage:
         encode: Callable[..., Any] | None = None,
         takes: Takes = ("inputs",),
     ) -> None:
-        self.decay, self.student = decay, student
-        self.average = copy.deepcopy(student).eval().requires_grad_(False)
-        self.live = Live(self.average, taps, encode=encode, takes=takes)
+        self.decay = decay
+        self.follower = _Follower(student, taps, encode, takes)
 
     def __call__(self, batch: Batch) -> Signals:
         """Return what the averaged student shows."""
-        return self.live(batch)
+        return self.follower.live(batch)
 
-    @torch.no_grad()
     def advance(self, step: int) -> None:
         """Move the average towards the student, after the optimizer's step."""
-        for mine, theirs in zip(self.average.parameters(), self.student.parameters(), strict=True):
-            mine.lerp_(theirs, 1 - self.decay)
-        for kept, moved in zip(self.average.buffers(), self.student.buffers(), strict=True):
-            kept.copy_(moved)
+        self.follower.move(1 - self.decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averaged weights."""
-        return dict(self.average.state_dict())
+        return dict(self.follower.copy.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take averaged weights back."""
-        self.average.load_state_dict(dict(state))
+        self.follower.copy.load_state_dict(dict(state))
+
+
+class Previous:
+    """A teacher with a past: the student as it was at the end of the last epoch, of ``every`` steps.
+
+    The self-teacher of PS-KD (Kim et al. 2021, https://arxiv.org/abs/2006.12000): with ``labels`` weighted from 1 down and
+    ``kd`` at temperature 1 from 0 up to 0.8, both as ramps over the whole training, the two terms have the gradient of
+    its loss (cross-entropy with a mixture of the label and the last epoch's prediction). The paper raises the weight once
+    an epoch, a ramp every step. During the first epoch it answers as the untrained student.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        taps: Iterable[str | Tap] = ("logits",),
+        *,
+        every: int,
+        encode: Callable[..., Any] | None = None,
+        takes: Takes = ("inputs",),
+    ) -> None:
+        if every < 1:
+            raise ModelError(say("A previous-epoch teacher needs the length of an epoch", f"every={every}", "1 or more"))
+        self.every = every
+        self.follower = _Follower(student, taps, encode, takes)
+
+    def __call__(self, batch: Batch) -> Signals:
+        """Return what the student showed at the end of the last epoch."""
+        return self.follower.live(batch)
+
+    def advance(self, step: int) -> None:
+        """Take the student's weights over at the end of an epoch."""
+        if (step + 1) % self.every == 0:
+            self.follower.move(1.0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the weights of the last epoch's end."""
+        return dict(self.follower.copy.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take such weights back."""
+        self.follower.copy.load_state_dict(dict(state))
