@@ -105,7 +105,9 @@ class Learner(nn.Module):
                 total = _plus(total, value, objective.weight_at(progress))
             elif (resting := _touch(objective)) is not None:
                 total = _plus(total, resting, 1.0)
-        losses["loss"] = total if total is not None else self._idle(student)
+        if not losses and (idle := _touch(self)) is not None:
+            total = idle
+        losses["loss"] = total if total is not None else torch.zeros(())
         return losses
 
     def _read(self, batch: Batch, teacher: Signals, step: int) -> Signals:
@@ -119,10 +121,6 @@ class Learner(nn.Module):
         with torch.autocast(batch["id"].device.type, dtype=torch.bfloat16):
             return self.reader(batch, teacher, skip=skip)
 
-    def _idle(self, student: Signals) -> Tensor:
-        """A loss of 0 for a step at which nothing is computed: the graph still reaches every parameter read."""
-        return torch.stack([value.float().sum() * 0 for value in student.values()]).sum()
-
 
 def _plus(total: Tensor | None, value: Tensor, weight: float) -> Tensor:
     """Return ``total + weight * value`` in as few calls as it takes."""
@@ -131,7 +129,7 @@ def _plus(total: Tensor | None, value: Tensor, weight: float) -> Tensor:
     return torch.add(total, value, alpha=weight)
 
 
-def _touch(objective: Objective) -> Tensor | None:
-    """Zero times the resting objective's own parameters: several processes wait for every gradient."""
-    owned = [parameter.sum() for parameter in objective.parameters()]
+def _touch(resting: nn.Module) -> Tensor | None:
+    """Zero times what a resting part would train: several processes wait for every gradient, and backward for one."""
+    owned = [parameter.sum() for parameter in resting.parameters() if parameter.requires_grad]
     return torch.stack(owned).sum() * 0 if owned else None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from stillroom.contracts import Batch, Place, Role, Signals, Tap, place
@@ -37,9 +38,11 @@ class Objective(nn.Module):
         self.connectors = nn.ModuleDict()
         self.meeting = self._connected()
         self.sized = self.meeting is None
+        self.equals = self._equals()
         self.parameters_read: Mapping[str, Tensor] = {}
         self.folded = False  # an l2 that the optimizer applies as weight decay
-        self.prepared = PREPARED.get(loss) if not own and role == "distil" else None
+        alone = not own and role == "distil" and len(self.pairs) == 1
+        self.prepared = PREPARED.get(loss) if alone else None
         self.prepared_name = self._prepared_name()
 
     # --- what it needs ------------------------------------------------------------------------------
@@ -64,6 +67,15 @@ class Objective(nn.Module):
         """Return the name under which targets made beforehand come with the teacher's signals."""
         options = ",".join(f"{key}={value}" for key, value in sorted(self.options.items()))
         return f"{self.pairs[0]['teacher_logits'].key}~{self.loss.__name__}({options})" if self.prepared else ""
+
+    def described(self) -> dict[str, Any]:
+        """Return what this objective computes, as plain JSON values."""
+        places = [{name: str(one.key) + f" ({one.tap})" for name, one in pair.items()} for pair in self.pairs]
+        return {
+            "name": self.name, "loss": f"{self.loss.__module__}.{self.loss.__qualname__}", "places": places,
+            "options": {key: repr(value) for key, value in self.options.items()}, "weight": repr(self.weight),
+            "every": self.every, "own": self.own, "connector": self.connect,
+        }
 
     def weight_at(self, progress: float) -> float:
         """Return the weight when ``progress`` (0 to 1) of the steps are done."""
@@ -95,7 +107,9 @@ class Objective(nn.Module):
 
     def _total(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         if self.prepared and (name := self.prepared_name) in teacher:
-            logits = _floats(student[self.pairs[0]["student_logits"].key])
+            pair = self.pairs[0]
+            logits = _floats(_entry(student, pair["student_logits"].key, self))
+            self._must_be_equal(pair["student_logits"], logits, pair["teacher_logits"], teacher[name])
             return self.prepared.loss(logits, teacher[name], **self.options)
         total: Tensor | None = None
         for index, pair in enumerate(self.pairs):
@@ -112,6 +126,9 @@ class Objective(nn.Module):
         values: dict[str, Any] = {}
         for slot in self.reads.slots:
             values[slot.name] = self._value(slot, pair, student, teacher, batch)
+        if self.equals is not None:
+            ours, theirs = self.equals
+            self._must_be_equal(pair[ours], values[ours], pair[theirs], values[theirs])
         self._meet(index, pair, values, student, teacher)
         return [values[slot.name] for slot in self.reads.slots]
 
@@ -179,7 +196,6 @@ class Objective(nn.Module):
                 for index, pair in enumerate(self.pairs):
                     self._size_pair(index, pair, slots, student, student if self.own else teacher)
         self.sized = True
-        self._check_logits(student, teacher)
         with torch.no_grad():
             self(student, teacher, batch)
 
@@ -197,19 +213,23 @@ class Objective(nn.Module):
         ):
             self.connectors[str(index)] = Connector(mine, target).to(mine.device)
 
-    def _check_logits(self, student: Signals, teacher: Signals) -> None:
-        for pair in self.pairs:
-            both = [slot for slot in self.reads.slots if slot.kind is not None and slot.kind.fit == "equal" and not slot.mask]
-            shapes = {
-                slot.side: tuple((teacher if slot.side == "teacher" and not self.own else student)[pair[slot.name].key].shape)
-                for slot in both if slot.name in pair
-            }
-            if len(set(shapes.values())) > 1:
-                raise LossError(
-                    f"The objective '{self.name}' needs equal shapes: got the student's {shapes.get('student')} and the "
-                    f"teacher's {shapes.get('teacher')}. Give both models the same classes in the same order, or compare "
-                    "features instead (hint, bank)."
-                )
+    # --- refusing -----------------------------------------------------------------------------------
+
+    def _equals(self) -> tuple[str, str] | None:
+        """The slots of both sides whose shapes must be equal as they come: logits."""
+        ours, theirs = (
+            [slot.name for slot in self.reads.sides(side) if slot.kind is not None and slot.kind.fit == "equal"]
+            for side in ("student", "teacher")
+        )
+        return (ours[0], theirs[0]) if ours and theirs else None
+
+    def _must_be_equal(self, ours: Place, mine: Tensor, theirs: Place, target: Tensor) -> None:
+        if mine.shape != target.shape:
+            raise LossError(
+                f"The objective '{self.name}' needs equal shapes: got the student's '{ours.key}' {tuple(mine.shape)} "
+                f"and the teacher's '{theirs.key}' {tuple(target.shape)}. Give both models the same classes in the "
+                "same order, or compare features instead (hint, bank)."
+            )
 
 
 def match(
@@ -232,7 +252,7 @@ def match(
     ``weight`` is a number or a ramp ``{"from": 1, "to": 0, "until": 0.5}``; ``every`` computes it at every k-th step only.
 
     Raises:
-        LossError: an unknown loss or option, or a place that must be named.
+        LossError: an unknown loss or option, an option out of its range, or a place that must be named.
         TapError: a place that is not a tap.
 
     Example:
@@ -248,7 +268,8 @@ def match(
     theirs: Where = teacher["student"] if own and isinstance(teacher, Mapping) else teacher
     pairs = _pairs(title, reads, student, theirs)
     role: Role = "penalty" if reads.sides("parameters") else "distil" if reads.sides("teacher") else "task"
-    ramp = Ramp(**weight) if isinstance(weight, Mapping) else weight
+    options = _checked(title, function, options)
+    ramp = _ramp(title, weight) if isinstance(weight, Mapping) else weight
     if every < 1:
         raise LossError(say(f"The objective '{title}' is to be computed every so many steps", every, "1 or more"))
     return Objective(title, function, options, pairs, own=own, weight=ramp, connect=connector, every=every, role=role)
@@ -260,6 +281,33 @@ def _function(loss: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
     if loss not in LOSSES:
         raise LossError(say("There is no such loss", f"'{loss}'", LOSSES, "Or pass your own function."))
     return LOSSES[loss]
+
+
+def _checked(title: str, function: Callable[..., Tensor], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options as the loss's annotations have them."""
+    hints, checked = get_type_hints(function, include_extras=True), dict(options)
+    for option in options.keys() & hints.keys():
+        try:
+            adapter = TypeAdapter(hints[option], config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
+            checked[option] = adapter.validate_python(options[option])
+        except ValidationError as error:
+            allowed = error.errors()[0]["msg"].removeprefix("Input should be ")
+            raise LossError(
+                say(f"The option '{option}' of the loss '{title}' is out of its range", repr(options[option]), allowed)
+            ) from None
+    return checked
+
+
+def _ramp(title: str, weight: Mapping[str, float]) -> Ramp:
+    try:
+        return Ramp(**weight)
+    except ValidationError as error:
+        found = error.errors()[0]
+        wrong = f"{dict(weight)} ({'.'.join(map(str, found['loc'])) or 'together'}: {found['msg']})"
+        raise LossError(
+            say(f"The weight of the objective '{title}' is no ramp", wrong, "from, to (0 or more), until, start (0 to 1)",
+                'Write {"from": 1, "to": 0, "until": 0.5}, or a number.')
+        ) from None
 
 
 def _pairs(title: str, reads: Signature, student: Where, teacher: Where) -> list[dict[str, Place]]:
