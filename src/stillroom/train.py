@@ -159,13 +159,15 @@ class _Run:
         self.order = rows.order(settings, seed=seed, views=views)
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank, self.world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
+        if self.settings.precision != "float32":
+            learner.precision = self.settings.precision
         self.notes: list[str] = []
         self.warned: set[tuple[str, str]] = set()
         self._refuse()
         self.answers = self._attached(teacher)
         self.past = teacher if isinstance(teacher, HasPast) else None
         self.bank_rows = bank_rows(len(data.splits["train"])) if learner.banks else 0
-        self.saved = 0
+        self.saved, self.inputs = 0, ""
         self.wrapped: nn.Module = learner
 
     def _refuse(self) -> None:
@@ -218,7 +220,8 @@ class _Run:
             "settings": self.settings.model_dump(), "seed": self.seed, "total": self.total, "shapes": shapes,
             "views": self.order.views,
             "rows": [[part.name, len(part.examples), int(part.examples.sum()), part.count] for part in self.order.parts],
-            "weights": [(one.name, str(one.weight), one.every) for one in self._objectives()],
+            "data": getattr(self.data, "fingerprint", None),
+            "objectives": [one.described() for one in self._objectives()],
         })
 
     # --- the loop -------------------------------------------------------------------------------------
@@ -237,6 +240,8 @@ class _Run:
         for step in range(first, self.total):
             done = self._step(step)
             yield done
+            if done.number == self.total or saves_after(self.settings, done.number, self.total):
+                self._must_be_finite(done.number)
             # After the caller has done its part of this step, so that a resumed run never misses it.
             if self.folder is not None and saves_after(self.settings, done.number, self.total):
                 self._save(done.number)
@@ -256,10 +261,10 @@ class _Run:
     def _resume(self) -> int:
         if self.folder is None:
             return 0
-        inputs = self._signature()
-        moment = checkpoint.load(self.folder, self.learner, self.optimizer, self.teacher, inputs)
+        self.inputs = self._signature()
+        moment = checkpoint.load(self.folder, self.learner, self.optimizer, self.teacher, self.inputs)
         self.saved = moment.step if moment else 0
-        if moment and (differences := checkpoint.Moment.now(0, inputs, self.world).differences(moment)):
+        if moment and (differences := checkpoint.Moment.now(0, self.inputs, self.world).differences(moment)):
             self.notes.append("resumed, but not bit for bit: " + "; ".join(differences))
         return self.saved
 
@@ -267,7 +272,7 @@ class _Run:
         if self.rank == 0:
             assert self.folder is not None
             faultpoint("train:checkpoint")
-            moment = checkpoint.Moment.now(number, self._signature(), self.world)
+            moment = checkpoint.Moment.now(number, self.inputs, self.world)
             checkpoint.save(self.folder, self.learner, self.optimizer, self.teacher, moment)
         self.saved = number
 
@@ -364,12 +369,24 @@ class _Run:
             broken = ~torch.isfinite(batch[bad[0]].flatten(1)).all(1)
             ids = ids[broken]
         where = f"the column '{bad[0]}' is not finite in examples" if bad else "the batch begins with examples"
-        kept = f"The last good checkpoint is step {self.saved} in {self.folder}." if self.folder and self.saved else (
-            "There is no checkpoint yet.")
         return TrainError(
-            f"The loss is not finite at step {step + 1}: got {terms}; {where} {ids[:5, 0].tolist()}. {kept} "
+            f"The loss is not finite at step {step + 1}: got {terms}; {where} {ids[:5, 0].tolist()}. {self._kept()} "
             "Lower train.lr, set train.clip, or mend those examples, then run again."
         )
+
+    def _kept(self) -> str:
+        if self.folder is not None and self.saved:
+            return f"The last good checkpoint is step {self.saved} in {self.folder}."
+        return "There is no checkpoint yet."
+
+    def _must_be_finite(self, number: int) -> None:
+        """Keep weights that are lost out of checkpoints: a finite loss may have had a gradient that was not."""
+        lost = [name for name, value in self.learner.named_parameters() if not bool(torch.isfinite(value).all())]
+        if lost:
+            raise TrainError(
+                f"Weights are not finite after step {number}: got NaN or infinity in {', '.join(lost[:5])}. {self._kept()} "
+                "Lower train.lr or set train.clip, then run again."
+            )
 
 
 def _bound(objective: Objective) -> Callable[[Tensor], Tensor]:
