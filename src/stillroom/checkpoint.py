@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom.contracts import HasPast
+from stillroom.contracts import Kept
 from stillroom.errors import TrainError, say
 from stillroom.files import writing
 from stillroom.tensors import pack, restore, state_of, unpack
@@ -45,9 +46,9 @@ class Moment:
 
 
 def save(
-    folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, teacher: object, moment: Moment
+    folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, others: Mapping[str, Kept], moment: Moment
 ) -> Path:
-    """Write the learner, the optimizer and a teacher's past into ``folder``; the one before is replaced."""
+    """Write the learner, the optimizer and whatever else has a state into ``folder``; the one before is replaced."""
     tensors = {f"learner/{name}": value for name, value in state_of(learner).items()}
     state = optimizer.state_dict()
     plain: dict[str, dict[str, Any]] = {}
@@ -57,8 +58,8 @@ def save(
                 tensors[f"optimizer/{index}/{slot}"] = value
             else:
                 plain.setdefault(str(index), {})[slot] = value
-    if isinstance(teacher, HasPast):
-        tensors |= {f"teacher/{name}": value for name, value in teacher.state_dict().items()}
+    for kind, other in others.items():
+        tensors |= {f"{kind}/{name}": value for name, value in other.state_dict().items()}
     path = folder / NAME
     content = pack(tensors, {"moment": vars(moment), "groups": state["param_groups"], "slots": plain})
     with writing(path) as temporary:
@@ -67,7 +68,7 @@ def save(
 
 
 def load(
-    folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, teacher: object, inputs: str
+    folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, others: Mapping[str, Kept], inputs: str
 ) -> Moment | None:
     """Bring everything back from ``folder``; None when there is no checkpoint.
 
@@ -85,16 +86,17 @@ def load(
         raise TrainError(
             f"{path} is not a checkpoint of Stillroom: got a note without {error}. Remove it to start from the beginning."
         ) from error
-    if moment.inputs != inputs:
-        raise TrainError(
-            say(f"The checkpoint {path} belongs to another training", moment.inputs[:12], inputs[:12],
-                "Use another folder, or remove the checkpoint to start from the beginning.")
-        )
-    parts: dict[str, dict[str, Tensor]] = {"learner": {}, "optimizer": {}, "teacher": {}}
+    parts: dict[str, dict[str, Tensor]] = {"learner": {}, "optimizer": {}, **{kind: {} for kind in others}}
     for name, value in tensors.items():
         kind, _, rest = name.partition("/")
-        parts[kind][rest] = value
-    restore(learner, parts["learner"], error=TrainError, source=str(path))
+        parts.setdefault(kind, {})[rest] = value
+    restore(learner, parts["learner"], error=TrainError, source=str(path))  # names what another architecture lacks
+    if moment.inputs != inputs:
+        raise TrainError(
+            say(f"The checkpoint {path} belongs to another training of the same network",
+                f"other settings, rows, weights of objectives or seed ({moment.inputs[:12]})", f"those of now ({inputs[:12]})",
+                "Use another folder, or remove the checkpoint to start from the beginning.")
+        )
     state: dict[int, dict[str, Any]] = {}
     for name, value in parts["optimizer"].items():
         index, _, slot = name.partition("/")
@@ -102,6 +104,6 @@ def load(
     for index, slots in plain.items():
         state.setdefault(int(index), {}).update(slots)
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    if isinstance(teacher, HasPast):
-        teacher.load_state_dict(parts["teacher"])
+    for kind, other in others.items():
+        other.load_state_dict(parts[kind])
     return moment

@@ -190,14 +190,19 @@ class Teacher(Protocol):
 
 
 @runtime_checkable
-class HasPast(Protocol):
-    """A teacher that changes as training goes on; the checkpoint saves its state."""
-
-    def advance(self, step: int) -> None: ...
+class Kept(Protocol):
+    """Something that takes part in training and has a state, which the checkpoint saves."""
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> Any: ...
+
+
+@runtime_checkable
+class HasPast(Kept, Protocol):
+    """A teacher that changes as training goes on."""
+
+    def advance(self, step: int) -> None: ...
 
 
 @runtime_checkable

@@ -50,10 +50,11 @@ class Training(Settings):
         Annotated[Annotated[int, Field(ge=1)], Tag("plain")] | Annotated[Mixed, Tag("block")],
         Discriminator(plain_or_block),
     ] = 128
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "dot"] = "adamw"
     lr: Positive = 1e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
+    delta: Annotated[float, Field(ge=0, lt=1)] = 0.075
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     milestones: tuple[Fraction, ...] = (0.5, 0.75)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stillroom import checkpoint
-from stillroom.contracts import Batch, HasBank, HasPast, Recorded, Signals, Source, Step, Teacher
+from stillroom.contracts import Batch, HasBank, HasPast, Kept, Recorded, Signals, Source, Step, Teacher
+from stillroom.dot import Dot
 from stillroom.errors import TrainError, say
 from stillroom.files import faultpoint, fingerprint
 from stillroom.learner import Learner
@@ -72,7 +73,9 @@ def learning_rate(settings: Training, step: int, steps: int) -> float:
 
 def optimizer_of(learner: Learner, settings: Training) -> torch.optim.Optimizer:
     """Return the optimizer; a constant ``l2`` penalty under SGD without clipping becomes weight decay (2 x its weight)."""
-    decays = {id(parameter): settings.weight_decay for parameter in learner.parameters()}
+    # DOT applies decay and momentum in its own buffers.
+    decay = 0.0 if settings.optimizer == "dot" else settings.weight_decay
+    decays = {id(parameter): decay for parameter in learner.parameters()}
     for objective in learner.objectives:
         assert isinstance(objective, Objective)
         objective.folded = _folds(objective, settings)
@@ -86,6 +89,8 @@ def optimizer_of(learner: Learner, settings: Training) -> torch.optim.Optimizer:
     if not groups:
         raise TrainError("There is nothing to train: got a student without trainable parameters. Unfreeze some of them.")
     listed = [{"params": members, "weight_decay": decay} for decay, members in groups.items()]
+    if settings.optimizer == "dot":
+        return torch.optim.SGD(listed, lr=settings.lr)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(listed, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
     return torch.optim.AdamW(listed, lr=settings.lr)
@@ -154,7 +159,10 @@ class _Run:
         seed: int, folder: Path | None, prepare: Prepare | None, gradients: Gradients | None,
     ) -> None:
         self.learner, self.data, self.teacher, self.settings = learner, data, teacher, settings
-        self.seed, self.folder, self.prepare, self.gradients = seed, folder, prepare, gradients
+        self.seed, self.folder, self.prepare = seed, folder, prepare
+        if gradients is None and settings.optimizer == "dot":
+            gradients = Dot(momentum=settings.momentum, delta=settings.delta, weight_decay=settings.weight_decay)
+        self.gradients = gradients
         self.total = settings.total_steps(len(rows.labelled))
         self.order = rows.order(settings, seed=seed, views=views)
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -240,7 +248,7 @@ class _Run:
         for step in range(first, self.total):
             done = self._step(step)
             yield done
-            if done.number == self.total or saves_after(self.settings, done.number, self.total):
+            if saves_after(self.settings, done.number, self.total):
                 self._must_be_finite(done.number)
             # After the caller has done its part of this step, so that a resumed run never misses it.
             if self.folder is not None and saves_after(self.settings, done.number, self.total):
@@ -262,7 +270,7 @@ class _Run:
         if self.folder is None:
             return 0
         self.inputs = self._signature()
-        moment = checkpoint.load(self.folder, self.learner, self.optimizer, self.teacher, self.inputs)
+        moment = checkpoint.load(self.folder, self.learner, self.optimizer, self._kept(), self.inputs)
         self.saved = moment.step if moment else 0
         if moment and (differences := checkpoint.Moment.now(0, self.inputs, self.world).differences(moment)):
             self.notes.append("resumed, but not bit for bit: " + "; ".join(differences))
@@ -273,8 +281,13 @@ class _Run:
             assert self.folder is not None
             faultpoint("train:checkpoint")
             moment = checkpoint.Moment.now(number, self.inputs, self.world)
-            checkpoint.save(self.folder, self.learner, self.optimizer, self.teacher, moment)
+            checkpoint.save(self.folder, self.learner, self.optimizer, self._kept(), moment)
         self.saved = number
+
+    def _kept(self) -> dict[str, Kept]:
+        """What has a state besides the learner and the optimizer."""
+        others = {"teacher": self.past, "gradients": self.gradients}
+        return {kind: other for kind, other in others.items() if isinstance(other, Kept)}
 
     def _batch(self, step: int) -> Batch:
         ids = self.order.ids(step)
