@@ -1,18 +1,18 @@
-"""Attention transfer against the formula of Zagoruyko and Komodakis, derived once more in float64."""
+"""Attention transfer and MiniLMv2's relations against their formulas, derived once more in float64."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from derive import check, drawn, rotation, softmax
+from derive import kl as divergence
 from torch import Tensor
 
-from stillroom.losses import attention_transfer
-
-
-def drawn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from stillroom.errors import LossError
+from stillroom.losses import attention_relations, attention_transfer
 
 
 def attention(maps: Tensor, power: float) -> list[list[float]]:
@@ -74,3 +74,63 @@ def test_the_larger_map_is_pooled_to_the_smaller():
     pooled = student.unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
     assert torch.allclose(attention_transfer(student, teacher), attention_transfer(pooled, teacher), rtol=1e-5)
     assert torch.allclose(attention_transfer(teacher, student), attention_transfer(student, teacher), rtol=1e-5)
+
+
+# --- MiniLMv2's relations --------------------------------------------------------------------------------------------
+
+TEXTS, TIME, WIDTH = 3, 4, 6
+SHORT = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0]]).bool()
+
+
+def relations_by_formula(student, teacher, mask, heads) -> float:
+    """Mean over texts of the mean over heads and tokens of KL(teacher's relations || student's)."""
+    texts = []
+    for mine, theirs, use in zip(student, teacher, mask.tolist(), strict=True):
+        tokens, values = [index for index, one in enumerate(use) if one], []
+        for head in range(heads):
+            both = []
+            for vectors in (theirs, mine):
+                wide = vectors.shape[1] // heads
+                part = vectors[tokens, head * wide : (head + 1) * wide]
+                both.append([softmax([float(a @ b) / math.sqrt(wide) for b in part]) for a in part])
+            values += [divergence(p, q) for p, q in zip(*both, strict=True)]
+        texts.append(float(np.mean(values)) if values else 0.0)
+    return float(np.mean(texts))
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3])
+@pytest.mark.parametrize("masks", [(None, None), (SHORT, None), (None, SHORT), (SHORT, SHORT)])
+def test_relations_are_the_papers_formula_without_the_padding(heads, masks):
+    student, teacher = drawn(1, TEXTS, TIME, WIDTH), drawn(2, TEXTS, TIME, 2 * WIDTH)
+    mask = torch.ones_like(SHORT) if masks == (None, None) else SHORT
+    check(attention_relations, lambda given: relations_by_formula(given, teacher.numpy(), mask, heads), student, teacher,
+          *masks, heads=heads)
+
+
+def test_relations_by_hand():
+    # Two tokens of width 1: the teacher's are alike, the student's are 1 and 0, whose relations are (e, 1) / (e + 1) and even.
+    student, teacher = torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[2.0], [2.0]]])
+    p = math.e / (math.e + 1)
+    expected = (0.5 * math.log(0.5 / p) + 0.5 * math.log(0.5 / (1 - p)) + 0) / 2
+    assert float(attention_relations(student, teacher)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_relations_do_not_turn_with_the_vectors_and_padding_pulls_nothing():
+    student, teacher = drawn(1, TEXTS, TIME, WIDTH), drawn(2, TEXTS, TIME, WIDTH)
+    value = float(attention_relations(student, teacher))
+    turned = student @ rotation(WIDTH)
+    assert float(attention_relations(turned, teacher)) == pytest.approx(value, rel=1e-9)
+    assert float(attention_relations(turned, student)) == pytest.approx(0, abs=1e-12)
+    assert float(attention_relations(turned, student, heads=2)) > 1e-3, "within heads they do"
+    student.requires_grad_()
+    gradient = torch.autograd.grad(attention_relations(student, teacher, SHORT, SHORT), student)[0]
+    assert not gradient[~SHORT].any() and gradient[0].any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "heads", "message"),
+    [((2, 4, 6), 4, r"got 4 heads for the student's width 6"), ((2, 5, 6), 1, r"\(2, 5, 6\).*\(2, 4, 6\)")],
+)
+def test_what_cannot_be_related_is_said(shape, heads, message):
+    with pytest.raises(LossError, match=message):
+        attention_relations(torch.zeros(shape), torch.zeros(2, 4, 6), heads=heads)

@@ -38,8 +38,8 @@ def labels(
 
 
 def soften(teacher_logits: Tensor, *, temperature: float = 4.0) -> Tensor:
-    """Return the teacher's probabilities at a temperature, in float32: (B, C) -> (B, C)."""
-    return torch.softmax(teacher_logits.float() / temperature, dim=1)
+    """Return the teacher's probabilities at a temperature, at least in float32: (B, C) -> (B, C)."""
+    return torch.softmax(wide(teacher_logits) / temperature, dim=1)
 
 
 def kd_soft(student_logits: Tensor, teacher_probabilities: Tensor, *, temperature: float = 4.0) -> Tensor:
