@@ -363,7 +363,7 @@ ADDITIONS: list[tuple[str, str]] = [
     ("train: {lr: -.inf}", "line 5: train.lr: -.inf is not a number that a recipe may hold"),
     (
         "train: {optimizer: adam}",
-        "train.optimizer: must be 'adamw' or 'sgd', got the text 'adam' (did you mean 'adamw'?)",
+        "train.optimizer: must be 'adamw', 'sgd' or 'dot', got the text 'adam' (did you mean 'adamw'?)",
     ),
     ("train: {batch: {labelled: 3}}", "line 5: train.batch: 'transfer' is missing"),
     ("train: {batch: {labeled: 3, transfer: 3}}", "train.batch.labeled: unknown key; did you mean 'labelled'?"),

@@ -270,7 +270,7 @@ class _Run:
         if self.folder is None:
             return 0
         self.inputs = self._signature()
-        moment = checkpoint.load(self.folder, self.learner, self.optimizer, self._kept(), self.inputs)
+        moment = checkpoint.load(self.folder, self.learner, self.optimizer, self._with_state(), self.inputs)
         self.saved = moment.step if moment else 0
         if moment and (differences := checkpoint.Moment.now(0, self.inputs, self.world).differences(moment)):
             self.notes.append("resumed, but not bit for bit: " + "; ".join(differences))
@@ -281,10 +281,10 @@ class _Run:
             assert self.folder is not None
             faultpoint("train:checkpoint")
             moment = checkpoint.Moment.now(number, self.inputs, self.world)
-            checkpoint.save(self.folder, self.learner, self.optimizer, self._kept(), moment)
+            checkpoint.save(self.folder, self.learner, self.optimizer, self._with_state(), moment)
         self.saved = number
 
-    def _kept(self) -> dict[str, Kept]:
+    def _with_state(self) -> dict[str, Kept]:
         """What has a state besides the learner and the optimizer."""
         others = {"teacher": self.past, "gradients": self.gradients}
         return {kind: other for kind, other in others.items() if isinstance(other, Kept)}
