@@ -40,7 +40,9 @@ def slopes(formula: Formula, at: np.ndarray) -> np.ndarray:
     return found
 
 
-def check(loss: Callable[..., Tensor], formula: Formula, student: Tensor, *others, rel: float = 1e-6, **options) -> float:
+def check(
+    loss: Callable[..., Tensor], formula: Formula, student: Tensor, *others, rel: float = 1e-6, **options
+) -> float:
     """The loss in float64 has the formula's value and gradient to 1e-6, and in float32 nearly so; gives the value."""
     expected, slope = formula(student.numpy()), slopes(formula, student.numpy())
     given = student.clone().requires_grad_()

@@ -103,12 +103,18 @@ def relations_by_formula(student, teacher, mask, heads) -> float:
 def test_relations_are_the_papers_formula_without_the_padding(heads, masks):
     student, teacher = drawn(1, TEXTS, TIME, WIDTH), drawn(2, TEXTS, TIME, 2 * WIDTH)
     mask = torch.ones_like(SHORT) if masks == (None, None) else SHORT
-    check(attention_relations, lambda given: relations_by_formula(given, teacher.numpy(), mask, heads), student, teacher,
-          *masks, heads=heads)
+    check(
+        attention_relations,
+        lambda given: relations_by_formula(given, teacher.numpy(), mask, heads),
+        student,
+        teacher,
+        *masks,
+        heads=heads,
+    )
 
 
 def test_relations_by_hand():
-    # Two tokens of width 1: the teacher's are alike, the student's are 1 and 0, whose relations are (e, 1) / (e + 1) and even.
+    # Two tokens of width 1: the teacher's are alike; the student's are 1 and 0, related (e, 1) / (e + 1) and evenly.
     student, teacher = torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[2.0], [2.0]]])
     p = math.e / (math.e + 1)
     expected = (0.5 * math.log(0.5 / p) + 0.5 * math.log(0.5 / (1 - p)) + 0) / 2

@@ -36,8 +36,16 @@ def dkd_by_formula(student, teacher, truth, temperature, alpha, beta) -> float:
 def test_dkd_is_the_papers_formula(options):
     student, teacher = drawn(1, ROWS, CLASSES, scale=2), drawn(2, ROWS, CLASSES, scale=2)
     temperature, alpha, beta = options
-    check(dkd, lambda given: dkd_by_formula(given, teacher.numpy(), TRUTH, *options), student, teacher, TRUTH,
-          temperature=temperature, alpha=alpha, beta=beta)
+    check(
+        dkd,
+        lambda given: dkd_by_formula(given, teacher.numpy(), TRUTH, *options),
+        student,
+        teacher,
+        TRUTH,
+        temperature=temperature,
+        alpha=alpha,
+        beta=beta,
+    )
 
 
 def test_the_defaults_of_dkd_are_the_authors():
@@ -91,8 +99,15 @@ def nkd_by_formula(student, teacher, truth, temperature, gamma) -> float:
 @pytest.mark.parametrize(("temperature", "gamma"), [(1.0, 1.5), (4.0, 0.5), (2.0, 0.0)])
 def test_nkd_is_the_papers_formula(temperature, gamma):
     student, teacher = drawn(1, ROWS, CLASSES, scale=2), drawn(2, ROWS, CLASSES, scale=2)
-    check(nkd, lambda given: nkd_by_formula(given, teacher.numpy(), TRUTH, temperature, gamma), student, teacher, TRUTH,
-          temperature=temperature, gamma=gamma)
+    check(
+        nkd,
+        lambda given: nkd_by_formula(given, teacher.numpy(), TRUTH, temperature, gamma),
+        student,
+        teacher,
+        TRUTH,
+        temperature=temperature,
+        gamma=gamma,
+    )
 
 
 def test_the_defaults_of_nkd_are_the_authors():

@@ -23,8 +23,14 @@ FORMULAS = {
 }
 LOSSES = list(FORMULAS)
 CASES = [
-    (forward_kl, {}), (reverse_kl, {}), (skew_kl, {}), (skew_kl, {"skew": 0.0}), (skew_kl, {"skew": 0.6}),
-    (jsd, {}), (jsd, {"beta": 0.1}), (jsd, {"beta": 0.9}),
+    (forward_kl, {}),
+    (reverse_kl, {}),
+    (skew_kl, {}),
+    (skew_kl, {"skew": 0.0}),
+    (skew_kl, {"skew": 0.6}),
+    (jsd, {}),
+    (jsd, {"beta": 0.1}),
+    (jsd, {"beta": 0.9}),
 ]
 
 
@@ -33,7 +39,9 @@ def by_formula(loss, student, teacher, mask, **options) -> float:
     student, teacher = student.reshape(-1, CLASSES), teacher.reshape(-1, CLASSES)
     use = [True] * len(student) if mask is None else mask.flatten().tolist()
     values = [
-        FORMULAS[loss](softmax(v), softmax(z), **options) for z, v, one in zip(student, teacher, use, strict=True) if one
+        FORMULAS[loss](softmax(v), softmax(z), **options)
+        for z, v, one in zip(student, teacher, use, strict=True)
+        if one
     ]
     return float(np.mean(values))
 
@@ -44,7 +52,14 @@ def test_the_formula_over_the_tokens_that_both_sides_have(loss, options, masks):
     both = None
     for mask in masks:
         both = mask if both is None else both if mask is None else both & mask
-    check(loss, lambda given: by_formula(loss, given, TEACHER.numpy(), both, **options), STUDENT, TEACHER, *masks, **options)
+    check(
+        loss,
+        lambda given: by_formula(loss, given, TEACHER.numpy(), both, **options),
+        STUDENT,
+        TEACHER,
+        *masks,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -88,7 +103,9 @@ def test_jsd_is_symmetric_and_bounded_by_ln_2():
 
 def test_jsd_goes_to_both_kls():
     small = 1e-5
-    assert float(jsd(STUDENT, TEACHER, beta=small)) / small == pytest.approx(float(forward_kl(STUDENT, TEACHER)), rel=1e-3)
+    assert float(jsd(STUDENT, TEACHER, beta=small)) / small == pytest.approx(
+        float(forward_kl(STUDENT, TEACHER)), rel=1e-3
+    )
     assert float(jsd(STUDENT, TEACHER, beta=1 - small)) / small == pytest.approx(
         float(reverse_kl(STUDENT, TEACHER)), rel=1e-3
     )

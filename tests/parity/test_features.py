@@ -14,8 +14,8 @@ from stillroom.losses import hcl, hint, nst
 
 def test_a_hint_is_the_mean_square():
     teacher = drawn(2, 3, 4)
-    check(hint, lambda given: float(np.mean([(a - b) ** 2 for a, b in zip(given.flat, teacher.numpy().flat, strict=True)])),
-          drawn(1, 3, 4), teacher)
+    pairs = lambda given: zip(given.flat, teacher.numpy().flat, strict=True)  # noqa: E731
+    check(hint, lambda given: float(np.mean([(a - b) ** 2 for a, b in pairs(given)])), drawn(1, 3, 4), teacher)
 
 
 # --- hcl -----------------------------------------------------------------------------------------------------------

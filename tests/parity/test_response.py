@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from derive import check, softmax
+from derive import kl as divergence
 from torch import Tensor
 
 from stillroom.contracts import Recorded
 from stillroom.data.arrays import ArraySource
 from stillroom.learner import Learner
-from stillroom.losses import kd, labels, mse_logits
+from stillroom.losses import dist, kd, kd_multilabel, labels, lskd, mse_logits, regression
 from stillroom.objectives import match
 from stillroom.record import record
 from stillroom.settings import Training
@@ -172,3 +175,183 @@ def test_kd_from_a_store_is_kd(tmp_path):
     expected = torch.softmax(live(data.batch(torch.tensor([[3, 0]])))["logits"].double() / 2.5, 1)
     assert close(next(iter(shown.values())).double(), expected)
     assert values[0] == pytest.approx(values[1], rel=1e-6) and torch.allclose(weights[0], weights[1], rtol=1e-6)
+
+
+# --- lskd ------------------------------------------------------------------------------------------------------------
+
+
+def lskd_by_formula(student, teacher, temperature) -> float:
+    def scores(row):
+        return (row - np.mean(row)) / (np.std(row, ddof=1) + 1e-7) / temperature
+
+    return temperature**2 * float(
+        np.mean([divergence(softmax(scores(v)), softmax(scores(z))) for z, v in zip(student, teacher, strict=True)])
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_lskd_is_kd_of_z_scores(temperature):
+    student, teacher = drawn(1), drawn(2)
+    check(
+        lskd,
+        lambda given: lskd_by_formula(given, teacher.numpy(), temperature),
+        student,
+        teacher,
+        temperature=temperature,
+    )
+    assert float(lskd(student, teacher)) == pytest.approx(
+        lskd_by_formula(student.numpy(), teacher.numpy(), 2.0), rel=1e-9
+    )
+
+
+def test_lskd_by_hand():
+    # Two logits: z-scores are +-1/sqrt(2) whatever the distance; opposite answers give T^2 a tanh(a / 2), a = sqrt(2) / T.
+    student, teacher = torch.tensor([[3.0, -5.0]]), torch.tensor([[0.0, 0.1]])
+    gap = math.sqrt(2) / 2
+    expected = 4 * gap * math.tanh(gap / 2)
+    assert float(lskd(student, teacher, temperature=2.0)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_lskd_does_not_see_scale_or_shift_of_a_row():
+    student, teacher = drawn(1), drawn(2)
+    sizes, shifts = torch.rand(ROWS, 1, dtype=torch.float64) + 0.5, torch.randn(ROWS, 1, dtype=torch.float64)
+    value = float(lskd(student, teacher))
+    assert float(lskd(sizes * student + shifts, teacher)) == pytest.approx(value, rel=1e-6)
+    assert float(lskd(student, sizes * teacher + shifts)) == pytest.approx(value, rel=1e-6)
+    assert float(lskd(sizes * teacher + shifts, teacher)) == pytest.approx(0, abs=1e-9)
+    assert float(lskd(-teacher, teacher)) > 0.1
+
+
+def test_lskd_of_a_flat_row_or_a_single_class_is_finite():
+    for shape in ((3, 4), (3, 1)):
+        student = torch.zeros(shape, requires_grad=True)
+        value = lskd(student, torch.randn(shape))
+        assert torch.isfinite(value) and torch.isfinite(torch.autograd.grad(value, student)[0]).all()
+
+
+# --- dist ------------------------------------------------------------------------------------------------------------
+
+
+def dist_by_formula(student, teacher, temperature, beta, gamma) -> float:
+    q, p = (np.stack([softmax(row / temperature) for row in logits]) for logits in (student, teacher))
+
+    def lost(left, right):
+        found = []
+        for a, b in zip(left, right, strict=True):
+            a, b = a - a.mean(), b - b.mean()
+            found.append(1 - (a @ b) / (math.sqrt(a @ a) * math.sqrt(b @ b) + 1e-8))
+        return np.mean(found)
+
+    return float(temperature**2 * (beta * lost(q, p) + gamma * lost(q.T, p.T)))
+
+
+@pytest.mark.parametrize("options", [(1.0, 1.0, 1.0), (4.0, 2.0, 0.5), (2.0, 0.0, 1.0), (1.0, 1.0, 0.0)])
+def test_dist_is_the_papers_formula(options):
+    student, teacher = drawn(1), drawn(2)
+    temperature, beta, gamma = options
+    check(
+        dist,
+        lambda given: dist_by_formula(given, teacher.numpy(), *options),
+        student,
+        teacher,
+        temperature=temperature,
+        beta=beta,
+        gamma=gamma,
+    )
+    assert float(dist(student, teacher)) == pytest.approx(dist_by_formula(student.numpy(), teacher.numpy(), 1, 1, 1))
+
+
+def test_dist_is_one_minus_pearson():
+    student, teacher = drawn(1), drawn(2)
+    q, p = (torch.softmax(logits, 1).numpy() for logits in (student, teacher))
+    rows = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(q, p, strict=True)])
+    columns = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(q.T, p.T, strict=True)])
+    assert float(dist(student, teacher)) == pytest.approx(rows + columns, rel=1e-5)
+
+
+def test_dist_does_not_see_shifts_of_logits_nor_affine_maps_of_probabilities():
+    student, teacher = drawn(1), drawn(2)
+    value = float(dist(student, teacher))
+    assert float(dist(student + drawn(3)[:, :1], teacher - 4)) == pytest.approx(value, rel=1e-6)
+    # Half way to the uniform answer is an affine map of the probabilities, one for all rows.
+    blurred = (0.5 * torch.softmax(teacher, 1) + 0.5 / CLASSES).log()
+    assert float(dist(blurred, teacher)) == pytest.approx(0, abs=1e-6)
+    assert float(dist(student, blurred)) == pytest.approx(value, rel=1e-5)
+    assert float(dist(3 * teacher, teacher)) > 0.01, "of the logits themselves, scale is seen"
+
+
+def test_dist_of_one_row_has_no_columns_to_compare():
+    student, teacher = drawn(1)[:1].requires_grad_(), drawn(2)[:1]
+    with_columns, without = dist(student, teacher, gamma=1.0), dist(student, teacher, gamma=0.0)
+    assert float(with_columns) == pytest.approx(float(without) + 1)
+    gradients = [torch.autograd.grad(value, student)[0] for value in (with_columns, without)]
+    assert torch.allclose(*gradients, atol=1e-9)
+
+
+# --- sigmoids and values ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_kd_of_independent_classes_is_the_sum_of_binary_kls(temperature):
+    def formula(given):
+        total = 0.0
+        for z, v in zip(given.flat, teacher.numpy().flat, strict=True):
+            q, p = (1 / (1 + math.exp(-value / temperature)) for value in (z, v))
+            total += divergence([p, 1 - p], [q, 1 - q])
+        return temperature**2 * total / ROWS
+
+    teacher = drawn(2)
+    check(kd_multilabel, formula, drawn(1), teacher, temperature=temperature)
+
+
+def test_kd_of_one_yes_or_no_is_kd_of_two_classes():
+    student, teacher = drawn(1)[:, :1], drawn(2)[:, :1]
+    for temperature in (1.0, 4.0):
+        two = kd(*(torch.cat([one, torch.zeros_like(one)], 1) for one in (student, teacher)), temperature=temperature)
+        assert float(kd_multilabel(student, teacher, temperature=temperature)) == pytest.approx(float(two), rel=1e-9)
+
+
+def test_kd_multilabel_by_hand_and_at_high_temperature():
+    # Odds of 3 to 1 asked for, even odds given.
+    value = kd_multilabel(torch.zeros(1, 1), torch.tensor([[math.log(3.0)]]))
+    assert float(value) == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), rel=1e-5)
+    student, teacher = drawn(1), drawn(2)
+    limit = CLASSES * float(mse_logits(student, teacher)) / 8
+    assert float(kd_multilabel(student, teacher, temperature=1e3)) == pytest.approx(limit, rel=1e-4)
+    sure = torch.tensor([[200.0, -300.0]])
+    assert float(kd_multilabel(-sure, sure)) == pytest.approx(500, rel=1e-6)
+
+
+@pytest.mark.parametrize("huber", [None, 0.5, 2.0])
+def test_regression_is_the_square_and_beyond_huber_the_distance(huber):
+    def formula(given):
+        values = []
+        for difference in np.abs(given - teacher.numpy()).flat:
+            if huber is None:
+                values.append(difference**2)
+            else:
+                values.append(difference**2 / 2 if difference <= huber else huber * (difference - huber / 2))
+        return float(np.mean(values))
+
+    teacher = drawn(2)
+    check(regression, formula, drawn(1), teacher, huber=huber)
+
+
+def test_regression_by_hand():
+    student, teacher = torch.tensor([[1.0], [10.0]], requires_grad=True), torch.tensor([[0.0], [0.0]])
+    assert float(regression(student, teacher)) == 50.5
+    value = regression(student, teacher, huber=2.0)
+    assert float(value) == (0.5 + 2 * 9) / 2
+    assert torch.autograd.grad(value, student)[0].tolist() == [[0.5], [1.0]], (
+        "a wild value pulls no harder than 2 / rows"
+    )
+
+
+def test_kd_keeps_float64():
+    student, teacher = drawn(1), drawn(2)
+
+    def formula(given):
+        rows = zip(given, teacher.numpy(), strict=True)
+        return 16 * float(np.mean([divergence(softmax(v / 4), softmax(z / 4)) for z, v in rows]))
+
+    check(kd, formula, student, teacher)

@@ -18,10 +18,13 @@ def wide(values: Tensor) -> Tensor:
     return values.float() if values.dtype in NARROW else values
 
 
-def unit(values: Tensor, dim: int) -> Tensor:
-    """Scale to length 1 along ``dim``; a vector of zeros stays, with a gradient of ordinary size."""
+def unit(values: Tensor, dim: int, *, extra: float = 0.0) -> Tensor:
+    """Scale to length 1 along ``dim``; a vector of zeros stays, with a gradient of ordinary size.
+
+    ``extra`` is added to the lengths, where a published loss does so.
+    """
     length = torch.linalg.vector_norm(values, dim=dim, keepdim=True)
-    return values / torch.where(length > TINY, length, torch.ones_like(length))
+    return values / torch.where(length > TINY, length + extra, torch.ones_like(length))
 
 
 def smaller(one: Tensor, other: Tensor) -> tuple[int, int]:

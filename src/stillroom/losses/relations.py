@@ -62,7 +62,7 @@ def sp(student: FreeVectors, teacher: FreeVectors) -> Tensor:
 
 def _neighbours(values: Tensor) -> Tensor:
     """Return each row's distribution over the batch, by cosine similarity brought to 0..1: (B, B)."""
-    values = values / (torch.linalg.vector_norm(values, dim=1, keepdim=True) + 1e-7)
+    values = unit(values, dim=1, extra=1e-7)
     # Rounding may put a cosine just below -1, and a logarithm of it must exist.
     similarity = ((values @ values.T + 1) / 2).clamp(min=0)
     return similarity / similarity.sum(1, keepdim=True)
