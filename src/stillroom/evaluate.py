@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.contracts import Progress, Source, Teacher
+from stillroom.errors import DataError, say
 from stillroom.tasks import measure
 from stillroom.taps import Takes, read
 
@@ -62,6 +63,8 @@ def evaluate(
     takes: Takes = ("inputs",),
 ) -> dict[str, float]:
     """Return accuracy, calibration error and, with a teacher, agreement and KL(teacher || student) on a split."""
+    if split not in data.splits or not len(data.splits[split]):
+        raise DataError(say("The data has no rows of this split", f"'{split}'", [name for name, rows in data.splits.items() if len(rows)]))
     examples = data.splits[split]
     logits, labels = answer(module, data, examples, encode=encode, takes=takes)
     told = None

@@ -93,6 +93,7 @@ def refused(path: Path, error: OSError) -> UserError:
         errno.EDQUOT: "the disk quota is used up; free some space or choose another folder with --out",
         errno.EACCES: "permission was denied; choose a folder that you may write with --out",
         errno.EPERM: "permission was denied; choose a folder that you may write with --out",
+        errno.ENOENT: "there is no such folder and none can be made there; choose another with --out",
         errno.EROFS: "the file system is read-only; choose another folder with --out",
         errno.ENOTDIR: "a part of that path is a file, not a folder; choose another folder with --out",
         errno.EISDIR: "a folder is in its place; move it away or choose another name",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import NoReturn
 
@@ -46,6 +47,7 @@ def main() -> NoReturn:
         code = stop.exit_code
     except USAGE as error:
         error.show()  # type: ignore[attr-defined]
+        sys.stderr.write(f"Given: stillroom {shlex.join(sys.argv[1:])}\n")
         code = THEIRS
     except (KeyboardInterrupt, typer.Abort):
         complain("Stopped. What was finished is kept; run the same command again to go on.")

@@ -34,8 +34,7 @@ def evaluate(
     from stillroom.evaluate import evaluate as measure
 
     deployed, source = _load(model), _data(data, model)
-    if split not in source.splits:
-        raise UserError(say("The data has no such split", f"'{split}'", source.splits))
+    _fits(deployed, source)
     found = measure(deployed, source, split=split)
     facts: dict[str, Any] = {"model": str(model), "data": getattr(source, "name", data), "split": split, "rows": len(source.splits[split]), **found}
     if as_json:
@@ -94,6 +93,7 @@ def export(
     from stillroom.export import export as export_model
 
     deployed, source = _load(model), _data(data, model)
+    _fits(deployed, source)
     train, test = source.splits["train"][:256], source.batch(plain_ids(source.splits["test"][:1000]))
     facts = export_model(
         deployed, out, examples=source.batch(plain_ids(train))["inputs"], check=(test["inputs"], test.get("labels")), int8=int8
@@ -180,6 +180,24 @@ def _load(place: Path) -> Deployed:
 
     student = place / "export" / "student"
     return load(student if (student / "config.json").is_file() else place)
+
+
+def _fits(deployed: Deployed, source: Source) -> None:
+    """See that a model takes the rows of a source, and knows its classes."""
+    from stillroom.pipeline.recipes import input_of
+
+    wanted, given = dict(deployed.config["input"]), input_of(source)
+    if list(wanted["shape"]) != given["shape"] or wanted["dtype"] != given["dtype"]:
+        raise DataError(say(
+            "This data does not fit the model", f"rows of shape {tuple(given['shape'])} and {given['dtype']}",
+            f"shape {tuple(wanted['shape'])} and {wanted['dtype']}", "Name the data it was trained for with --data.",
+        ))
+    here, there = list(source.classes or ()), list(deployed.classes or ())
+    if here and there and len(here) != len(there):
+        raise DataError(say(
+            "This data has other classes than the model", f"{len(here)} classes", f"{len(there)} classes ({', '.join(there[:10])})",
+            "Name the data it was trained for with --data.",
+        ))
 
 
 def _data(text: str, model: Path | None) -> Source:

@@ -29,7 +29,7 @@ def rows_of(places: Sequence[Path], wanted: Mapping[str, Any]) -> tuple[list[str
         found = _picture(place, wanted)[None] if place.suffix.lower() in PICTURES else _array(place, wanted)
         names += [str(place)] if len(found) == 1 else [f"{place}[{index}]" for index in range(len(found))]
         rows.append(found)
-    if not rows:
+    if not names:
         raise DataError(say("There is nothing to classify", ", ".join(map(str, places)), f"files ending in {', '.join(PICTURES + ARRAYS)}"))
     return names, torch.cat(rows)
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from stillroom.contracts import Signals
-from stillroom.errors import DataError, say
+from stillroom.contracts import Batch, Signals
+from stillroom.errors import DataError, ModelError, TapError, say
 from stillroom.evaluate import plain_ids
 from stillroom.learner import Learner
 from stillroom.models.open_box import count_parameters
 from stillroom.pipeline.plan import ArmPlan, Experiment
-from stillroom.pipeline.teaching import taps_are_known
+from stillroom.pipeline.teaching import open_store, taps_are_known
 from stillroom.record import estimate
 from stillroom.teachers import Live
 
@@ -33,12 +35,8 @@ def check_shapes(experiment: Experiment) -> dict[str, str]:
             raise DataError(say(f"The data has no {name} rows", "0", "at least 1", "Choose another split or more data."))
     batch = data.batch(plain_ids(data.splits["train"][:ROWS]))
     shown: Signals = {}
-    for name, plan in experiment.teachers.items():
-        if plan.make is None:
-            continue
-        module = plan.make()
-        taps_are_known(experiment, name, module, plan.encode)
-        answers = Live(module, experiment.taps(name), encode=plan.encode)(batch)
+    for name in experiment.teachers:
+        answers = _answers(experiment, name, batch)
         shown |= {f"{name}/{key}" if name else key: value for key, value in answers.items()}
         if name:
             shown["logits"] = answers["logits"]
@@ -48,13 +46,48 @@ def check_shapes(experiment: Experiment) -> dict[str, str]:
     return facts
 
 
-def _arm(arm: ArmPlan, experiment: Experiment, batch: Mapping[str, Any], shown: Signals) -> str:
-    student = copy.deepcopy(arm.make_student(0))
-    learner = Learner(student, arm.objectives(), encode=arm.encode)
-    if not arm.reads_teacher or shown:
+def _answers(experiment: Experiment, name: str, batch: Batch) -> Signals:
+    """What a teacher, trained or not, shows on a few rows."""
+    plan = experiment.teachers[name]
+    if plan.make is None:
+        return open_store(experiment, name, Path(str(plan.store))).use(experiment.taps(name))(batch)
+    module = plan.make()
+    with _blaming(f"the teacher {name}".strip(), batch):
+        taps_are_known(experiment, name, module, plan.encode)
+        return Live(module, experiment.taps(name), encode=plan.encode)(batch)
+
+
+@contextmanager
+def _blaming(whose: str, signals: Mapping[str, Tensor]) -> Iterator[None]:
+    """Say in words whose computing failed, and on which shapes: PyTorch alone knows neither.
+
+    Raises:
+        UserError: of the kind that fits.
+    """
+    try:
+        yield
+    except TapError as error:
+        raise TapError(f"In {whose}: {error}") from error
+    except (RuntimeError, IndexError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in signals.items() if name != "id")
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise ModelError(
+            f"A first try on {ROWS} rows failed in {whose}: got {shapes} and '{reason}'. Allowed: shapes that it is made for. "
+            "Give inputs of the shape it takes, taps whose shapes fit, or as many outputs as there are classes."
+        ) from error
+
+
+def _arm(arm: ArmPlan, experiment: Experiment, batch: Batch, shown: Signals) -> str:
+    student = copy.deepcopy(arm.make_student(0)).eval()
+    with _blaming(f"the student of arm '{arm.name}'", batch):
+        learner = Learner(student, arm.objectives(), encode=arm.encode)
         extra = {f"{name}.bank": shown[name][:2] for name in learner.banks}
-        extra |= {f"{name}.bank.mask": torch.ones(ROWS, 2, dtype=torch.bool) for name in learner.banks}
-        learner.size(dict(batch), shown | extra)
+        extra |= {f"{name}.bank.mask": torch.ones(len(batch["id"]), 2, dtype=torch.bool) for name in learner.banks}
+        seen = learner.reader(dict(batch), shown | extra)
+    for objective in learner.objectives:
+        told = {f"student's {key}": value for key, value in seen.items()} | {f"teacher's {key}": value for key, value in shown.items()}
+        with _blaming(f"the objective '{objective.name}' of arm '{arm.name}'", told):
+            objective.size(seen, shown | extra, dict(batch))  # type: ignore[operator]
     visible = arm.data(experiment.data)
     settings, rows = arm.settings(visible), arm.rows(visible)
     transfer = "" if rows.transfer is None else f" + transfer set of {len(rows.transfer):,}"

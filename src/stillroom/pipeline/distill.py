@@ -91,10 +91,9 @@ def distill(
         >>> result = stillroom.distill(teacher, lambda: Small(), (images, labels), ["labels", "kd"], steps=500)
         >>> print(result.verdict, result.report())
     """
+    _check_call(student, seeds, steps)
     source = as_source(data)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="stillroom-"))
-    if steps < 1:
-        raise UserError(say("A student needs at least one step of training", f"steps={steps}", "1 or more"))
     settings = (training or Training(steps=steps)).model_copy(update={"steps": steps, "epochs": None})
     encode = encode_for(source)
     arm = _arm(student, source, objectives, settings, labels, encode, seeds)
@@ -110,6 +109,20 @@ def distill(
     return Result(folder, outcome.metrics, outcome.findings, chosen)
 
 
+def _check_call(student: nn.Module | MakeStudent, seeds: Sequence[int], steps: int) -> None:
+    if steps < 1:
+        raise UserError(say("A student needs at least one step of training", f"steps={steps}", "1 or more"))
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise UserError(say("These cannot be the seeds", f"seeds={tuple(seeds)}", "at least one, each only once", "Pass seeds=(0, 1, 2)."))
+    if not callable(student):
+        raise ModelError(say("This cannot be a student", repr(student), "an nn.Module, or a function that makes one", "Pass lambda: Small()."))
+    if isinstance(student, nn.Module) and len(seeds) > 1:
+        raise UserError(
+            f"{len(seeds)} seeds need {len(seeds)} fresh students: got one module, which has one start. "
+            "Pass a function that makes it, for example lambda: Small()."
+        )
+
+
 def _teacher(teacher: nn.Module | Store, source: Source, encode: nn.Module | None) -> TeacherPlan:
     if isinstance(teacher, Store):
         return TeacherPlan({"store": str(teacher.folder)}, store=str(teacher.folder))
@@ -122,11 +135,6 @@ def _arm(
     student: nn.Module | MakeStudent, source: Source, objectives: Sequence[str | Callable[[], Objective]], settings: Training,
     labels: int | None, encode: nn.Module | None, seeds: Sequence[int],
 ) -> ArmPlan:
-    if isinstance(student, nn.Module) and len(seeds) > 1:
-        raise UserError(
-            f"{len(seeds)} seeds need {len(seeds)} fresh students: got one module, which has one start. "
-            "Pass a function that makes it, for example lambda: Small()."
-        )
     start = copy.deepcopy(student) if isinstance(student, nn.Module) else None
 
     def make(seed: int) -> nn.Module:

@@ -74,6 +74,8 @@ def class_count(data: Source) -> int:
         raise ModelError(
             "A model of the zoo needs the number of classes: got data without labels. Give labels, or your own module."
         )
+    if len(data.classes) < 2:
+        raise ModelError(say("There is nothing to tell apart", f"one class, '{data.classes[0]}'", "at least 2 classes", "Check the labels."))
     return len(data.classes)
 
 

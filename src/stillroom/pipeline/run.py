@@ -15,6 +15,7 @@ from typing import Any
 from stillroom.contracts import Finding
 from stillroom.errors import UserError
 from stillroom.files import faultpoint, refused, sweep, write_bytes, write_json
+from stillroom.pipeline.checking import check_shapes
 from stillroom.pipeline.exporting import add_costs, export_run
 from stillroom.pipeline.plan import Experiment
 from stillroom.pipeline.story import facts_of, findings_of, summary_of
@@ -50,12 +51,13 @@ def perform(experiment: Experiment, folder: Path, *, processes: int = 1, told: T
 
     More than one process needs the resolved recipe in the folder, since each builds the experiment from it.
     """
+    tasks, workshop = tasks_of(experiment), Workshop(experiment, folder)
+    if unfinished(workshop, tasks):
+        check_shapes(experiment)  # before anything is written, and not after the teacher was trained
     with locked(folder):
         if experiment.recipe:
             write_bytes(folder / "recipe.yaml", experiment.recipe.encode())
-        tasks = tasks_of(experiment)
         events = _Events(folder / "events.jsonl", told)
-        workshop = Workshop(experiment, folder)
         left = unfinished(workshop, tasks)
         for task in tasks:
             if task not in left:

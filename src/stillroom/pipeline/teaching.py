@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,14 +11,26 @@ from torch import nn
 from stillroom.contracts import Named, Teacher, tap
 from stillroom.errors import StoreError
 from stillroom.evaluate import evaluate
-from stillroom.files import begin, cache_folder, commit, committed, copy_step, fingerprint, publish, refused, set_aside, sweep, write_json
+from stillroom.files import (
+    begin,
+    cache_folder,
+    commit,
+    committed,
+    copy_step,
+    fingerprint,
+    publish,
+    refused,
+    set_aside,
+    sweep,
+    write_json,
+)
 from stillroom.learner import Learner
 from stillroom.models.bundle import load, save_bundle
 from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.pipeline.plan import Experiment, TeacherPlan, combined
 from stillroom.record import record
 from stillroom.store import Store
-from stillroom.store.manifest import MANIFEST
+from stillroom.store.manifest import read_manifest
 from stillroom.taps import read
 from stillroom.teachers import Live
 from stillroom.train import train
@@ -129,7 +140,11 @@ def knowledge_is_whole(experiment: Experiment, name: str, run: Path) -> bool:
         return True
     module, encode = trained(experiment, name, run)
     kept = _knowledge_place(experiment, name, _fingerprints(experiment, module, encode))
-    return (kept / MANIFEST).is_file() and knowledge_folder(run, name).resolve() == kept.resolve()
+    try:
+        read_manifest(kept)
+    except StoreError:
+        return False  # what is missing is recorded anew
+    return knowledge_folder(run, name).resolve() == kept.resolve()
 
 
 def _knowledge_place(experiment: Experiment, name: str, prints: Mapping[str, str]) -> Path:
@@ -173,23 +188,31 @@ def open_knowledge(experiment: Experiment, run: Path) -> dict[str, Store]:
     """
     stores = {}
     for name, plan in experiment.teachers.items():
-        store = Store.open(plan.store if plan.store is not None else knowledge_folder(run, name))
-        store.check(experiment.data)
-        needed = experiment.taps(name)
-        for text in needed:
-            shown = [signal for signal in store.signals if signal == text or signal.startswith(f"{text.split('@')[0]}@")]
-            if not shown:
-                raise StoreError(
-                    f"The store {store.folder} does not hold '{text}', which this recipe reads: got {', '.join(store.signals)}. "
-                    "Record that tap too (record: {also: [...]}), or take the objective out."
-                )
-        if store.views < experiment.views:
-            raise StoreError(
-                f"The store {store.folder} holds {store.views} views of each example: got record.views: {experiment.views}. "
-                "Lower it, or record again with as many."
-            )
-        stores[name] = store
+        stores[name] = open_store(experiment, name, Path(plan.store) if plan.store is not None else knowledge_folder(run, name))
     return stores
+
+
+def open_store(experiment: Experiment, name: str, folder: Path) -> Store:
+    """Open one store, each of its bytes checked, and see that this experiment can learn from it.
+
+    Raises:
+        StoreError: it was recorded from other data, holds fewer taps than the arms read, or is damaged.
+    """
+    store = Store.open(folder, verify=True)
+    store.check(experiment.data)
+    for text in experiment.taps(name):
+        shown = [signal for signal in store.signals if signal == text or signal.startswith(f"{text.split('@')[0]}@")]
+        if not shown:
+            raise StoreError(
+                f"The store {store.folder} does not hold '{text}', which this recipe reads: got {', '.join(store.signals)}. "
+                "Record that tap too (record: {also: [...]}), or take the objective out."
+            )
+    if store.views < experiment.views:
+        raise StoreError(
+            f"The store {store.folder} holds {store.views} views of each example: got record.views: {experiment.views}. "
+            "Lower it, or record again with as many."
+        )
+    return store
 
 
 def knowledge_print(stores: Mapping[str, Store]) -> str:
@@ -214,6 +237,6 @@ def taps_are_known(experiment: Experiment, name: str, module: nn.Module, encode:
 
 
 __all__ = [
-    "knowledge_folder", "knowledge_print", "open_knowledge", "prepare_teacher", "record_teacher",
+    "knowledge_folder", "knowledge_print", "open_knowledge", "open_store", "prepare_teacher", "record_teacher",
     "taps_are_known", "teacher_folder", "teacher_of", "trained",
 ]

@@ -38,7 +38,7 @@ def compare(paths: Sequence[str | Path]) -> tuple[str, list[Finding]]:
         raise UserError(
             say("A run cannot be compared with itself", ", ".join(map(str, places)), "different run folders")
         )
-    runs = [(name, _metrics(place), place) for name, place in zip(_labels(resolved), places, strict=True)]
+    runs = [(name, read_metrics(place), place) for name, place in zip(_labels(resolved), places, strict=True)]
     scores = list(dict.fromkeys(score_unit(metrics)[0] for _, metrics, _ in runs))
     findings = [_table(runs, scores), _dots(runs, scores)]
     costs = _costs(runs)
@@ -60,7 +60,12 @@ def _labels(places: Sequence[Path]) -> list[str]:
         depth += 1
 
 
-def _metrics(folder: Path) -> Mapping[str, Any]:
+def read_metrics(folder: Path) -> Mapping[str, Any]:
+    """Return what a finished run measured.
+
+    Raises:
+        StoreError: the folder is no finished run.
+    """
     again = "Run it (again) with: stillroom run RECIPE"
     if not folder.is_dir():
         raise StoreError(
