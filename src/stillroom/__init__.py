@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "ArraySource": "stillroom.data.arrays",
     "Average": "stillroom.teachers",
+    "FeatureExtractor": "stillroom.features",
     "Learner": "stillroom.learner",
     "Live": "stillroom.teachers",
     "MovingAverage": "stillroom.teachers",
@@ -38,6 +39,7 @@ _PLACES = {
 __all__ = [
     "ArraySource",
     "Average",
+    "FeatureExtractor",
     "Learner",
     "Live",
     "MovingAverage",
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from stillroom.errors import StillroomError, UserError
     from stillroom.evaluate import evaluate
     from stillroom.export import export
+    from stillroom.features import FeatureExtractor
     from stillroom.learner import Learner
     from stillroom.models.bundle import load
     from stillroom.objectives import match
