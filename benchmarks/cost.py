@@ -31,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     if not ALLOCATOR.items() <= os.environ.items():  # it is read when a process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
-    console, started = Console(), time.monotonic()
+    console, started = Console(width=None if sys.stdout.isatty() else 160), time.monotonic()
     pin()
     figures: list[Figure] = []
     for part, run in _parts(options.quick).items():

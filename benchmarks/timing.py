@@ -124,4 +124,4 @@ def calls_a_step(steps: Iterator[object], count: int) -> dict[str, float]:
 def extra_calls(ours: dict[str, float], floor: dict[str, float]) -> dict[str, float]:
     """Return by how much ours exceeds (or, negative, saves) each operator of the floor."""
     differences = {name: ours.get(name, 0) - floor.get(name, 0) for name in sorted({*ours, *floor})}
-    return {name.removeprefix("aten."): round(value, 2) for name, value in differences.items() if abs(value) >= 0.005}
+    return {name.removeprefix("aten."): round(value, 2) for name, value in differences.items() if abs(value) >= 0.05}
