@@ -61,7 +61,8 @@ def placed(text: str, between: str) -> str:
         UserError: the markers are not there once each, in this order.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UserError(f"There is no place for the table: got a text without one '{BEGIN}' before one '{END}'. Add both lines.")
+        given = f"got a text without one '{BEGIN}' before one '{END}'"
+        raise UserError(f"There is no place for the table: {given}. Add both lines.")
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{between}\n{END}{rest.split(END)[1]}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -18,7 +19,7 @@ from stillroom.cli import main
 from stillroom.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 TINY = ("check", "run", "record", "train")
@@ -26,8 +27,9 @@ TINY = ("check", "run", "record", "train")
 
 def tracked() -> list[Path]:
     """Every Markdown file of the project, or all that lie here where there is no git."""
-    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
-    return sorted({*(ROOT / name for name in listed), *PAGES})
+    asked = ["git", "ls-files", "*.md"]
+    listed = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    return sorted({*(ROOT / name for name in listed), *PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"})
 
 
 def blocks(path: Path, language: str) -> list[tuple[int, str]]:
@@ -128,7 +130,8 @@ def test_links_lead_somewhere(page):
 
 def test_the_index_lists_every_page():
     text = (ROOT / "docs/index.md").read_text(encoding="utf-8")
-    missing = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md" and f"({page.name})" not in text]
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    missing = [name for name in sorted(pages) if f"({name})" not in text]
     assert not missing
 
 
@@ -153,22 +156,35 @@ def test_every_recipe_key_and_setting_is_documented_with_its_default():
             assert told in rows[key], f"{key}: {told}, not {rows[key]}"
 
 
-def test_the_python_page_names_every_public_name():
+def test_the_pages_name_every_public_name():
     import stillroom
 
-    text = " ".join(page.read_text(encoding="utf-8") for page in PAGES)
-    missing = [name for name in stillroom.__all__ if not re.search(rf"\b{name}\b", text)]
+    text = " ".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))
+    missing = [name for name in stillroom.__all__ if name[0] != "_" and not re.search(rf"\b{name}\b", text)]
     assert not missing
+
+
+def test_the_floors_are_those_of_the_house():
+    assigned = next(
+        node.value for node in ast.parse((ROOT / "tests/test_house.py").read_text()).body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "FLOORS"
+    )
+    floors = {name: set(files) for name, files in ast.literal_eval(assigned) if name != "the package itself"}
+    text = (ROOT / "docs/principles.md").read_text(encoding="utf-8").partition("| floor |")[2].partition("\n\n")[0]
+    rows = [row.strip("| ").split(" | ") for row in text.splitlines()[2:]]
+    assert {name.strip(): set(re.findall(r"`(\w+)`", files)) for name, files in rows} == floors
 
 
 def test_every_form_of_a_tap_is_one():
     from stillroom.contracts import place
 
     table = (ROOT / "docs/python.md").read_text(encoding="utf-8").partition("## Taps")[2].partition("\n\n`read`")[0]
-    forms = [form for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) for form in re.findall(r"`([^`]+)`", row)]
+    cells = re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)
+    forms = [form for cell in cells for form in re.findall(r"`([^`]+)`", cell)]
     assert len(forms) >= 15
     for form in forms:
-        assert place(form).key.endswith(form.split("/")[-1] if form.startswith("big/") else str(place(form).tap).split("/")[-1])
+        found = place(form)
+        assert form == (f"{found.owner}/{found.tap}" if found.owner else str(found.tap))
 
 
 # --- the table of the demo ------------------------------------------------------------------------------------
@@ -204,8 +220,10 @@ def metrics(seeds: int) -> dict[str, Any]:
     def value(*values: float) -> dict[str, Any]:
         return {"mean": sum(values[:seeds]) / seeds, "per_seed": list(values[:seeds])}
 
-    one = {"accuracy": value(0.8, 0.82, 0.84), "ece": value(0.01, 0.02, 0.03), "parameters": {"mean": 28282, "per_seed": [28282]},
-           "bytes": {"mean": 114822, "per_seed": [114822]}, "latency_ms": None}
+    one = {
+        "accuracy": value(0.8, 0.82, 0.84), "ece": value(0.01, 0.02, 0.03), "latency_ms": None,
+        "parameters": {"mean": 28282, "per_seed": [28282]}, "bytes": {"mean": 114822, "per_seed": [114822]},
+    }
     student = {**one, "agreement": value(0.9, 0.9, 0.9), "kl": value(0.1, 0.1, 0.1)}
     return {"models": {"teacher": one, "alone": student, "kd": student, "distilled": student}, "arms": ["kd"],
             "seeds": list(range(seeds)), "verdict": "It helped."}
