@@ -205,7 +205,7 @@ def test_lskd_is_kd_of_z_scores(temperature):
 
 
 def test_lskd_by_hand():
-    # Two logits: z-scores are +-1/sqrt(2) whatever the distance; opposite answers give T^2 a tanh(a / 2), a = sqrt(2) / T.
+    # Two logits have z-scores +-1/sqrt(2), whatever they are: opposite answers give T^2 a tanh(a / 2), a = sqrt(2) / T.
     student, teacher = torch.tensor([[3.0, -5.0]]), torch.tensor([[0.0, 0.1]])
     gap = math.sqrt(2) / 2
     expected = 4 * gap * math.tanh(gap / 2)

@@ -1,0 +1,138 @@
+"""Every loss trains a small student from a small teacher: by hand, and as a line of a recipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stillroom.cli import main
+from stillroom.data.arrays import ArraySource
+from stillroom.learner import Learner
+from stillroom.losses import LOSSES
+from stillroom.models.encode import ImageEncode
+from stillroom.models.zoo import build
+from stillroom.objectives import match, signature
+from stillroom.recipe import read_recipe
+from stillroom.record import record
+from stillroom.settings import Training
+from stillroom.store import Store
+from stillroom.teachers import Live
+from stillroom.train import train
+
+ROWS, SHAPE, CLASSES, STEPS = 32, (1, 12, 12), 4, 3
+TOKENS = {
+    name
+    for name, loss in LOSSES.items()
+    if any(slot.kind and slot.kind.name == "tokens" for slot in signature(loss).slots)
+}
+MAPS = {
+    name
+    for name, loss in LOSSES.items()
+    if any(slot.kind and slot.kind.name == "maps" for slot in signature(loss).slots)
+}
+BANKS = {name for name, loss in LOSSES.items() if signature(loss).sides("bank")}
+
+
+class Reads(nn.Module):
+    """Rows of the image as tokens, with queries, keys and values of their own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.rows = nn.Flatten(2)
+        self.query, self.key, self.value = (nn.Linear(SHAPE[2], width) for _ in range(3))
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows = inputs.squeeze(1)
+        looked = torch.softmax(self.query(rows) @ self.key(rows).transpose(1, 2), 2) @ self.value(rows)
+        return self.head(looked.mean(1))
+
+
+def seeded(make, seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
+def images() -> ArraySource:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randint(0, 256, (ROWS, *SHAPE), dtype=torch.uint8, generator=generator)
+    labels = torch.where(torch.arange(ROWS) % 3 == 2, -1, torch.arange(ROWS) % CLASSES)
+    splits = {"train": torch.arange(ROWS), "validation": torch.arange(0), "test": torch.arange(0)}
+    return ArraySource(inputs, labels, splits=splits, name="noise")
+
+
+def models(name: str) -> tuple[nn.Module, nn.Module]:
+    """Student and teacher."""
+    if name in TOKENS:
+        return seeded(lambda: Reads(8), 1), seeded(lambda: Reads(12), 2)
+    student = seeded(lambda: build("cnn", shape=SHAPE, classes=CLASSES, width=4), 1)
+    return student, seeded(lambda: build("resnet", shape=SHAPE, classes=CLASSES, width=8), 2)
+
+
+def places(name: str) -> dict[str, object]:
+    if name in TOKENS:
+        return {"student": ["query", "key", "value"], "teacher": ["query", "key", "value"], "heads": 4}
+    return {"student": "block3", "teacher": "layer3"} if name in MAPS else {}
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_a_loss_trains_a_student_for_three_steps(name, tmp_path):
+    data, encode = images(), ImageEncode([0.5], [0.3])
+    student, network = models(name)
+    learner = Learner(student, [match(name, **places(name))], encode=encode)
+    told = list(dict.fromkeys(str(place.tap) for place in learner.teacher_places)) or ["logits"]
+    teacher: Live | Store = Live(network, told, encode=encode)
+    if name in BANKS:
+        teacher = record(teacher, data, tmp_path, taps=told, fingerprints={"teacher": "t", "data": data.fingerprint})
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    start = {key: value.clone() for key, value in student.named_parameters()}
+    settings = Training(steps=STEPS, batch=16, lr=1e-2, schedule="constant")
+    values = [float(step.losses["loss"].detach()) for step in train(learner, data, teacher, settings)]
+    assert len(values) == STEPS and all(value == value and abs(value) < 1e6 for value in values)
+    assert any(not torch.equal(start[key], value) for key, value in student.named_parameters()), "nothing was learnt"
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items()), "the teacher moved"
+
+
+def line(name: str) -> str:
+    """The loss as a line of a recipe."""
+    where = ", student: block3, teacher: layer3" if name in MAPS else ""
+    return f"{{use: {name}{where}, weight: 0.01}}"
+
+
+RECIPE = """
+data:    {use: fashion-mnist-sample, labels: 1000}
+teacher: {model: resnet, depth: 8, width: 8, stem: 2}
+student: {model: cnn, width: 8}
+objectives:
+%s
+train:   {steps: 100, batch: {labelled: 32, transfer: 32}}
+seeds:   [0]
+"""
+
+
+def recipe(*names: str) -> str:
+    return RECIPE % "\n".join(f"  - {line(name)}" for name in names)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in TOKENS])
+def test_a_recipe_may_name_the_loss_and_its_options(name):
+    read = read_recipe(recipe("kd" if name != "kd" else "labels", name))
+    assert read.objectives[-1].use == name
+    assert set(read.objectives[-1].options) == set(signature(LOSSES[name]).options)
+
+
+def test_all_losses_at_once_run_from_a_recipe(tmp_path, monkeypatch):
+    path = tmp_path / "all.yaml"
+    path.write_text(recipe(*(name for name in LOSSES if name not in TOKENS)))  # no network of the zoo reads tokens
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["stillroom", "run", str(path), "--tiny", "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert len(metrics["arms"]) == 1 and "alone" in metrics["models"]
