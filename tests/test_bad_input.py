@@ -287,6 +287,9 @@ def _locked(w: World) -> Arguments:
 case("out is a file", _file_for_out, "out", "file", "another")
 case("out may not be written", lambda w: ["run", w.recipe(), "--out", "/proc/stillroom-run"], "/proc/stillroom-run", "none can be made there", "--out")
 case("another run is at work", _locked, "Another run", "out", "--out")
+case("train what does not fit", lambda w: ["train", w.recipe(
+    ("{use: kd, weight: 0.9}", "{use: mse_logits, student: hidden, teacher: logits}")), "--out", "out"],
+    "mse_logits", "(4, 8)", "(4, 4)")
 case("unknown arm", lambda w: ["train", w.recipe(), "--arm", "kdd", "--out", "out"], "kdd", "'kd'", "alone")
 case("unknown seed", lambda w: ["train", w.recipe(), "--seed", "5", "--out", "out"], "5", "seed", "0")
 case("nothing to record", lambda w: ["record", w.recipe(

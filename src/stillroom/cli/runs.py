@@ -206,6 +206,7 @@ def _plan(experiment: Experiment, folder: Path, as_json: bool) -> None:
 def _part(recipe: Path, out: Path | None, changes: list[str] | None, tiny: bool, quiet: bool, wanted: object) -> None:
     """Perform some of a recipe's tasks in this process."""
     from stillroom.cli import screen
+    from stillroom.pipeline.checking import check_shapes
     from stillroom.pipeline.run import locked
     from stillroom.pipeline.tasks import Workshop, tasks_of
     from stillroom.pipeline.workers import perform_here
@@ -216,6 +217,7 @@ def _part(recipe: Path, out: Path | None, changes: list[str] | None, tiny: bool,
     tasks = [task for task in tasks_of(experiment) if wanted(task)]  # type: ignore[operator]
     if not tasks:
         raise UserError(f"{recipe} asks for no teacher: there is nothing to record. Add 'teacher:' to it.")
+    check_shapes(experiment)
     with locked(folder), ticking(len(tasks), {task.name: task.title for task in tasks}, quiet=quiet) as told:
         perform_here(Workshop(experiment, folder), tasks, told)
     screen.out.print(f"Done: {', '.join(task.title for task in tasks[-3:])}. In {folder}", markup=False)
