@@ -18,6 +18,7 @@ from stillroom.dot import Dot
 from stillroom.errors import TrainError, say
 from stillroom.files import faultpoint, fingerprint
 from stillroom.learner import Learner
+from stillroom.losses import l2
 from stillroom.objectives import Objective
 from stillroom.order import Order, Part
 from stillroom.randomness import reseed, stream
@@ -98,7 +99,7 @@ def optimizer_of(learner: Learner, settings: Training) -> torch.optim.Optimizer:
 
 def _folds(objective: Objective, settings: Training) -> bool:
     return (
-        objective.loss.__name__ == "l2" and isinstance(objective.weight, int | float) and objective.every == 1
+        objective.loss is l2 and isinstance(objective.weight, int | float) and objective.every == 1
         and settings.optimizer == "sgd" and settings.clip is None
     )
 
@@ -228,7 +229,7 @@ class _Run:
             "settings": self.settings.model_dump(), "seed": self.seed, "total": self.total, "shapes": shapes,
             "views": self.order.views,
             "rows": [[part.name, len(part.examples), int(part.examples.sum()), part.count] for part in self.order.parts],
-            "data": getattr(self.data, "fingerprint", None),
+            "data": [getattr(self.data, name, None) for name in ("fingerprint", "labels_fingerprint")],
             "objectives": [one.described() for one in self._objectives()],
         })
 
