@@ -13,6 +13,7 @@ from torch import Tensor
 from stillroom.contracts import Finding
 from stillroom.files import read_json
 from stillroom.pipeline.plan import ALONE, Experiment
+from stillroom.pipeline.reasons import why_not
 from stillroom.pipeline.verdict import Answers, test_labels
 from stillroom.report import run_costs, run_findings
 from stillroom.tasks import recall_by_class, reliability
@@ -26,8 +27,13 @@ def findings_of(
     """Return the findings of a run."""
     labels = test_labels(experiment.data)
     main = experiment.main.name
-    found = [run_findings.verdict_dots(metrics), run_findings.arms_table(metrics)]
+    found = [run_findings.verdict_dots(metrics)]
+    reasons = why_not(experiment, metrics, told)
+    found += [reasons] if reasons is not None else []
+    found.append(run_findings.arms_table(metrics))
     found.append(run_findings.training_curves(_curves(experiment, run), "accuracy"))
+    if not experiment.main.answers:  # nobody trained its logits
+        return [*found, *_weights(experiment, run), run_costs.sizes(metrics), *_parity(facts)]
     if labels is not None:
         shown = ({"teacher": told} if told is not None else {}) | {
             name: answers[name][0] for name in (ALONE, main) if name in answers}
@@ -37,11 +43,7 @@ def findings_of(
     if told is not None:
         found.append(_disagreements(experiment, answers[main][0], told, labels))
     found += _weights(experiment, run)
-    found.append(run_costs.sizes(metrics))
-    exported = _exported(facts)
-    if exported:
-        found.append(run_costs.parity(exported))
-    return found
+    return [*found, run_costs.sizes(metrics), *_parity(facts)]
 
 
 def _curves(experiment: Experiment, run: Path) -> dict[str, Any]:
@@ -50,10 +52,10 @@ def _curves(experiment: Experiment, run: Path) -> dict[str, Any]:
         folder = run / "arms" / f"{name}-{experiment.seeds[0]}"
         curve, scores = read_json(folder / "curve.json"), read_json(folder / "scores.json")
         marks = sorted(map(int, scores["validation_by_step"]))
-        curves[name] = {
-            "step": curve["step"], **curve["terms"],
-            "validation": {"step": marks, "score": [scores["validation_by_step"][str(mark)] for mark in marks]},
-        }
+        curves[name] = {"step": curve["step"], **curve["terms"]}
+        if experiment.arms[name].answers:
+            shown = [scores["validation_by_step"][str(mark)] for mark in marks]
+            curves[name]["validation"] = {"step": marks, "score": shown}
     return curves
 
 
@@ -101,6 +103,11 @@ def _weights(experiment: Experiment, run: Path) -> list[Finding]:
         {name: score.get("test") for name, score in scores.items()},
         {name: score.get("pruned") for name, score in scores.items()},
     )]
+
+
+def _parity(facts: Mapping[str, Any]) -> list[Finding]:
+    exported = _exported(facts)
+    return [run_costs.parity(exported)] if exported else []
 
 
 def _exported(facts: Mapping[str, Any]) -> list[dict[str, Any]]:

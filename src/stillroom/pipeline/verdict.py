@@ -71,6 +71,11 @@ def metrics_of(experiment: Experiment, run: Path, answers: Answers, told: Tensor
     return found
 
 
+def _gap(ours: np.ndarray, alone: np.ndarray, teacher: np.ndarray) -> dict[str, Any] | None:
+    gap, _ = gap_closed(ours, alone, teacher)
+    return None if gap is None else gap.plain()
+
+
 def _entry(measures: list[dict[str, float]]) -> dict[str, Any]:
     name = "accuracy" if "accuracy" in measures[0] else "agreement"
     entry: dict[str, Any] = {key: _values([part[key] for part in measures]) for key in measures[0]}
@@ -113,6 +118,7 @@ def _compared(answers: Answers, told: Tensor | None, labels: Tensor | None, main
     teacher = _correct([told], labels)[0]
     gap, why = gap_closed(ours, alone, teacher)
     found["score_gain"] = paired(ours, alone).plain()
+    found["gaps"] = {name: _gap(_correct(seeds, labels), alone, teacher) for name, seeds in answers.items() if name != ALONE}
     if gap is None:
         return found | {"reason": why}
     return found | {"gap_closed": gap.plain()}

@@ -1,0 +1,88 @@
+"""When distilling did not help: what the numbers of the run itself make likely, each with what to try."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillroom.contracts import Finding
+from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment
+
+SMALL_LEAD = 0.02  # a teacher less than two points ahead has little to give
+FAR_FROM_TEACHER = 0.85  # agreement below which a student has not got what it was shown
+SURE = 0.98  # a teacher this sure of itself on average shows hardly more than its labels
+FLAT = 0.9  # share of the largest entropy from which softened answers say hardly anything
+
+
+def why_not(experiment: Experiment, metrics: Mapping[str, Any], told: Tensor | None) -> Finding | None:
+    """Return the likely reasons why the first arm did not beat the control; None when it did, or nothing was compared."""
+    gain = metrics.get("score_gain")
+    if gain is None or told is None or (gain["low"] is not None and gain["low"] > 0):
+        return None
+    models, arm = metrics["models"], experiment.main
+    lead = models["teacher"]["score"]["mean"] - models[ALONE]["score"]["mean"]
+    reasons = [
+        *_weak_teacher(lead),
+        *_enough_labels(experiment, arm, lead),
+        *_temperature(arm, told),
+        *_capacity(models["distilled"].get("agreement"), lead),
+    ]
+    if not reasons:
+        reasons = ["Nothing in this run explains it. More seeds may tell chance from effect; so may more steps for both."]
+    control = f"the student alone, {100 * models[ALONE]['score']['mean']:.1f} %, and the teacher, {100 * models['teacher']['score']['mean']:.1f} %."
+    text = "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))
+    return Finding("Why it did not help", reasons[0], lead, control, {"kind": "text", "text": text})
+
+
+def _weak_teacher(lead: float) -> list[str]:
+    if lead >= SMALL_LEAD:
+        return []
+    return [
+        f"The teacher is weak for this student: it leads it by {100 * lead:+.1f} points only, so there is little to pass on. "
+        "Train the teacher longer, take a larger one, or give it labels that the student does not have."
+    ]
+
+
+def _enough_labels(experiment: Experiment, arm: ArmPlan, lead: float) -> list[str]:
+    rows = len(experiment.data.splits["train"])
+    if arm.labels is not None and arm.labels < rows:
+        return []
+    return [
+        f"The student sees all {rows:,} labels itself, so the teacher can tell it little that they do not. "
+        "Distilling pays with few labels and many unlabelled examples: set data.labels, or add a transfer set."
+    ]
+
+
+def _temperature(arm: ArmPlan, told: Tensor) -> list[str]:
+    found = []
+    for objective in arm.objectives():
+        temperature = objective.options.get("temperature", 4.0 if objective.loss.__name__ == "kd" else None)
+        if objective.loss.__name__ not in ("kd", "lskd", "dkd") or temperature is None:
+            continue
+        soft = torch.softmax(told.double() / temperature, 1)
+        entropy = float(-(soft * soft.clamp(min=1e-12).log()).sum(1).mean()) / math.log(told.shape[1])
+        sure = float(soft.amax(1).mean())
+        if entropy > FLAT:
+            found.append(
+                f"At temperature {temperature:g} the teacher's answers are almost flat ({100 * entropy:.0f} % of the largest entropy), "
+                f"and say hardly more than noise. Lower the temperature of '{objective.name}'."
+            )
+        elif sure > SURE:
+            found.append(
+                f"At temperature {temperature:g} the teacher is almost always sure ({100 * sure:.0f} % on average), and shows hardly more "
+                f"than a label. Raise the temperature of '{objective.name}'."
+            )
+    return found
+
+
+def _capacity(agreement: Mapping[str, Any] | None, lead: float) -> list[str]:
+    if agreement is None or agreement["mean"] >= FAR_FROM_TEACHER or lead < SMALL_LEAD:
+        return []
+    return [
+        f"The student gives the teacher's answer on {100 * agreement['mean']:.0f} % of the test examples only: it could not "
+        "follow. Give it more capacity or more steps, or raise the weight of the teacher's objectives."
+    ]
