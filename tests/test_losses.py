@@ -21,6 +21,9 @@ SMALLER = {**SIZES, "channel": 5, "height": 3, "width": 3, "feature": 6}  # a te
 # a surer student is always asked for (nkd).
 NOT_LEAST_AT_EQUALITY = {"crd", "nkd"}
 
+# Losses with a number made from the batch that counts as a constant, so the gradient leaves it out (crd's Z).
+CONSTANT_OF_THE_BATCH = {"crd"}
+
 # Losses of the batch as a whole: the same rows twice are another batch.
 RELATE_ROWS = {"pkt", "rkd", "sp"}
 
@@ -226,6 +229,34 @@ def test_twice_the_batch_is_the_same_mean(name):
         for slot in slots(name)
     }
     assert torch.allclose(call(name, made), call(name, doubled), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float64_stays_float64_and_says_the_same(name):
+    made = inputs(name)
+    exact = call(name, each(made, lambda value: value.double()))
+    assert exact.dtype == torch.float64
+    assert torch.allclose(call(name, made).double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - CONSTANT_OF_THE_BATCH))
+def test_the_gradient_is_the_slope_of_the_value(name):
+    made = each(inputs(name, rows=3), lambda value: value.double())
+    students = learning(name, made)
+    assert torch.autograd.gradcheck(lambda *_: call(name, made), students)
+
+
+@pytest.mark.parametrize("name", WITH_ROWS)
+def test_a_student_that_shows_the_same_for_all_pulls_with_ordinary_strength(name):
+    """A dead student, whose last layer gives zeros or one constant, must neither stop the training nor burst it."""
+    for constant in (0.0, 1.0):
+        made = inputs(name)
+        for slot in slots(name):
+            if slot.side == "student" and not slot.mask:
+                made[slot.name] = torch.full_like(made[slot.name], constant)
+        students = learning(name, made)
+        for gradient in torch.autograd.grad(call(name, made), students):
+            assert torch.isfinite(gradient).all() and gradient.abs().max() < 1e6
 
 
 # --- through match(), with real models on both sides ---------------------------------------------------------

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stillroom.contracts import Parameters
+from stillroom.losses._shared import wide
 
 
 def l1(parameters: Parameters) -> Tensor:
@@ -15,7 +16,7 @@ def l1(parameters: Parameters) -> Tensor:
 
     Shapes: any; by default the student's parameters with two or more axes. Returns a scalar.
     """
-    return torch.stack([value.float().abs().sum() for value in parameters.values()]).sum()
+    return torch.stack([wide(value).abs().sum() for value in parameters.values()]).sum()
 
 
 def l2(parameters: Parameters) -> Tensor:
@@ -25,4 +26,4 @@ def l2(parameters: Parameters) -> Tensor:
 
     Shapes: any; by default the student's parameters with two or more axes. Returns a scalar.
     """
-    return torch.stack([value.float().square().sum() for value in parameters.values()]).sum()
+    return torch.stack([wide(value).square().sum() for value in parameters.values()]).sum()

@@ -32,9 +32,9 @@ def bank(
     Shapes: ``student``, ``teacher`` (B, D); ``bank`` (N, D) teacher features of other rows; ``bank_mask`` (B, N)
     False where a bank row is the example itself. Mean over the batch; 0 when the similarities agree.
     """
-    rows = F.normalize(bank, dim=1).T
-    log_student = F.normalize(student, dim=1) @ rows / temperature
-    log_teacher = F.normalize(teacher, dim=1) @ rows / (teacher_temperature or temperature)
+    rows = unit(bank, dim=1).T
+    log_student = unit(student, dim=1) @ rows / temperature
+    log_teacher = unit(teacher, dim=1) @ rows / (teacher_temperature or temperature)
     if bank_mask is not None:
         # A finite floor instead of minus infinity: a row without any partner then gives 0, not NaN.
         floor = torch.finfo(log_student.dtype).min / 4
