@@ -95,11 +95,13 @@ def lskd(student_logits: Logits, teacher_logits: Logits, *, temperature: Tempera
     return divergence.mean() * temperature**2
 
 
-def _correlation(left: Tensor, right: Tensor, dim: int) -> Tensor:
+def _correlation(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
     """Pearson correlation along ``dim``; 0 where one side is constant."""
-    left, right = (values - values.mean(dim, keepdim=True) for values in (left, right))
-    lengths = torch.linalg.vector_norm(left, dim=dim) * torch.linalg.vector_norm(right, dim=dim)
-    correlation: Tensor = (left * right).sum(dim) / (lengths + 1e-8)
+    student, teacher = (values - values.mean(dim, keepdim=True) for values in (student, teacher))
+    length = torch.linalg.vector_norm(student, dim=dim)
+    product = length * torch.linalg.vector_norm(teacher, dim=dim) + 1e-8
+    # Where the student is constant (a head that begins with zeros), dividing by 1e-8 would burst its gradient.
+    correlation: Tensor = (student * teacher).sum(dim) / torch.where(length > 1e-7, product, torch.ones_like(product))
     return correlation
 
 
@@ -116,7 +118,8 @@ def dist(
     DIST, Huang et al. 2022 (https://arxiv.org/abs/2205.10536). Rows compare the classes of one example (the paper's
     inter-class relation), columns the examples of one class (intra-class); means over rows and over columns, 1e-8 in
     the denominator, as in the authors' code. Affine maps of the *probabilities* do not matter; of the logits, only
-    shifts. A constant row or column correlates 0 with anything, so a batch of one adds the constant ``gamma``.
+    shifts. A constant row or column correlates 0 with anything, so a batch of one adds the constant ``gamma``;
+    where the student's is constant its gradient is that of the covariance, 1e8 times smaller than in the authors' code.
 
     Shapes: (B, C) and (B, C); returns a scalar, 0 at equality.
     """
