@@ -42,6 +42,23 @@ def summary(result: Mapping[str, Any]) -> str:
     return text
 
 
+def headline(result: Mapping[str, Any]) -> str:
+    """Say the same in one short sentence, for the verdict of a run."""
+    means, count = result["mean"], len(result["tasks"])
+    if STUDENT not in means or TEACHER not in means:
+        return ""
+    share = _width(result, STUDENT) / _width(result, TEACHER)
+    text = (
+        f"On {count} other task{'s' if count > 1 else ''} its features, {100 * share:.0f} % of the teacher's size, keep "
+        f"{_percent(result['kept'])} of the teacher's linear probe"
+    )
+    if ALONE in means:
+        lead = result["lead"][ALONE]
+        text += f" and stand {100 * lead['mean']:+.1f} points [{100 * lead['low']:+.1f}, {100 * lead['high']:+.1f}] from"
+        text += " those of the same student trained on labels alone"
+    return f"{text}."
+
+
 def _compared(name: str, mean: float, lead: Mapping[str, Any]) -> str:
     who = {
         ALONE: "the same student trained on labels only",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom.contracts import Source, Step, Teacher
-from stillroom.evaluate import answer
+from stillroom.contracts import HasBank, Source, Step, Teacher
+from stillroom.evaluate import BATCH, answer, plain_ids
 from stillroom.files import (
     begin,
     cache_folder,
@@ -31,7 +31,7 @@ from stillroom.pipeline.plan import ArmPlan, Experiment
 from stillroom.settings import Training
 from stillroom.tasks import accuracy
 from stillroom.tensors import pack, restore, state_of, unpack
-from stillroom.train import saves_after, train
+from stillroom.train import bank_rows, saves_after, train
 
 Told = Callable[[int, int, str], None]
 LOGGED = 120  # moments of the training curve that are kept
@@ -83,7 +83,7 @@ def _train(
         if saves_after(settings, step.number, step.steps):
             log.save()  # before the checkpoint: a resumed training does not pass these steps again
         if step.number in marks and str(step.number) not in scored:
-            score = _validate(student, data, arm)
+            score = _validate(student, data, arm) if arm.answers else _own_value(learner, data, teacher, seed)
             write_bytes(folder / f"mark-{step.number}.safetensors", pack(state_of(student)))
             scored[str(step.number)] = score
             write_json(folder / "marks.json", scored)
@@ -112,7 +112,7 @@ def _finish(
         "seed": seed, "factor": factor, "learning_rate": settings.lr, "chosen_step": best, "validation": scored[str(best)],
         "validation_by_step": scored, "notes": curve.get("notes", []),
     }
-    if labels is not None:
+    if labels is not None and arm.answers:
         scores["test"] = accuracy(test, labels)
     if any(one.role == "penalty" for plan in experiment.arms.values() for one in plan.objectives()):
         scores["weights"] = _weights(student)
@@ -147,6 +147,26 @@ def adopt(trial: Path, folder: Path, inputs: str) -> None:
 def _validate(student: nn.Module, data: Source, arm: ArmPlan) -> float:
     logits, labels = answer(student, data, data.splits["validation"], encode=arm.encode)
     return accuracy(logits, labels) if labels is not None and len(labels) else 0.0
+
+
+def _own_value(learner: Learner, data: Source, teacher: Teacher | None, seed: int) -> float:
+    """What a student is chosen by whose logits nobody trained: minus its own objectives, on the validation rows.
+
+    Their values are added without weights, which may ramp to nought; penalties on weights say nothing here.
+    """
+    names = [one.name for one in learner.objectives if one.role != "penalty"]  # type: ignore[union-attr]
+    total, rows = 0.0, data.splits["validation"]
+    learner.eval()
+    with torch.no_grad():
+        for number, part in enumerate(rows.split(BATCH)):
+            batch = data.batch(plain_ids(part))
+            shown = dict(teacher(batch)) if teacher is not None else {}
+            if learner.banks and isinstance(teacher, HasBank):
+                count = bank_rows(len(data.splits["train"]))
+                shown |= teacher.bank(learner.banks, batch, rows=count, seed=seed, step=number)
+            losses = learner(batch, shown)
+            total -= len(part) * sum(float(losses[name]) for name in names)  # type: ignore[index]
+    return total / max(1, len(rows))
 
 
 class _Log:

@@ -60,6 +60,12 @@ class ArmPlan:
         """Whether any of its objectives needs labels."""
         return any(one.role == "task" for one in self.objectives())
 
+    @property
+    def answers(self) -> bool:
+        """Whether its logits are trained: some objective reads them. Without, it makes features alone."""
+        shown = [str(one.tap) for objective in self.objectives() for one in objective.places("student")]
+        return any(text in ("logits", "output") or text.startswith(("output[", "logits@")) for text in shown)
+
     def data(self, data: Source, seed: int = 0) -> Source:
         """Return the data as this arm's student may see it: labels outside its share are hidden."""
         train = data.splits["train"]
@@ -121,6 +127,8 @@ class Experiment:
     onnx: bool = False
     int8: bool = False
     recipe: str = ""
+    on: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    on_rows: int = 2000
 
     @property
     def main(self) -> ArmPlan:

@@ -51,6 +51,8 @@ def experiment_of(recipe: Recipe) -> Experiment:
     return Experiment(
         recipe.name, data, teachers, arms, recipe.seeds, recipe.trials, recipe.record.views, recipe.record.also,
         onnx is not None, bool(onnx and onnx.int8), recipe.to_yaml(),
+        [(one.use, one.options) for one in recipe.evaluate.on] if recipe.evaluate else (),
+        recipe.evaluate.rows if recipe.evaluate else 2000,
     )
 
 

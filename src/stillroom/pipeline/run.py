@@ -16,7 +16,9 @@ from stillroom.contracts import Finding
 from stillroom.errors import UserError
 from stillroom.files import faultpoint, refused, sweep, write_bytes, write_json
 from stillroom.pipeline.checking import check_shapes
+from stillroom.generality.findings import findings as generality_findings
 from stillroom.pipeline.exporting import add_costs, export_run
+from stillroom.pipeline.generality import add_generality, check_tasks, generality_of
 from stillroom.pipeline.plan import Experiment
 from stillroom.pipeline.story import facts_of, findings_of, summary_of
 from stillroom.pipeline.tasks import Task, Workshop, tasks_of, unfinished
@@ -59,6 +61,7 @@ def perform(experiment: Experiment, folder: Path, *, processes: int = 1, told: T
             write_bytes(folder / "recipe.yaml", experiment.recipe.encode())
         events = _Events(folder / "events.jsonl", told)
         left = unfinished(workshop, tasks)
+        check_tasks(experiment, folder)
         for task in tasks:
             if task not in left:
                 told(task.name, 1, 1, "")
@@ -80,7 +83,10 @@ def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Tol
     metrics = metrics_of(experiment, folder, answers, answered)
     _teacher_parameters(experiment, metrics)
     add_costs(metrics, facts)
+    elsewhere = generality_of(experiment, folder, lambda done, of, what: told("report", done, of, what))
+    add_generality(experiment, folder, metrics, elsewhere)
     findings = findings_of(experiment, folder, metrics, answers, answered, facts)
+    findings[2:2] = generality_findings(elsewhere) if elsewhere else []
     faultpoint("run:metrics")
     write_json(folder / "metrics.json", metrics)
     write_report(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stillroom.recipe.mistakes import check, choose, unknown_keys
-from stillroom.recipe.models import RESERVED_ARMS, Arm, Data, Objective, Record, Stage, Student, Teacher
+from stillroom.recipe.models import RESERVED_ARMS, Arm, Data, Evaluate, Objective, Record, Stage, Student, Teacher
 from stillroom.recipe.overrides import merged
 from stillroom.recipe.schema import Tables, block_of
 from stillroom.recipe.text import Mistakes, Node, shorten
@@ -112,6 +112,19 @@ class Reading:
         """Read a block that names nothing; absent, it has its defaults."""
         return model() if node is None else check(node, model, self.mistakes)
 
+    def evaluate(self, node: Node | None) -> Evaluate | None:
+        """Read ``evaluate``: a list of other tasks, each ``name``, ``name:path`` or a block as ``data`` is."""
+        if node is None or not isinstance(node.value, dict):
+            if node is not None:
+                self.note(node, f"must be a block such as {{on: [digits]}}, got {shorten(node.plain())}")
+                self.whole = False
+            return None
+        unknown_keys(node, Evaluate.model_fields, self.mistakes)
+        tasks = self.list_of(node.items.get("on"), lambda one: self.data(_source(one)))
+        plain = Node({key: value for key, value in node.items.items() if key != "on"}, node.where, node.line, node.origin)
+        rest = check(plain, block_of(None, Evaluate, ("rows",)), self.mistakes)
+        return None if rest is None else Evaluate(on=tuple(tasks), rows=rest.rows)
+
     def names(self, node: Node | None, kind: str) -> dict[str, Node]:
         """Return the entries of a block whose keys the author chose, those with a usable name."""
         if node is None:
@@ -178,3 +191,11 @@ class Reading:
         self.whole = self.whole and found is not None
         return found
 
+
+def _source(node: Node) -> Node:
+    """Return ``name`` or ``name:path`` as the block it stands for."""
+    if not isinstance(node.value, str):
+        return node
+    name, _, path = node.value.partition(":")
+    parts = {"use": name} | ({"path": path} if path else {})
+    return Node({key: Node(part, node.where, node.line, node.origin) for key, part in parts.items()}, node.where, node.line, node.origin)

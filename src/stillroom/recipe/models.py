@@ -119,6 +119,13 @@ class Export(Settings):
         return handler(given)
 
 
+class Evaluate(Settings):
+    """Other tasks on which the features are tried, and how many rows each may take of train and of test."""
+
+    on: tuple[Data, ...] = ()
+    rows: Annotated[int, Field(ge=50)] = 2000
+
+
 class Stage(Settings):
     """A part of a training in several parts; what is absent is as in the recipe."""
 
@@ -154,6 +161,7 @@ class Recipe(Settings):
     control: bool = True
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     export: Export = Export()
+    evaluate: Evaluate | None = None
     jobs: Annotated[Literal["auto"] | Count, Field(union_mode="left_to_right")] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     trials: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.3, 1.0, 3.0)
@@ -224,6 +232,8 @@ def written(value: Any) -> Any:
         kept = {key: part for key, part in block.items() if part is not None or key == "labels"}
         first = {key: kept[key] for key in ("use", "model") if key in kept}
         return {**first, **written(value.options), **kept}
+    if isinstance(value, Evaluate):
+        return {"on": written(value.on), "rows": value.rows}
     if isinstance(value, Export):
         return {"onnx": False if value.onnx is None else written(value.onnx)}
     if isinstance(value, Training):

@@ -82,6 +82,7 @@ def _read(root: Node, tables: Tables, mistakes: Mistakes, name: str) -> Recipe |
     teachers = _teachers(reading)
     objectives = _pairs(reading, reading.list_of(top.get("objectives"), reading.objective))
     train, record = reading.block(top.get("train"), Training), reading.block(top.get("record"), Record)
+    evaluate = reading.evaluate(top.get("evaluate"))
     simple = Node({key: top[key] for key in _SIMPLE if key in top}, "", root.line, root.origin)
     simple.value.setdefault("name", Node(_fitting(name)))
     values = check(simple, block_of(None, Recipe, _SIMPLE), mistakes)
@@ -105,7 +106,7 @@ def _read(root: Node, tables: Tables, mistakes: Mistakes, name: str) -> Recipe |
     taken = [one.name for one in base if one.name]
     return Recipe(
         **{key: getattr(values, key) for key in _SIMPLE},
-        data=data, student=student, train=train, record=record,
+        data=data, student=student, train=train, record=record, evaluate=evaluate,
         teacher=(teachers or {}).get(""), teachers={} if "" in (teachers or {}) else teachers or {},
         objectives=base,
         arms={key: _named_arm(arm, taken) for key, arm in arms.items() if arm is not None} or {MAIN: Arm()},

@@ -24,6 +24,7 @@ def tiny(recipe: Recipe) -> Recipe:
             "arms": {name: _change(arm) for name, arm in recipe.arms.items()},
             "stages": tuple(_change(stage) for stage in recipe.stages),
             "seeds": recipe.seeds[:1],
+            "evaluate": None if recipe.evaluate is None else recipe.evaluate.model_copy(update={"rows": ROWS}),
         }
     )
 
