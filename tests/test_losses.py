@@ -316,6 +316,19 @@ def test_the_gradient_reaches_the_student_and_never_the_teacher(name, autocast):
     assert not any(signal.requires_grad for signal in told.values())
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if any(slot.name == "student_mask" for slot in slots(name))])
+def test_masks_stand_beside_the_place_they_belong_to(name):
+    """A mask comes with the signal of its side, whatever the loss calls it (student_logits, student_tokens)."""
+    objective = bound(name)
+    made = inputs(name)
+    (ours,), (theirs,) = (signature(LOSSES[name]).sides(side) for side in ("student", "teacher"))
+    keys = [objective.places(side)[0].key for side in ("student", "teacher")]
+    shown = {keys[0]: made[ours.name], f"{keys[0]}.mask": made["student_mask"]}
+    told = {keys[1]: made[theirs.name], f"{keys[1]}.mask": made["teacher_mask"]}
+    assert torch.allclose(objective(shown, told, {}), call(name, made), rtol=1e-6)
+    assert not torch.allclose(objective({keys[0]: made[ours.name]}, {keys[1]: made[theirs.name]}, {}), call(name, made))
+
+
 # --- bad options and bad labels -------------------------------------------------------------------------------
 
 
