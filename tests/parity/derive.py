@@ -47,14 +47,14 @@ def check(
     expected, slope = formula(student.numpy()), slopes(formula, student.numpy())
     given = student.clone().requires_grad_()
     value = loss(given, *others, **options)
-    gradient = torch.autograd.grad(value, given)[0].numpy()
+    gradient, value = torch.autograd.grad(value, given)[0].numpy(), value.detach()
     assert value.dtype == torch.float64
     assert abs(float(value) - expected) <= rel * abs(expected), (float(value), expected)
     assert np.linalg.norm(gradient - slope) <= rel * np.linalg.norm(slope), np.abs(gradient - slope).max()
     narrow = [one.float() if one is not None and one.is_floating_point() else one for one in others]
     in_float32 = student.float().requires_grad_()
     value = loss(in_float32, *narrow, **options)
-    gradient = torch.autograd.grad(value, in_float32)[0].double().numpy()
+    gradient, value = torch.autograd.grad(value, in_float32)[0].double().numpy(), value.detach()
     assert abs(float(value) - expected) <= 5e-6 * max(1.0, abs(expected)), (float(value), expected)
     assert np.linalg.norm(gradient - slope) <= 1e-4 * np.linalg.norm(slope)
     return expected
