@@ -23,16 +23,28 @@ data_app = typer.Typer(
 
 
 def evaluate(
-    model: Model, data: DataName = "", split: Annotated[str, typer.Option("--split", help="train, validation or test")] = "test",
+    model: Model,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[TASK]...", help="More tasks after --on", show_default=False)] = None,
+    data: DataName = "", split: Annotated[str, typer.Option("--split", help="train, validation or test")] = "test",
+    on: Annotated[list[str] | None, typer.Option("--on", help="Try its features on other tasks: digits, npz:FILE, ...", show_default=False)] = None,
+    rows: Annotated[int, typer.Option("--rows", min=50, help="With --on: rows of each task, of train and of test")] = 2000,
+    report: Annotated[Path | None, typer.Option("--out", help="With --on: write a report here", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a model on a split: accuracy and calibration.
+    """Measure a model on a split; with --on, what its features are worth on other tasks.
 
     Example: stillroom evaluate runs/images --data fashion-mnist-sample
     """
+    from stillroom.cli.features import evaluate_on
     from stillroom.cli.screen import out, show_json
     from stillroom.evaluate import evaluate as measure
 
+    if on:
+        evaluate_on(model, [*on, *(more or ())], rows, report, as_json)
+        return
+    if more or report is not None:
+        what = f"'{more[0]}'" if more else "--out"
+        raise UserError(f"{what} belongs to --on, which is not given. Name the tasks, for example: --on digits.")
     deployed, source = _load(model), _data(data, model)
     _fits(deployed, source)
     found = measure(deployed, source, split=split)

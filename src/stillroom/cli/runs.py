@@ -108,11 +108,27 @@ def run(
     screen.out.print(f"Report: {folder / 'report.html'}", markup=False)
 
 
-def record(recipe: RecipePath, out: Out = None, set: Set = None, tiny: Tiny = False, quiet: Quiet = False) -> None:  # noqa: A002
-    """Do only the teacher's part of a recipe: train it if need be, and record what it shows.
+def record(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe, for example recipes/images.yaml", show_default=False)] = None,
+    out: Out = None, set: Set = None, tiny: Tiny = False, quiet: Quiet = False,  # noqa: A002
+    model: Annotated[Path | None, typer.Option("--model", help="Instead: features of this run or bundle", show_default=False)] = None,
+    data: Annotated[str, typer.Option("--data", help="With --model: a source, for example npz:FILE", show_default=False)] = "",
+    dimensions: Annotated[int | None, typer.Option("--dimensions", min=1, help="With --model: the first N of a PCA", show_default=False)] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="With --model: float32, float16, int8 or binary")] = "float32",
+) -> None:
+    """Record what a recipe's teacher shows; with --model, a student's features as a Parquet file.
 
-    Example: stillroom record recipes/images.yaml
+    Example: stillroom record --model runs/features --data digits --out features.parquet
     """
+    if model is not None:
+        from stillroom.cli.features import record_features
+
+        if recipe is not None:
+            raise UserError(f"A recipe and --model are given: got {recipe} and {model}. Keep one of them.")
+        record_features(model, data, out or Path("features.parquet"), dimensions, dtype, quiet)
+        return
+    if recipe is None:
+        raise UserError("There is nothing to record: got neither a recipe nor --model. Name one, for example: stillroom record my.yaml")
     _part(recipe, out, set, tiny, quiet, lambda task: task.kind in ("teacher", "record"))
 
 

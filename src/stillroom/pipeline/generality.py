@@ -20,8 +20,10 @@ from stillroom.generality.findings import headline
 from stillroom.generality.probes import nearest
 from stillroom.models.bundle import Deployed, load
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment
+from stillroom.pipeline.recipes import experiment_of
 from stillroom.pipeline.teaching import trained
 from stillroom.randomness import forked
+from stillroom.recipe import read_recipe
 
 if TYPE_CHECKING:
     from stillroom.features import FeatureExtractor
@@ -156,6 +158,20 @@ def _others(experiment: Experiment, run: Path) -> dict[str, list[Deployed]]:
     return found
 
 
+def generality_of_run(run: Path, tasks: Sequence[Task], told: Told) -> dict[str, Any]:
+    """Ask the students of a finished run folder, its teacher and its controls about other tasks than its recipe names.
+
+    Raises:
+        UserError: the run is not finished.
+    """
+    experiment = experiment_of(read_recipe(run / "recipe.yaml"))
+    missing = [seed for seed in experiment.seeds if not (_arm_folder(run, experiment.main, seed) / "done.json").is_file()]
+    if missing:
+        raise UserError(f"{run} is not finished: got no student of seed {missing[0]}. Run its recipe to the end first.")
+    student = [_student(run, experiment.main, seed) for seed in experiment.seeds]
+    return measured(student, tasks, experiment.data, others=_others(experiment, run), told=told)
+
+
 def generality_of_model(model: Deployed, tasks: Sequence[Task], told: Told) -> dict[str, Any]:
     """Ask a bundle that belongs to no run: beside it stand random weights, where they can be made, and the raw input."""
     from stillroom.models.zoo import build
@@ -225,5 +241,5 @@ def check_tasks(experiment: Experiment, run: Path) -> None:
 
 
 __all__ = [
-    "add_generality", "check_tasks", "generality_of", "generality_of_model", "labels_arm", "measured", "open_task", "open_tasks", "source_of",
+    "add_generality", "check_tasks", "generality_of", "generality_of_model", "generality_of_run", "labels_arm", "measured", "open_task", "open_tasks", "source_of",
 ]

@@ -1,0 +1,99 @@
+"""What the commands evaluate --on and record --model do: features on other tasks, and features as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillroom.errors import UserError, say
+
+if TYPE_CHECKING:
+    from stillroom.models.bundle import Deployed
+
+LEARNT_FROM = 4000  # rows from which the order of the dimensions is learnt
+
+
+def evaluate_on(model: Path, on: Sequence[str], rows: int, report: Path | None, as_json: bool) -> None:
+    """Try the features of a run's student (beside its teacher and controls) or of a bundle on other tasks."""
+    from stillroom.cli import screen
+    from stillroom.generality import findings, summary
+    from stillroom.pipeline.generality import generality_of_model, generality_of_run, open_tasks, source_of
+    from stillroom.progress import ticking
+    from stillroom.report import write_report
+
+    names = [name.strip() for entry in on for name in entry.split(",") if name.strip()]
+    tasks = open_tasks([source_of(name) for name in names], rows)
+    with ticking(1, {"on": "features on other tasks"}, quiet=as_json) as told:
+        told("on", 0, 0, "")
+
+        def tell(done: int, of: int, what: str) -> None:
+            told("on", done, max(of, 2), what)
+
+        if (model / "recipe.yaml").is_file():
+            result = generality_of_run(model, tasks, tell)
+        else:
+            result = generality_of_model(_load(model), tasks, tell)
+        told("on", 1, 1, "")
+    if report is not None:
+        found = findings(result)
+        write_report(report, title=f"{model.name} on other tasks", verdict=summary(result), findings=found)
+    if as_json:
+        screen.show_json(result)
+        return
+    _show(result)
+    screen.out.print(summary(result), markup=False)
+    if report is not None:
+        screen.out.print(f"Report: {report}", markup=False)
+
+
+def _show(result: dict[str, Any]) -> None:
+    from stillroom.cli.screen import show_table
+
+    tasks = result["tasks"]
+    rows = []
+    for name, mean in result["mean"].items():
+        held = [task["readers"][name] for task in tasks.values()]
+        rows.append([name, f"{held[0]['dimensions']:,}", *(f"{100 * one['linear']['mean']:.1f} %" for one in held), f"{100 * mean:.1f} %"])
+    show_table(["features", "numbers", *tasks, "mean"], rows, "Linear probe on other tasks")
+
+
+def record_features(model: Path, data: str, out: Path, dimensions: int | None, dtype: str, quiet: bool) -> None:
+    """Write a student's features of a whole source to a Parquet file."""
+    from stillroom.cli import screen
+    from stillroom.cli.models import _data
+    from stillroom.features import FeatureExtractor, write_features
+    from stillroom.features.extractor import DTYPES
+    from stillroom.progress import ticking
+
+    if dtype not in DTYPES:
+        raise UserError(say("Features cannot be stored so", f"--dtype {dtype}", DTYPES))
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: features are written to one file. Name it, for example --out {out / 'features.parquet'}.")
+    source = _data(data, model)
+    extractor = _extractor(model)
+    if not hasattr(extractor, "center_") and (dimensions is not None or dtype in ("int8", "binary")):
+        extractor = FeatureExtractor(extractor.model, extractor.tap, "pca" if dimensions is not None else extractor.head)
+        extractor.fit((source, source.splits["train"][:LEARNT_FROM]))
+    with ticking(1, {"features": "features"}, quiet=quiet) as told:
+        told("features", 0, 0, "")
+        facts = write_features(
+            extractor, source, out, dimensions=dimensions, dtype=dtype,  # type: ignore[arg-type]
+            progress=lambda done, of, what: told("features", done, max(of, 2), what),
+        )
+        told("features", 1, 1, "")
+    size = screen.bytes_text(facts["bytes"])
+    screen.out.print(f"Wrote {facts['rows']:,} rows of {facts['columns']} x {dtype} to {out} ({size})", markup=False)
+
+
+def _extractor(model: Path) -> Any:
+    from stillroom.features import FeatureExtractor
+    from stillroom.features.extractor import FEATURES
+
+    return FeatureExtractor.load(model) if (model / FEATURES).is_file() else FeatureExtractor(_load(model))
+
+
+def _load(place: Path) -> Deployed:
+    from stillroom.cli.models import _load as load
+
+    return load(place)
