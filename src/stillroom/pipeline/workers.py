@@ -5,8 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 
 from stillroom.errors import StillroomError, TrainError, UserError
+from stillroom.pipeline import tether
 from stillroom.pipeline.tasks import Task, Workshop
 
 Told = Callable[[str, int, int, str], None]
@@ -66,7 +65,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 def _perform_apart(run: Path, tasks: Sequence[Task], processes: int, told: Told) -> None:
     context = multiprocessing.get_context("spawn")
     reports = context.Queue()
-    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(str(run), os.getpid(), reports))
+    pool = ProcessPoolExecutor(processes, context, initializer=tether.tie, initargs=(str(run), os.getpid(), reports))
     running: dict[Future[None], Task] = {}
     waiting = list(tasks)
     try:
@@ -113,27 +112,14 @@ def _stop(pool: ProcessPoolExecutor) -> None:
 # --- in the worker ---------------------------------------------------------------------------------------
 
 
-def _begin(run: str, parent: int, reports: Any) -> None:
-    """Set up a worker: one thread, deaf to Ctrl-C, gone when its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    _worker.update(run=Path(run), reports=reports)
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.25)
-    os._exit(1)
-
-
 def _perform(task: Task) -> None:
     from stillroom.pipeline.recipes import experiment_of
     from stillroom.recipe import read_recipe
 
     if "workshop" not in _worker:
-        recipe = read_recipe(_worker["run"] / "recipe.yaml")
-        _worker["workshop"] = Workshop(experiment_of(recipe), _worker["run"])
+        torch.set_num_threads(1)
+        run = Path(tether.given["run"])
+        _worker["workshop"] = Workshop(experiment_of(read_recipe(run / "recipe.yaml")), run)
     last = 0.0
 
     def told(done: int, of: int, what: str) -> None:
@@ -141,7 +127,7 @@ def _perform(task: Task) -> None:
         now = time.monotonic()
         if now - last > 0.2 or done == of:
             last = now
-            _worker["reports"].put((task.name, done, of, what))
+            tether.given["reports"].put((task.name, done, of, what))
 
     try:
         _worker["workshop"].perform(task, told)
