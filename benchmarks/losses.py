@@ -52,12 +52,12 @@ TASKS: dict[str, dict[str, Any]] = {
     "few labels": {
         "data": {"use": "fashion-mnist-sample", "labels": 1000},
         "student": {"model": "cnn", "width": 16},
-        "train": {"steps": 400, "batch": {"labelled": 64, "transfer": 64}, "lr": 3.0e-3},
+        "train": {"steps": 300, "batch": {"labelled": 64, "transfer": 64}, "lr": 3.0e-3},
     },
     "all labels": {
         "data": {"use": "fashion-mnist-sample"},
         "student": {"model": "cnn", "width": 8},
-        "train": {"steps": 400, "batch": 128, "lr": 3.0e-3},
+        "train": {"steps": 300, "batch": 128, "lr": 3.0e-3},
     },
 }
 
@@ -153,7 +153,8 @@ def cost_per_step(described: dict[str, Any]) -> dict[str, float]:
             return train(learner, data, store if arm.reads_teacher else None, settings, rows=arm.rows(data), views=experiment.views)
 
         running = {name: steps(arm, arm.objectives()) for name, arm in experiment.arms.items() if name != "longer"}
-        for turn in range(33):
+        turns = min(33, described["train"]["steps"])
+        for turn in range(turns):
             for name, one in running.items():
                 before = time.perf_counter()
                 next(one)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ from stillroom.evaluate import plain_ids
 from stillroom.export import export, write_onnx
 from stillroom.files import begin, commit, committed, fingerprint
 from stillroom.models.bundle import Deployed, load
-from stillroom.pipeline.plan import Experiment
+from stillroom.pipeline.plan import Experiment, Told
 from stillroom.pipeline.teaching import trained
 from stillroom.randomness import permutation
 
-Told = Callable[[int, int, str], None]
 CALIBRATION = 256
 CHECKED = 1000
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ from stillroom.files import (
 )
 from stillroom.learner import Learner
 from stillroom.models.bundle import save_bundle
-from stillroom.pipeline.plan import ArmPlan, Experiment
+from stillroom.pipeline.plan import ArmPlan, Experiment, Told
+from stillroom.pipeline.stages import pass_through
 from stillroom.settings import Training
 from stillroom.tasks import accuracy
 from stillroom.tensors import pack, restore, state_of, unpack
 from stillroom.train import bank_rows, saves_after, train
 
-Told = Callable[[int, int, str], None]
 LOGGED = 120  # moments of the training curve that are kept
 NEAR_ZERO = 1e-3
 VERSION = 1
@@ -70,13 +70,14 @@ def _train(
     data = arm.data(experiment.data)
     settings, rows = arm.settings(data, factor), arm.rows(data)
     student = arm.make_student(seed)
+    teacher = pass_through(experiment, arm, seed, factor, folder, student, teacher, told)
     learner = Learner(student, arm.objectives(), encode=arm.encode, precision=settings.precision)
     total = settings.total_steps(len(rows.labelled))
     marks = sorted({max(1, round(part * total)) for part in settings.evaluate_at})
     log = _Log(folder / "curve.json", max(1, total // LOGGED))
     scored = _read_or(folder / "marks.json", {})
     for step in train(
-        learner, data, teacher if arm.reads_teacher else None, settings, rows=rows, views=experiment.views, seed=seed,
+        learner, data, teacher if arm.distils else None, settings, rows=rows, views=experiment.views, seed=seed,
         folder=folder,
     ):
         log.add(step)
@@ -121,6 +122,8 @@ def _finish(
     # In this order a kill in between leaves what can be trained again: marks are never missing while they are listed.
     for rest in [folder / "checkpoint.safetensors", folder / "marks.json", *sorted(folder.glob("mark-*.safetensors"))]:
         rest.unlink(missing_ok=True)
+    for part in folder.glob("stage-*"):
+        shutil.rmtree(part)
         faultpoint("job:tidied")
 
 

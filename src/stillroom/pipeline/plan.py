@@ -20,6 +20,7 @@ from stillroom.settings import Mixed, Training
 from stillroom.train import Rows
 
 ALONE = "alone"
+Told = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,11 @@ class TeacherPlan:
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """One way to train the student: fresh objectives each time, settings, and how many labels it sees (None: all)."""
+    """One way to train the student: fresh objectives each time, settings, and how many labels it sees (None: all).
+
+    ``before`` are the stages that come first, each an arm of its own; an ``assistant`` has another student, which then
+    teaches. ``also`` are trainings whose steps are added to this one's: so the control has as many as all stages together.
+    """
 
     name: str
     objectives: Callable[[], list[Objective]]
@@ -49,11 +54,19 @@ class ArmPlan:
     encode: nn.Module | None
     config: Mapping[str, Any]
     described: Mapping[str, Any]
+    before: tuple[ArmPlan, ...] = ()
+    assistant: bool = False
+    also: tuple[Training, ...] = ()
+
+    @property
+    def distils(self) -> bool:
+        """Whether any objective of its last part needs a teacher."""
+        return any(one.role == "distil" and not one.own for one in self.objectives())
 
     @property
     def reads_teacher(self) -> bool:
-        """Whether any of its objectives needs the teacher."""
-        return any(one.role == "distil" and not one.own for one in self.objectives())
+        """Whether any of its objectives needs the teacher, in whichever part."""
+        return self.distils or any(stage.reads_teacher for stage in self.before)
 
     @property
     def reads_labels(self) -> bool:
@@ -85,7 +98,7 @@ class ArmPlan:
     def rows(self, visible: Source) -> Rows:
         """Return what this arm's batches are drawn from: the labelled rows alone where nothing but labels teaches."""
         rows = Rows.of(visible)
-        if not (self.reads_teacher or any(one.own for one in self.objectives())):
+        if not (self.distils or any(one.own for one in self.objectives())):
             return Rows(rows.labelled)
         if isinstance(self.training.batch, Mixed):
             return rows
@@ -94,7 +107,8 @@ class ArmPlan:
     def settings(self, visible: Source, factor: float = 1.0) -> Training:
         """Return its training with the length in steps and the learning rate times ``factor``."""
         rows = self.rows(visible)
-        steps = self.training.total_steps(max(1, len(getattr(visible, "labelled", visible.splits["train"]))))
+        labelled = max(1, len(getattr(visible, "labelled", visible.splits["train"])))
+        steps = sum(part.total_steps(labelled) for part in (self.training, *self.also))
         update: dict[str, Any] = {"steps": steps, "epochs": None, "lr": self.training.lr * factor}
         if isinstance(self.training.batch, Mixed) and rows.transfer is None:
             update["batch"] = self.training.batch.rows  # as many rows a step as the arms with a transfer set
@@ -109,7 +123,10 @@ def control_of(arm: ArmPlan, make_labels: Callable[[], Objective]) -> ArmPlan:
         return [make_labels(), *kept]
 
     described = {**arm.described, "control": True}
-    return ArmPlan(ALONE, objectives, arm.training, arm.labels, arm.make_student, arm.encode, arm.config, described)
+    also = tuple(stage.training for stage in arm.before if not stage.assistant)
+    return ArmPlan(
+        ALONE, objectives, arm.training, arm.labels, arm.make_student, arm.encode, arm.config, described, also=also
+    )
 
 
 @dataclass(frozen=True)
@@ -138,7 +155,7 @@ class Experiment:
     def taps(self, owner: str) -> list[str]:
         """Return what must be recorded of one teacher: its logits, and what the arms read."""
         wanted = ["logits"]
-        for arm in self.arms.values():
+        for arm in [part for arm in self.arms.values() for part in (*arm.before, arm)]:
             for objective in arm.objectives():
                 wanted += [str(one.tap) for one in objective.places("teacher") if one.owner == owner]
         wanted += [str(place(text).tap) for text in self.also if place(text).owner == owner]

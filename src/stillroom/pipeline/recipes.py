@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from stillroom.models.zoo import build
 from stillroom.objectives import Objective, match
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, TeacherPlan, control_of
 from stillroom.randomness import forked
-from stillroom.recipe import Data, Own, Recipe, Teacher, written
+from stillroom.recipe import Data, Own, Recipe, Stage, Teacher, written
 from stillroom.recipe import Objective as ObjectiveEntry
 from stillroom.settings import Ramp
 
@@ -31,10 +32,10 @@ def experiment_of(recipe: Recipe) -> Experiment:
     Raises:
         UserError: data, a bundle or a store is not as it must be.
     """
-    if recipe.stages:
+    if recipe.stages and recipe.stages[-1].student is not None:
         raise RecipeError(
-            f"The recipe '{recipe.name}' has {len(recipe.stages)} stages, and a run trains in one part so far. "
-            "Allowed: no 'stages'. Put what they say into 'objectives' with ramped weights, or run one recipe after the other."
+            f"The last stage must train the recipe's own student: got 'student: {recipe.stages[-1].student.model}' there. Allowed: "
+            "a 'student' in earlier stages, which makes an assistant of it. Add a last stage without 'student'."
         )
     if recipe.device not in ("auto", "cpu"):
         raise RecipeError(say("A run trains on the processor so far", f"device: {recipe.device}", "auto or cpu"))
@@ -108,13 +109,30 @@ def _model(
 
 def _arm(recipe: Recipe, name: str, data: Source, classes: int) -> ArmPlan:
     make, encode, config = _model(recipe.student.model, recipe.student.options, recipe.student.encode.size, data, classes)
-    entries = recipe.objectives
     parts = recipe.parts()
-    described = {key: parts[key] for key in ("student", "objectives", "train", "record")}
-    return ArmPlan(
-        name, lambda: [_objective(entry, entries) for entry in entries], recipe.train, recipe.data.labels, make, encode,
+    described = {key: parts[key] for key in ("student", "objectives", "train", "record", "stages")}
+    last = recipe.stages[-1] if recipe.stages else Stage()
+    plan = ArmPlan(
+        name, _objectives(last.objectives or recipe.objectives), last.train or recipe.train, recipe.data.labels, make, encode,
         config, described,
     )
+    before = tuple(_stage(number, stage, recipe, plan, data, classes) for number, stage in enumerate(recipe.stages[:-1], 1))
+    return replace(plan, before=before)
+
+
+def _stage(number: int, stage: Stage, recipe: Recipe, plan: ArmPlan, data: Source, classes: int) -> ArmPlan:
+    """Return an earlier stage: of the arm's own student, or of an assistant."""
+    changed = replace(
+        plan, name=f"stage {number}", objectives=_objectives(stage.objectives or recipe.objectives), training=stage.train or recipe.train
+    )
+    if stage.student is None:
+        return changed
+    make, encode, config = _model(stage.student.model, stage.student.options, stage.student.encode.size, data, classes)
+    return replace(changed, make_student=make, encode=encode, config=config, assistant=True)
+
+
+def _objectives(entries: tuple[ObjectiveEntry, ...]) -> Callable[[], list[Objective]]:
+    return lambda: [_objective(entry, entries) for entry in entries]
 
 
 def _objective(entry: ObjectiveEntry, among: tuple[ObjectiveEntry, ...]) -> Objective:

@@ -15,8 +15,8 @@ from typing import Any
 from stillroom.contracts import Finding
 from stillroom.errors import UserError
 from stillroom.files import faultpoint, refused, sweep, write_bytes, write_json
-from stillroom.pipeline.checking import check_shapes
 from stillroom.generality.findings import findings as generality_findings
+from stillroom.pipeline.checking import check_shapes
 from stillroom.pipeline.exporting import add_costs, export_run
 from stillroom.pipeline.generality import add_generality, check_tasks, generality_of
 from stillroom.pipeline.plan import Experiment

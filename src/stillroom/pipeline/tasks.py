@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +9,7 @@ from typing import Literal
 from stillroom.contracts import Teacher
 from stillroom.files import committed
 from stillroom.pipeline.jobs import adopt, choose, job_inputs, train_job
-from stillroom.pipeline.plan import Experiment
+from stillroom.pipeline.plan import Experiment, Told
 from stillroom.pipeline.teaching import (
     knowledge_is_whole,
     knowledge_print,
@@ -20,8 +19,6 @@ from stillroom.pipeline.teaching import (
     teacher_is_ready,
     teacher_of,
 )
-
-Told = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -27,15 +27,13 @@ from stillroom.files import (
 from stillroom.learner import Learner
 from stillroom.models.bundle import load, save_bundle
 from stillroom.models.open_box import fingerprint as fingerprint_of
-from stillroom.pipeline.plan import Experiment, TeacherPlan, combined
+from stillroom.pipeline.plan import Experiment, TeacherPlan, Told, combined
 from stillroom.record import record
 from stillroom.store import Store
 from stillroom.store.manifest import read_manifest
 from stillroom.taps import read
 from stillroom.teachers import Live
 from stillroom.train import train
-
-Told = Callable[[int, int, str], None]
 
 
 def teacher_folder(run: Path, name: str) -> Path:
