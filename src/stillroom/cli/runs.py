@@ -92,7 +92,7 @@ def run(
     read, experiment = _open(recipe, set, tiny)
     folder = _folder(read, out)
     if plan:
-        _plan(experiment, folder, as_json)
+        _plan(experiment, folder, as_json, jobs or read.jobs)
         return
     tasks = tasks_of(experiment)
     processes = processes_for(jobs or read.jobs, len(tasks))
@@ -202,13 +202,18 @@ def _folder(recipe: Recipe, out: Path | None) -> Path:
     return out or Path("runs") / recipe.name
 
 
-def _plan(experiment: Experiment, folder: Path, as_json: bool) -> None:
+def _plan(experiment: Experiment, folder: Path, as_json: bool, jobs: int | str) -> None:
     from stillroom.cli import screen
     from stillroom.pipeline.checking import expectations
-    from stillroom.pipeline.run import pending
+    from stillroom.pipeline.costing import seconds_of
+    from stillroom.pipeline.run import pending, processes_for
 
     tasks = pending(experiment, folder)
     expected = expectations(experiment)
+    left = [task for task, done in tasks if not done]
+    seconds = seconds_of(experiment, left, processes_for(jobs, len(left)))
+    if seconds is not None:
+        expected["time"] = f"about {max(1, round(seconds))} s for what is to do, {processes_for(jobs, len(left))} at once"
     if as_json:
         listed = [{"task": task.name, "done": done} for task, done in tasks]
         screen.show_json({"folder": str(folder), "tasks": listed, "expected": expected})

@@ -1,0 +1,186 @@
+"""A recipe end to end, small: the control is fair, the metrics keep their contract, and nothing is paid for twice."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from stillroom.contracts import UNLABELLED
+from stillroom.errors import StoreError
+from stillroom.learner import Learner
+from stillroom.models.open_box import fingerprint
+from stillroom.pipeline.plan import ALONE
+from stillroom.pipeline.recipes import experiment_of
+from stillroom.pipeline.run import perform
+from stillroom.pipeline.tasks import Workshop, tasks_of, unfinished
+from stillroom.recipe import read_recipe
+from stillroom.train import train
+
+NET = {"model": "net", "hidden": 16}
+RECIPE = {
+    "name": "small",
+    "data": {"use": "fashion-mnist-sample", "labels": 60, "train": 400},
+    "teacher": {"model": "net", "hidden": 64, "train": {"steps": 60, "lr": 3e-3}},
+    "student": NET,
+    "objectives": [{"use": "labels", "weight": 0.1, "smoothing": 0.05}, {"use": "kd"}, {"use": "l2", "weight": 1e-4}],
+    "train": {"steps": 20, "batch": {"labelled": 16, "transfer": 16}, "lr": 3e-3},
+    "arms": {"kd": {}, "bank": {"add": [{"use": "bank"}]}},
+    "trials": [0.3, 1], "seeds": [0, 1], "export": {"onnx": False},
+}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """One run that the tests here read, with a cache of its own."""
+    root = tmp_path_factory.mktemp("pipeline")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STILLROOM_CACHE", str(root / "cache"))
+        yield root, perform(experiment_of(read_recipe(RECIPE)), root / "run")
+
+
+def changed(**blocks):
+    return {**RECIPE, **blocks}
+
+
+def plain(metrics):
+    """Metrics without what a clock says."""
+    text = json.loads(json.dumps(metrics))
+    for model in text["models"].values():
+        for key in ("latency_ms", "throughput_per_s"):
+            model.pop(key, None)
+    return text
+
+
+def test_the_control_starts_where_the_arm_starts_and_reads_no_teacher():
+    arms = experiment_of(read_recipe(RECIPE)).arms
+    assert list(arms) == [ALONE, "kd", "bank"]
+    for seed in (0, 1):
+        assert len({fingerprint(arm.make_student(seed)) for arm in arms.values()}) == 1
+    assert fingerprint(arms["kd"].make_student(0)) != fingerprint(arms["kd"].make_student(1))
+    kept = {one.name: one for one in arms[ALONE].objectives()}
+    assert sorted(kept) == ["l2", "labels"] and kept["labels"].weight == 1.0 and kept["l2"].weight == 1e-4
+    assert kept["labels"].options == {"smoothing": 0.05}
+
+
+def test_the_control_has_as_many_rows_and_steps_from_labelled_rows_only():
+    experiment = experiment_of(read_recipe(RECIPE))
+    for name, labelled_only in ((ALONE, True), ("kd", False)):
+        arm = experiment.arms[name]
+        visible = arm.data(experiment.data)
+        settings, rows = arm.settings(visible), arm.rows(visible)
+        order = rows.order(settings, seed=0)
+        assert settings.steps == 20 and order.rows == 32
+        drawn = torch.cat([order.ids(step)[:, 0] for step in range(20)])
+        assert bool(torch.isin(drawn, visible.labelled).all()) is labelled_only
+        assert len(visible.labelled) == 60
+
+
+def test_no_hidden_label_reaches_a_student():
+    experiment = experiment_of(read_recipe(RECIPE))
+    arm = experiment.arms["kd"]
+    visible = arm.data(experiment.data)
+    seen = []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(visible, name)
+
+        def batch(self, ids):
+            batch = visible.batch(ids)
+            seen.append((batch["id"][:, 0], batch["labels"]))
+            return batch
+
+    learner = Learner(arm.make_student(0), ["labels"], encode=arm.encode)
+    for _ in train(learner, Watched(), None, arm.settings(visible), rows=arm.rows(visible)):
+        pass
+    ids, labels = (torch.cat(part) for part in zip(*seen, strict=True))
+    hidden = ~torch.isin(ids, visible.labelled)
+    assert hidden.any() and (labels[hidden] == UNLABELLED).all() and (labels[~hidden] != UNLABELLED).all()
+
+
+def test_metrics_keep_their_contract(ran):
+    root, outcome = ran
+    metrics = json.loads((root / "run" / "metrics.json").read_text())
+    assert metrics == json.loads(json.dumps(outcome.metrics))
+    assert {"verdict", "gap_closed", "agreement_gain", "seeds", "models"} <= set(metrics)
+    assert set(metrics["models"]) == {"teacher", "alone", "kd", "bank", "distilled"}
+    assert metrics["models"]["distilled"] == metrics["models"]["kd"] and metrics["seeds"] == [0, 1]
+    for name, model in metrics["models"].items():
+        keys = ("score", "accuracy", "ece", "parameters") + (() if name == "teacher" else ("agreement", "kl"))
+        for key in keys:
+            assert set(model[key]) == {"mean", "per_seed"}, (name, key)
+        assert model["score_name"] == "accuracy"
+    gain = metrics["agreement_gain"]
+    assert set(gain) == {"mean", "low", "high", "n", "method"} and gain["low"] <= gain["mean"] <= gain["high"]
+    assert metrics["gap_closed"] is None or set(metrics["gap_closed"]) == set(gain)
+    assert metrics["gap_closed"] is not None or metrics["reason"]
+
+
+def test_a_second_run_has_nothing_to_do_and_says_the_same(ran):
+    root, outcome = ran
+    experiment = experiment_of(read_recipe(RECIPE))
+    assert unfinished(Workshop(experiment, root / "run"), tasks_of(experiment)) == []
+    assert plain(perform(experiment, root / "run").metrics) == plain(outcome.metrics)
+
+
+def test_two_processes_say_what_one_says(ran, tmp_path, monkeypatch):
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
+    apart = perform(experiment_of(read_recipe(RECIPE)), tmp_path / "run", processes=2)
+    assert plain(apart.metrics) == plain(ran[1].metrics)
+
+
+def test_another_recipe_takes_what_it_shares_from_the_cache(ran, tmp_path):
+    root, outcome = ran
+    more = changed(arms={"kd": {}, "bank": {"add": [{"use": "bank"}]}, "hint": {"add": [{"use": "hint"}]}}, seeds=[0])
+    began = []
+    perform(experiment_of(read_recipe(more)), tmp_path / "run", told=lambda name, done, of, what: began.append((name, of, what)))
+    trained = {name for name, of, what in began if of > 1 and what.startswith("loss")}
+    assert trained == {"trial hint-0-x0.3", "trial hint-0-x1"}, "the rest was trained before"
+
+
+def test_a_changed_recipe_sets_the_old_aside_and_loses_nothing(ran, tmp_path):
+    recipe = changed(arms={"kd": {}}, seeds=[0], trials=[1])
+    perform(experiment_of(read_recipe(recipe)), tmp_path)
+    before = (tmp_path / "arms" / "kd-0" / "model.safetensors").read_bytes()
+    perform(experiment_of(read_recipe(changed(arms={"kd": {}}, seeds=[0], trials=[1], train={"steps": 10}))), tmp_path)
+    assert (tmp_path / "arms" / "old" / "kd-0-1" / "model.safetensors").read_bytes() == before
+
+
+def test_a_store_teaches_as_its_teacher_did(ran, tmp_path):
+    root, outcome = ran
+    store = {"store": str(root / "run" / "knowledge")}
+    again = perform(experiment_of(read_recipe(changed(teacher=store, arms={"kd": {}}, seeds=[0, 1]))), tmp_path / "run")
+    assert again.metrics["models"]["kd"]["score"] == outcome.metrics["models"]["kd"]["score"]
+    assert again.metrics["models"]["teacher"]["score"] == outcome.metrics["models"]["teacher"]["score"]
+
+
+def test_a_store_without_the_tap_is_refused(ran, tmp_path):
+    store = {"store": str(ran[0] / "run" / "knowledge")}
+    recipe = changed(teacher=store, arms={"hint": {"add": [{"use": "hint", "student": "hidden", "teacher": "hidden"}]}})
+    with pytest.raises(StoreError, match="does not hold"):
+        perform(experiment_of(read_recipe(recipe)), tmp_path / "run")
+
+
+def test_a_bundle_teaches(ran, tmp_path):
+    root, outcome = ran
+    bundle = {"load": str(root / "run" / "teacher")}
+    again = perform(experiment_of(read_recipe(changed(teacher=bundle, arms={"kd": {}}, seeds=[0]))), tmp_path / "run")
+    assert again.metrics["models"]["teacher"]["score"] == outcome.metrics["models"]["teacher"]["score"]
+
+
+def test_two_teachers_are_one_mixture_or_named_apart(ran, tmp_path):
+    teachers = {"big": RECIPE["teacher"], "other": {**RECIPE["teacher"], "hidden": 32}}
+    recipe = {key: value for key, value in changed(seeds=[0], trials=[1]).items() if key != "teacher"}
+    recipe |= {"teachers": teachers, "arms": {"mixture": {}, "big": {"add": [{"use": "hint", "teacher": "big/features"}]}}}
+    metrics = perform(experiment_of(read_recipe(recipe)), tmp_path / "run").metrics
+    assert set(metrics["models"]) == {"teacher", "alone", "mixture", "big", "distilled"}
+    assert (tmp_path / "run" / "knowledge" / "big" / "manifest.json").is_file()
+
+
+def test_without_labels_there_is_no_control_and_the_verdict_says_so(ran, tmp_path):
+    recipe = changed(objectives=[{"use": "kd"}], arms={"kd": {}}, seeds=[0], trials=[1])
+    metrics = perform(experiment_of(read_recipe(recipe)), tmp_path / "run").metrics
+    assert "alone" not in metrics["models"] and metrics["gap_closed"] is None
+    assert "no control" in metrics["verdict"] and "no control" in metrics["reason"]
