@@ -319,7 +319,12 @@ def test_every_loss_is_in_the_table():
 
 
 def test_every_test_file_is_about_something():
-    known = {name.replace(".", "_") for name in modules()} | {name.split(".")[-1] for name in modules()} | OTHER_TESTS
+    known = (
+        {place_of(name) for name in modules()}
+        | {name.replace(".", "_") for name in modules()}
+        | {name.split(".")[-1] for name in modules()}
+        | OTHER_TESTS
+    )
     odd = [path.name for path in TESTS.rglob("test_*.py") if path.stem.removeprefix("test_") not in known]
     assert not odd, f"name these after the file they test: {odd}"
 
