@@ -213,7 +213,7 @@ case("not YAML", _text("data: [npz\nstudent: {"), "t.yaml", "not YAML", "line")
 case("aliases", _text("data: &a {use: npz, path: x}\nstudent: *a\n"), "anchors and aliases", "line 1", "write the value out")
 case("tags", _text("data: !!python/object:os.system {use: npz}\n"), "tags", "write the plain value")
 case("the same key twice", _text("data: {use: npz, path: a}\nseeds: [0]\nseeds: [1]\n"), "given twice", "line 2")
-case("stages", lambda w: ["run", w.recipe(("jobs: 1", "stages: [{train: {steps: 5}}, {train: {steps: 5}}]"))], "stages", "one recipe after the other")
+case("stages", lambda w: ["run", w.recipe(("jobs: 1", "stages: [{train: {steps: 5}}, {student: {model: net}}]"))], "last stage", "Add a last stage without 'student'")
 
 # --- shapes, classes and labels --------------------------------------------------------------------------------
 

@@ -363,3 +363,15 @@ def test_objectives_compute_in_float32_under_autocast():
         sized(objective, student, teacher)
         assert objective(student, teacher, {}).dtype == torch.float32
     assert set(types) == {(torch.float32,) * 3}
+
+
+def test_a_loss_over_lists_gets_all_pairs_at_once():
+    def fusion(student: list[torch.Tensor], teacher: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        assert isinstance(student, list) and isinstance(labels, torch.Tensor)
+        return torch.stack([(a - b).abs().sum() for a, b in zip(student, teacher, strict=True)]).prod()
+
+    objective = match(fusion, ["a", "b"], ["a", "c"])
+    student = {"a": torch.full((2, 1), 3.0), "b": torch.full((2, 1), 5.0)}
+    teacher = {"a": torch.full((2, 1), 1.0), "c": torch.full((2, 1), 2.0)}
+    objective.size(student, teacher, {"labels": torch.zeros(2)})
+    assert float(objective(student, teacher, {"labels": torch.zeros(2)})) == 4.0 * 6.0

@@ -27,6 +27,7 @@ from stillroom.settings import Mixed, Training
 Prepare = Callable[[nn.Module, Batch], Batch]
 Gradients = Callable[[Learner, Mapping[str, Tensor], Mapping[str, float]], None]
 
+LOOKING = {"checkpoint_every", "gradient_norms_every", "evaluate_at"}  # settings that change no weight
 APART = 100.0  # gradient norms of two terms that differ by more than this factor are worth a warning
 
 
@@ -226,7 +227,7 @@ class _Run:
     def _signature(self) -> str:
         shapes = {name: list(value.shape) for name, value in self.learner.state_dict().items()}
         return fingerprint({
-            "settings": self.settings.model_dump(), "seed": self.seed, "total": self.total, "shapes": shapes,
+            "settings": self.settings.model_dump(exclude=LOOKING), "seed": self.seed, "total": self.total, "shapes": shapes,
             "views": self.order.views,
             "rows": [[part.name, len(part.examples), int(part.examples.sum()), part.count] for part in self.order.parts],
             "data": [getattr(self.data, name, None) for name in ("fingerprint", "labels_fingerprint")],
@@ -287,8 +288,10 @@ class _Run:
 
     def _with_state(self) -> dict[str, Kept]:
         """What has a state besides the learner and the optimizer."""
-        others = {"teacher": self.past, "gradients": self.gradients}
-        return {kind: other for kind, other in others.items() if isinstance(other, Kept)}
+        kept: dict[str, Kept] = {} if self.past is None else {"teacher": self.past}
+        if isinstance(self.gradients, Kept):
+            kept["gradients"] = self.gradients
+        return kept
 
     def _batch(self, step: int) -> Batch:
         ids = self.order.ids(step)

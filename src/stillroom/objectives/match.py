@@ -111,12 +111,20 @@ class Objective(nn.Module):
             logits = _floats(_entry(student, pair["student_logits"].key, self))
             self._must_be_equal(pair["student_logits"], logits, pair["teacher_logits"], teacher[name])
             return self.prepared.loss(logits, teacher[name], **self.options)
+        if any(slot.several for slot in self.reads.slots):
+            return self.loss(*self._lists(student, teacher, batch), **self.options)
         total: Tensor | None = None
         for index, pair in enumerate(self.pairs):
             value = self.loss(*self._arguments(index, pair, student, teacher, batch), **self.options)
             total = value if total is None else total + value
         assert total is not None
         return total
+
+    def _lists(self, student: Signals, teacher: Signals, batch: Batch) -> list[Any]:
+        """Arguments of a loss over lists: a slot annotated ``list[...]`` gets the tensors of all pairs at once."""
+        rows = [self._arguments(index, pair, student, teacher, batch) for index, pair in enumerate(self.pairs)]
+        columns = zip(self.reads.slots, zip(*rows, strict=True), strict=True)
+        return [list(values) if slot.several else values[0] for slot, values in columns]
 
     def _arguments(
         self, index: int, pair: Mapping[str, Place], student: Signals, teacher: Signals, batch: Batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ def _teacher(experiment: Experiment, name: str) -> tuple[int, float]:
     settings = plan.training or Training(steps=1)
     rows = Rows.of(experiment.data)
     steps = settings.total_steps(len(rows.labelled)) if plan.training else 0
-    return steps, _step(plan.make(), plan.encode, experiment.data, settings, Rows(rows.labelled), experiment.views)
+    return steps, _step(copy.deepcopy(plan.make()), plan.encode, experiment.data, settings, Rows(rows.labelled), experiment.views)
 
 
 def _arm(experiment: Experiment, name: str) -> tuple[int, float]:
