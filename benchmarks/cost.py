@@ -56,9 +56,7 @@ def _parts(quick: bool) -> dict[str, Callable[[], Sequence[Figure]]]:
     return {
         "ab": lambda: training_cost.distilling(material, pairs=pairs, block=block),
         "c": lambda: store_cost.recording(material, pairs=pairs, share=0.25 if quick else 1.0),
-        "d": lambda: training_cost.fast_path(
-            material, pairs=pairs, block=block, steps=100 if quick else 400, seeds=3
-        ),
+        "d": lambda: training_cost.fast_path(material, pairs=pairs, block=block, steps=100 if quick else 400, seeds=3),
         "e": lambda: store_cost.memory(rows=(60_000, 150_000 if quick else 600_000)),
         "f": lambda: store_cost.reading(rows=60_000, pairs=store_pairs),
     }

@@ -40,12 +40,25 @@ trials: [1]
 export: {{onnx: {onnx}}}
 """
 IMPORTED = [
-    "stillroom.cli.app", "stillroom.cli.screen", "stillroom.pipeline.run", "stillroom.pipeline.recipes", "stillroom.recipe",
-    "torch._dynamo", "onnxscript", "onnxruntime", "jinja2", "scipy.stats",
+    "stillroom.cli.app",
+    "stillroom.cli.screen",
+    "stillroom.pipeline.run",
+    "stillroom.pipeline.recipes",
+    "stillroom.recipe",
+    "torch._dynamo",
+    "onnxscript",
+    "onnxruntime",
+    "jinja2",
+    "scipy.stats",
 ]
 TIMES = ("latency_ms", "throughput_per_s")
-WEIGHTS = ("arms/*/model.safetensors", "arms/*/answers.safetensors", "teacher/model.safetensors", "knowledge/*.parquet",
-           "export/student/model.safetensors")
+WEIGHTS = (
+    "arms/*/model.safetensors",
+    "arms/*/answers.safetensors",
+    "teacher/model.safetensors",
+    "knowledge/*.parquet",
+    "export/student/model.safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,8 @@ def result(folder: Path) -> dict[str, Any]:
     """Return metrics without times, and a hash of every file of numbers."""
     found = {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for pattern in WEIGHTS for path in sorted(folder.glob(pattern))
+        for pattern in WEIGHTS
+        for path in sorted(folder.glob(pattern))
     }
     return {"metrics": timeless(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))), "files": found}
 
@@ -147,10 +161,14 @@ def points(lab: Lab, name: str) -> list[str]:
 
 def leftovers(folder: Path) -> list[str]:
     """Return temporary files and set-aside work that a finished run should not hold."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix == ".part" or path.name == "old")
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix == ".part" or path.name == "old"
+    )
 
 
-def survive(lab: Lab, faults: Sequence[str], wanted: dict[str, Any], *, twice: bool = False) -> Iterator[tuple[str, str]]:
+def survive(
+    lab: Lab, faults: Sequence[str], wanted: dict[str, Any], *, twice: bool = False
+) -> Iterator[tuple[str, str]]:
     """Kill at each fault, rerun, compare; give (fault, what went wrong or nothing)."""
     for number, fault in enumerate(faults):
         name = f"killed-{number}"
@@ -171,7 +189,9 @@ def survive(lab: Lab, faults: Sequence[str], wanted: dict[str, Any], *, twice: b
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """Name the parts that differ."""
-    files = {name for name in {*found["files"], *wanted["files"]} if found["files"].get(name) != wanted["files"].get(name)}
+    files = {
+        name for name in {*found["files"], *wanted["files"]} if found["files"].get(name) != wanted["files"].get(name)
+    }
     metrics = [name for name in wanted["metrics"] if found["metrics"].get(name) != wanted["metrics"][name]]
     return ", ".join([*sorted(files), *metrics])
 
@@ -181,7 +201,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="only every N-th passing")
     parser.add_argument("--onnx", action="store_true", help="with the export of graphs (slower)")
-    parser.add_argument("--twice", action="store_true", help="kill the rerun too, at the second passing of the same point")
+    parser.add_argument(
+        "--twice", action="store_true", help="kill the rerun too, at the second passing of the same point"
+    )
     asked = parser.parse_args()
     start, failed, count = time.time(), [], 0
     with tempfile.TemporaryDirectory() as place:
@@ -198,7 +220,9 @@ def main() -> int:
                 print(f"  {fault}: {wrong}")
             elif count % 25 == 0:
                 print(f"  {count} of {len(chosen)}, {time.time() - start:.0f} s")
-    print(f"{len(chosen) - len(failed)} of {len(chosen)} kill points survived with the same result, {time.time() - start:.0f} s")
+    print(
+        f"{len(chosen) - len(failed)} of {len(chosen)} kill points survived with the same result, {time.time() - start:.0f} s"
+    )
     return 1 if failed else 0
 
 

@@ -76,8 +76,13 @@ def write(figures: Sequence[Figure], command: str, machine: dict[str, Any], seco
     date = datetime.now(UTC).date().isoformat()
     folder = RECORDS / f"{date}-cost"
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"date": date, "command": command, "seconds": round(seconds), "machine": machine,
-               "figures": [figure.plain() for figure in figures]}
+    content = {
+        "date": date,
+        "command": command,
+        "seconds": round(seconds),
+        "machine": machine,
+        "figures": [figure.plain() for figure in figures],
+    }
     (folder / "result.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_page(figures, command, machine, date, seconds), encoding="utf-8")
     return folder.relative_to(RECORDS.parent.parent)
@@ -87,11 +92,15 @@ def _page(figures: Sequence[Figure], command: str, machine: dict[str, Any], date
     missed = [figure for figure in figures if figure.met is False]
     kept = sum(figure.met is True for figure in figures)
     lines = [
-        f"# What Stillroom costs, {date}", "",
+        f"# What Stillroom costs, {date}",
+        "",
         f"`{command}`, {seconds / 60:.1f} minutes. {kept} of {kept + len(missed)} targets met"
-        + (": missed are " + "; ".join(figure.name for figure in missed) if missed else "") + ".",
-        "How each figure is made: [benchmarks/README.md](../../README.md). Raw values: `result.json`.", "",
-        "| | figure | target | measured, median [range] | met | remark |", "| --- | --- | --- | --- | --- | --- |",
+        + (": missed are " + "; ".join(figure.name for figure in missed) if missed else "")
+        + ".",
+        "How each figure is made: [benchmarks/README.md](../../README.md). Raw values: `result.json`.",
+        "",
+        "| | figure | target | measured, median [range] | met | remark |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
         f"| {one.part} | {one.name} | {target(one)} | {measured(one)} | {met(one)} | {remark(one)} |" for one in figures
@@ -99,7 +108,8 @@ def _page(figures: Sequence[Figure], command: str, machine: dict[str, Any], date
     lines += ["", "PyTorch calls a step beyond the floor's (negative: saved):", ""]
     lines += [
         f"* {one.name}: " + ", ".join(f"{name} {value:+g}" for name, value in one.more["extra"].items())
-        for one in figures if "extra" in one.more
+        for one in figures
+        if "extra" in one.more
     ]
     lines += ["", "Machine: " + "; ".join(f"{key} {_plain(value)}" for key, value in machine.items()) + ".", ""]
     return "\n".join(lines)

@@ -47,7 +47,13 @@ FEATURES: dict[str, dict[str, Any]] = {
     "kd+crd": {"use": "crd", "weight": 0.8},
     "kd+bank": {"use": "bank", "weight": 1},
 }
-TEACHER = {"model": "resnet", "depth": 8, "width": 32, "stem": 2, "train": {"epochs": 12, "lr": 3.0e-3, "weight_decay": 5.0e-2}}
+TEACHER = {
+    "model": "resnet",
+    "depth": 8,
+    "width": 32,
+    "stem": 2,
+    "train": {"epochs": 12, "lr": 3.0e-3, "weight_decay": 5.0e-2},
+}
 TASKS: dict[str, dict[str, Any]] = {
     "few labels": {
         "data": {"use": "fashion-mnist-sample", "labels": 1000},
@@ -93,9 +99,16 @@ def recipe(task: str, chosen: dict[str, dict[str, Any]], seeds: list[int], quick
     longer = {"objectives": [{"use": "labels"}], "train": {"steps": 2 * train["steps"]}}
     safe = {name.replace(" ", "_").replace("@", "-at-"): arm for name, arm in chosen.items()}
     return {
-        "name": task.replace(" ", "-"), "data": block["data"], "teacher": TEACHER, "student": block["student"],
-        "objectives": [*BASE, KD], "record": {"views": 2}, "train": train, "arms": {**safe, "longer": longer},
-        "seeds": seeds, "export": {"onnx": False},
+        "name": task.replace(" ", "-"),
+        "data": block["data"],
+        "teacher": TEACHER,
+        "student": block["student"],
+        "objectives": [*BASE, KD],
+        "record": {"views": 2},
+        "train": train,
+        "arms": {**safe, "longer": longer},
+        "seeds": seeds,
+        "export": {"onnx": False},
     }
 
 
@@ -144,13 +157,22 @@ def cost_per_step(described: dict[str, Any]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         module = plan.make()
         taps = experiment.taps("")
-        store = record(Live(module, taps, encode=plan.encode), experiment.data, folder, views=experiment.views, taps=taps)
+        store = record(
+            Live(module, taps, encode=plan.encode), experiment.data, folder, views=experiment.views, taps=taps
+        )
 
         def steps(arm: ArmPlan, objectives: list[Objective]) -> Any:
             data = arm.data(experiment.data)
             learner = Learner(arm.make_student(0), objectives, encode=arm.encode)
             settings = arm.settings(data).model_copy(update={"gradient_norms_every": 0})
-            return train(learner, data, store if arm.reads_teacher else None, settings, rows=arm.rows(data), views=experiment.views)
+            return train(
+                learner,
+                data,
+                store if arm.reads_teacher else None,
+                settings,
+                rows=arm.rows(data),
+                views=experiment.views,
+            )
 
         running = {name: steps(arm, arm.objectives()) for name, arm in experiment.arms.items() if name != "longer"}
         turns = min(33, described["train"]["steps"])
@@ -174,10 +196,19 @@ def table(metrics: dict[str, Any], costs: dict[str, float]) -> list[str]:
         share = f"{100 * gap['mean']:.0f} % [{100 * gap['low']:.0f}, {100 * gap['high']:.0f}]" if gap else "–"
         cost = f"{costs[name]:.2f}" if name in costs else "–"
         half = (max(model["score"]["per_seed"]) - min(model["score"]["per_seed"])) / 2
-        rows.append((model["score"]["mean"], [
-            name.replace("_at_", "@").replace("-at-", "@"), f"{100 * model['score']['mean']:.2f} ± {100 * half:.2f}", share,
-            f"{100 * model['agreement']['mean']:.1f} %", f"{model['ece']['mean']:.3f}", cost,
-        ]))
+        rows.append(
+            (
+                model["score"]["mean"],
+                [
+                    name.replace("_at_", "@").replace("-at-", "@"),
+                    f"{100 * model['score']['mean']:.2f} ± {100 * half:.2f}",
+                    share,
+                    f"{100 * model['agreement']['mean']:.1f} %",
+                    f"{model['ece']['mean']:.3f}",
+                    cost,
+                ],
+            )
+        )
     head = ["arm", "accuracy % (± half range)", "gap closed, 95 %", "agreement", "ECE", "step x alone"]
     lines = [" | ".join(head), " | ".join(["---"] * len(head))]
     lines += [" | ".join(cells) for _, cells in sorted(rows, key=lambda row: -row[0])]
@@ -243,18 +274,35 @@ def keep(results: dict[str, Any]) -> None:
     folder = RECORDS / f"{date}-losses"
     folder.mkdir(parents=True, exist_ok=True)
     machine = facts()
-    (folder / "result.json").write_text(json.dumps({"date": date, "machine": machine, "tasks": results}, indent=1) + "\n", encoding="utf-8")
+    (folder / "result.json").write_text(
+        json.dumps({"date": date, "machine": machine, "tasks": results}, indent=1) + "\n", encoding="utf-8"
+    )
     draw(results, folder / "figure.svg")
-    lines = [f"# Which objectives hold up, {date}", "", "`python benchmarks/losses.py --record`. " + " ".join(__doc__.split("\n\n")[2].split())]
+    lines = [
+        f"# Which objectives hold up, {date}",
+        "",
+        "`python benchmarks/losses.py --record`. " + " ".join(__doc__.split("\n\n")[2].split()),
+    ]
     for task, result in results.items():
         metrics = result["metrics"]
         teacher = 100 * metrics["models"]["teacher"]["score"]["mean"]
-        lines += ["", f"## {task.capitalize()}", "", f"Teacher {teacher:.2f} %, {result['minutes']:.0f} minutes on two processes.", ""]
+        lines += [
+            "",
+            f"## {task.capitalize()}",
+            "",
+            f"Teacher {teacher:.2f} %, {result['minutes']:.0f} minutes on two processes.",
+            "",
+        ]
         lines += table(metrics, result["costs"])
     lines += [
-        "", "`name@0.1`: a tenth of the authors' weight was chosen on validation. `longer`: labels alone for twice the steps. Where "
-        "two intervals overlap, neither arm is the better one.", "", "![Share of the gap closed by each arm](figure.svg)", "",
-        "Machine: " + "; ".join(f"{key} {value}" for key, value in machine.items()) + ".", "",
+        "",
+        "`name@0.1`: a tenth of the authors' weight was chosen on validation. `longer`: labels alone for twice the steps. Where "
+        "two intervals overlap, neither arm is the better one.",
+        "",
+        "![Share of the gap closed by each arm](figure.svg)",
+        "",
+        "Machine: " + "; ".join(f"{key} {value}" for key, value in machine.items()) + ".",
+        "",
     ]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
 

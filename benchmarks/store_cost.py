@@ -47,13 +47,17 @@ def recording(material: Material, *, pairs: int, share: float) -> list[Figure]:
         teacher = Live(network, ["logits"], encode=material.encode)
         images = material.source.inputs[:rows]
         with TemporaryDirectory() as folder:
-            timed = paired(
-                _bare(network, material.inputs[:rows]), _recorder(teacher, images, Path(folder)), pairs
-            )
+            timed = paired(_bare(network, material.inputs[:rows]), _recorder(teacher, images, Path(folder)), pairs)
         note = f"{parameters(network):,} parameters, {rows:,} rows a block"
         figures.append(
             Figure(
-                "c", f"recording logits, {title}", timed.speed(), 0.95, most=False, unit="x the bare rate", note=note,
+                "c",
+                f"recording logits, {title}",
+                timed.speed(),
+                0.95,
+                most=False,
+                unit="x the bare rate",
+                note=note,
                 more=timed.more(),
             )
         )
@@ -121,8 +125,10 @@ def memory(*, rows: tuple[int, int]) -> list[Figure]:
     names = {"recording": "recording", "reading": "decoding and reading"}
     return [
         Figure(
-            "e", f"most RssAnon while {names[phase]}, {rows[1]:,} rows over {rows[0]:,}",
-            (many[phase] / less[phase],), 1.1,
+            "e",
+            f"most RssAnon while {names[phase]}, {rows[1]:,} rows over {rows[0]:,}",
+            (many[phase] / less[phase],),
+            1.1,
             note=f"{less[phase] / 1e6:.0f} MB, {many[phase] / 1e6:.0f} MB; "
             f"the data {rows[1] * WIDTH * 2 / 1e6:.0f} MB, the budget {BUDGET / 1e6:.0f} MB",
             more={"bytes": {str(rows[0]): less[phase], str(rows[1]): many[phase]}},
@@ -155,9 +161,7 @@ def take_memory(rows: int) -> dict[str, int]:
 
     with TemporaryDirectory() as folder:
         place = Path(folder) / "store"
-        store = record(
-            features, Numbers(rows), place, batch=1024, budget=BUDGET, progress=lambda *_: look("recording")
-        )
+        store = record(features, Numbers(rows), place, batch=1024, budget=BUDGET, progress=lambda *_: look("recording"))
         look("recording")
         store.decode()
         for step in range(200):
@@ -200,8 +204,14 @@ def reading(*, rows: int, pairs: int) -> list[Figure]:
     return [
         Figure("f", "decoding", tuple(rates), 700, most=False, unit="MB/s", note=about),
         Figure(
-            "f", "shuffled batches, against indexing a tensor and widening it to float32", like.speed(), 0.6,
-            most=False, unit="x the rate", note=f"{about}; a loss takes float32", more=like.more(),
+            "f",
+            "shuffled batches, against indexing a tensor and widening it to float32",
+            like.speed(),
+            0.6,
+            most=False,
+            unit="x the rate",
+            note=f"{about}; a loss takes float32",
+            more=like.more(),
         ),
         Figure("f", "the same, against indexing alone (no float32)", bare.speed(), unit="x the rate", more=bare.more()),
     ]

@@ -107,18 +107,31 @@ def floor(student: nn.Module, inputs: Tensor, labels: Tensor, lr: float) -> Iter
 
 
 def ours(
-    student: Student, material: Material, objectives: dict[str, float], store: Store | None = None, *,
-    fast: bool = False, seed: int = 0, steps: int = ENDLESS,
+    student: Student,
+    material: Material,
+    objectives: dict[str, float],
+    store: Store | None = None,
+    *,
+    fast: bool = False,
+    seed: int = 0,
+    steps: int = ENDLESS,
 ) -> tuple[nn.Module, Iterator[object]]:
     """Return a student and Stillroom's training of it, from uint8 images, all settings else as they come."""
     network = student.make(seed)
-    bound = [match(name, weight=weight, **({"temperature": 4.0} if name == "kd" else {}))
-             for name, weight in objectives.items()]
+    bound = [
+        match(name, weight=weight, **({"temperature": 4.0} if name == "kd" else {}))
+        for name, weight in objectives.items()
+    ]
     precision = "bf16" if fast else "float32"
     learner = Learner(network, bound, encode=material.encode, precision=precision)
     settings = Training(
-        steps=steps, batch=BATCH, optimizer="sgd", lr=student.lr, momentum=MOMENTUM,
-        precision=precision, channels_last=fast,
+        steps=steps,
+        batch=BATCH,
+        optimizer="sgd",
+        lr=student.lr,
+        momentum=MOMENTUM,
+        precision=precision,
+        channels_last=fast,
     )
     return network, train(learner, material.source, store, settings, seed=seed)
 
@@ -167,8 +180,14 @@ def fast_path(material: Material, *, pairs: int, block: int, steps: int, seeds: 
     able = "avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     figures = [
         Figure(
-            "d", f"bf16 + channels_last against the float32 floor, {CNN.title}", timed.speed(), 1.5 if able else None,
-            most=False, unit="x as fast", note="" if able else "no avx512_bf16 here", more=timed.more(),
+            "d",
+            f"bf16 + channels_last against the float32 floor, {CNN.title}",
+            timed.speed(),
+            1.5 if able else None,
+            most=False,
+            unit="x as fast",
+            note="" if able else "no avx512_bf16 here",
+            more=timed.more(),
         )
     ]
     scores: dict[bool, list[float]] = {}
@@ -189,8 +208,14 @@ def _equal(wide: list[float], narrow: list[float], steps: int) -> Figure:
     shown = f"float32 {means[0]:.2f} %, bf16 {means[1]:.2f} % after {steps} steps"
     passed = None if spread is None else abs(statistics.fmean(differences)) <= spread
     return Figure(
-        "d", f"accuracy of bf16 less float32, {CNN.title}", differences, spread, unit="points", note=shown,
-        passed=passed, more={"float32": wide, "bf16": narrow},
+        "d",
+        f"accuracy of bf16 less float32, {CNN.title}",
+        differences,
+        spread,
+        unit="points",
+        note=shown,
+        passed=passed,
+        more={"float32": wide, "bf16": narrow},
     )
 
 

@@ -61,8 +61,10 @@ def page() -> str:
 def _titles() -> dict[str, str]:
     """Return the heading of each file of losses; a new file comes last, under its own name."""
     found = {_module(loss): _module(loss).capitalize() for loss in LOSSES.values()}
-    return {**{module: title for module, title in TITLES.items() if module in found},
-            **{module: title for module, title in found.items() if module not in TITLES}}
+    return {
+        **{module: title for module, title in TITLES.items() if module in found},
+        **{module: title for module, title in found.items() if module not in TITLES},
+    }
 
 
 def _module(loss: Callable[..., Any]) -> str:

@@ -36,9 +36,13 @@ def table(metrics: Mapping[str, Any]) -> str:
 
 def _row(model: Mapping[str, Any]) -> list[str]:
     return [
-        _share(model.get("accuracy"), spread=True), _share(model.get("agreement")), _form(model.get("kl"), "{:.3f}"),
-        _form(model.get("ece"), "{:.3f}"), _form(model.get("parameters"), "{:,.0f}"),
-        bytes_text(model["bytes"]["mean"]) if model.get("bytes") else "-", _form(model.get("latency_ms"), "{:.3f}"),
+        _share(model.get("accuracy"), spread=True),
+        _share(model.get("agreement")),
+        _form(model.get("kl"), "{:.3f}"),
+        _form(model.get("ece"), "{:.3f}"),
+        _form(model.get("parameters"), "{:,.0f}"),
+        bytes_text(model["bytes"]["mean"]) if model.get("bytes") else "-",
+        _form(model.get("latency_ms"), "{:.3f}"),
     ]
 
 

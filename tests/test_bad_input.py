@@ -175,19 +175,65 @@ case("new over a file", _written, "mine.yaml", "exists already", "Name another f
 
 # --- recipes ------------------------------------------------------------------------------------------------
 
-case("several mistakes", lambda w: ["check", w.recipe(("use: kd,", "use: kdd,"), ("hidden: 8", "hiden: 8"), ("seeds: [0]", "seeds: [0, 0]"))],
-     "3 mistakes", "kdd", "'kd'", "hiden", "hidden", "seeds", "line 4", "line 3", "line 7")
-case("unknown loss", lambda w: ["check", w.recipe(("use: kd,", "use: knowledge,"))], "knowledge", "allowed", "attention_transfer")
-case("unknown model", lambda w: ["check", w.recipe(("student: {model: net", "student: {model: nett"))], "nett", "'net'", "line 3")
+case(
+    "several mistakes",
+    lambda w: [
+        "check",
+        w.recipe(("use: kd,", "use: kdd,"), ("hidden: 8", "hiden: 8"), ("seeds: [0]", "seeds: [0, 0]")),
+    ],
+    "3 mistakes",
+    "kdd",
+    "'kd'",
+    "hiden",
+    "hidden",
+    "seeds",
+    "line 4",
+    "line 3",
+    "line 7",
+)
+case(
+    "unknown loss",
+    lambda w: ["check", w.recipe(("use: kd,", "use: knowledge,"))],
+    "knowledge",
+    "allowed",
+    "attention_transfer",
+)
+case(
+    "unknown model",
+    lambda w: ["check", w.recipe(("student: {model: net", "student: {model: nett"))],
+    "nett",
+    "'net'",
+    "line 3",
+)
 case("unknown data", lambda w: ["check", w.recipe(("use: npz", "use: npy"))], "npy", "npz", "line 1")
-case("unknown tap", lambda w: ["check", w.recipe(("{use: kd, weight: 0.9}", "{use: hint, student: hiden, teacher: hidden}"))], "hiden", "hidden", "line 4")
-case("an option out of range", lambda w: ["check", w.recipe(("{use: kd, weight: 0.9}", "{use: kd, temperature: -2}"))],
-     "temperature", "-2", "above 0")
-case("steps and epochs", lambda w: ["check", w.recipe(("train: {steps: 6, batch: {", "train: {steps: 6, epochs: 2, batch: {"))],
-     "steps", "epochs", "one")
+case(
+    "unknown tap",
+    lambda w: ["check", w.recipe(("{use: kd, weight: 0.9}", "{use: hint, student: hiden, teacher: hidden}"))],
+    "hiden",
+    "hidden",
+    "line 4",
+)
+case(
+    "an option out of range",
+    lambda w: ["check", w.recipe(("{use: kd, weight: 0.9}", "{use: kd, temperature: -2}"))],
+    "temperature",
+    "-2",
+    "above 0",
+)
+case(
+    "steps and epochs",
+    lambda w: ["check", w.recipe(("train: {steps: 6, batch: {", "train: {steps: 6, epochs: 2, batch: {"))],
+    "steps",
+    "epochs",
+    "one",
+)
 case("negative views", lambda w: ["check", w.recipe(("jobs: 1", "record: {views: -1}"))], "views", "-1", "at least 1")
-case("no teacher for kd", lambda w: ["check", w.recipe((RECIPE.splitlines()[1].replace("{{", "{").replace("}}", "}") + "\n", ""))],
-     "kd reads a teacher", "add 'teacher:'")
+case(
+    "no teacher for kd",
+    lambda w: ["check", w.recipe((RECIPE.splitlines()[1].replace("{{", "{").replace("}}", "}") + "\n", ""))],
+    "kd reads a teacher",
+    "add 'teacher:'",
+)
 case("--set of nothing there", lambda w: ["check", w.recipe(), "--set", "train.step=3"], "train.step", "steps")
 case("--set without a value", lambda w: ["check", w.recipe(), "--set", "train.steps"], "train.steps", "=")
 case("--set of a wrong value", lambda w: ["check", w.recipe(), "--set", "train.lr=fast"], "train.lr", "fast", "number")
@@ -204,30 +250,67 @@ def _text(text: str) -> Callable[[World], Arguments]:
     def make(w: World) -> Arguments:
         (w.here / "t.yaml").write_text(text, encoding="utf-8")
         return ["check", "t.yaml"]
+
     return make
 
 
 case("recipe is binary", _binary, "b.yaml", "not UTF-8", "text file")
 case("empty recipe", _text(""), "t.yaml", "data", "student")
 case("not YAML", _text("data: [npz\nstudent: {"), "t.yaml", "not YAML", "line")
-case("aliases", _text("data: &a {use: npz, path: x}\nstudent: *a\n"), "anchors and aliases", "line 1", "write the value out")
+case(
+    "aliases",
+    _text("data: &a {use: npz, path: x}\nstudent: *a\n"),
+    "anchors and aliases",
+    "line 1",
+    "write the value out",
+)
 case("tags", _text("data: !!python/object:os.system {use: npz}\n"), "tags", "write the plain value")
 case("the same key twice", _text("data: {use: npz, path: a}\nseeds: [0]\nseeds: [1]\n"), "given twice", "line 2")
-case("stages", lambda w: ["run", w.recipe(("jobs: 1", "stages: [{train: {steps: 5}}, {student: {model: net}}]"))], "last stage", "Add a last stage without 'student'")
+case(
+    "stages",
+    lambda w: ["run", w.recipe(("jobs: 1", "stages: [{train: {steps: 5}}, {student: {model: net}}]"))],
+    "last stage",
+    "Add a last stage without 'student'",
+)
 
 # --- shapes, classes and labels --------------------------------------------------------------------------------
 
-case("shapes that do not fit", lambda w: ["check", w.recipe(
-    ("{use: kd, weight: 0.9}", "{use: hint, student: hidden, teacher: hidden, connector: none}"))], "(4, 8)", "(4, 12)", "connector")
-case("no shape fits a relation", lambda w: ["check", w.recipe(
-    ("{use: kd, weight: 0.9}", "{use: attention_transfer, student: hidden, teacher: hidden}"))], "attention_transfer", "(4, 8)", "(4, 12)", "arm 'kd'")
-case("more labels than rows", lambda w: ["run", w.recipe(("labels: 40", "labels: 100000"))], "100000", "labels", "Lower data.labels")
+case(
+    "shapes that do not fit",
+    lambda w: [
+        "check",
+        w.recipe(("{use: kd, weight: 0.9}", "{use: hint, student: hidden, teacher: hidden, connector: none}")),
+    ],
+    "(4, 8)",
+    "(4, 12)",
+    "connector",
+)
+case(
+    "no shape fits a relation",
+    lambda w: [
+        "check",
+        w.recipe(("{use: kd, weight: 0.9}", "{use: attention_transfer, student: hidden, teacher: hidden}")),
+    ],
+    "attention_transfer",
+    "(4, 8)",
+    "(4, 12)",
+    "arm 'kd'",
+)
+case(
+    "more labels than rows",
+    lambda w: ["run", w.recipe(("labels: 40", "labels: 100000"))],
+    "100000",
+    "labels",
+    "Lower data.labels",
+)
 
 
 def _other_classes(w: World) -> Arguments:
     pixels, labels = images(classes=3)
     path = w.npz(inputs=pixels, labels=labels)
-    recipe = w.recipe((str(w.data), str(path)), ("model: net, hidden: 12, train: {steps: 6, batch: 32}", f'load: "{w.done}/teacher"'))
+    recipe = w.recipe(
+        (str(w.data), str(path)), ("model: net, hidden: 12, train: {steps: 6, batch: 32}", f'load: "{w.done}/teacher"')
+    )
     return ["run", recipe, "--out", "out", "--quiet"]
 
 
@@ -237,10 +320,9 @@ case("a teacher of other classes", _other_classes, "(4, 3)", "(4, 4)", "classes"
 def _npz(**change: Any) -> Callable[[World], Arguments]:
     def make(w: World) -> Arguments:
         pixels, labels = images()
-        columns = {"inputs": pixels, "labels": labels} | {
-            name: value(pixels, labels) for name, value in change.items()
-        }
+        columns = {"inputs": pixels, "labels": labels} | {name: value(pixels, labels) for name, value in change.items()}
         return ["run", w.recipe((str(w.data), str(w.npz(**columns)))), "--out", "out", "--quiet"]
+
     return make
 
 
@@ -258,18 +340,48 @@ def _one(values: np.ndarray, at: Any, value: Any) -> np.ndarray:
 case("a label below -1", _npz(labels=lambda x, y: _one(y, 5, -7)), "labels", "-7", "-1")
 case("labels with fractions", _npz(labels=lambda x, y: y + 0.5), "labels", "whole numbers")
 case("fewer labels than rows", _npz(labels=lambda x, y: y[:-3]), "240", "237")
-case("NaN in the data", _npz(inputs=lambda x, y: _one(x[:, 0, 0].astype(np.float32), (9, 2), np.nan)), "NaN", "9", "finite numbers")
+case(
+    "NaN in the data",
+    _npz(inputs=lambda x, y: _one(x[:, 0, 0].astype(np.float32), (9, 2), np.nan)),
+    "NaN",
+    "9",
+    "finite numbers",
+)
 case("one class alone", _npz(labels=lambda x, y: y * 0), "one class", "at least 2")
 case("too few rows to split", _npz(inputs=lambda x, y: x[:2], labels=lambda x, y: y[:2]), "labels", "1 to 2")
-case("a split without rows", lambda w: ["run", w.recipe((str(w.data), str(_tiny(w))), (", labels: 40", "")), "--out", "out"], "rows", "at least 1")
-case("no rows at all", _npz(inputs=lambda x, y: x[:0], labels=lambda x, y: y[:0]), "inputs", "(0, 1, 8, 8)", "one row an example")
+case(
+    "a split without rows",
+    lambda w: ["run", w.recipe((str(w.data), str(_tiny(w))), (", labels: 40", "")), "--out", "out"],
+    "rows",
+    "at least 1",
+)
+case(
+    "no rows at all",
+    _npz(inputs=lambda x, y: x[:0], labels=lambda x, y: y[:0]),
+    "inputs",
+    "(0, 1, 8, 8)",
+    "one row an example",
+)
 case("no labels", _npz(labels=lambda x, y: y * 0 - 1), "labels")
 
 # --- training that cannot go on -----------------------------------------------------------------------------------
 
-case("a loss that is not finite", lambda w: ["run", w.recipe(
-    ("batch: {labelled: 16, transfer: 16}", "batch: 16, optimizer: sgd, lr: 1.0e+30, checkpoint_every: 1")), "--out", "out", "--quiet"],
-    "not finite at step", "examples", "last good checkpoint is step", "train.lr")
+case(
+    "a loss that is not finite",
+    lambda w: [
+        "run",
+        w.recipe(
+            ("batch: {labelled: 16, transfer: 16}", "batch: 16, optimizer: sgd, lr: 1.0e+30, checkpoint_every: 1")
+        ),
+        "--out",
+        "out",
+        "--quiet",
+    ],
+    "not finite at step",
+    "examples",
+    "last good checkpoint is step",
+    "train.lr",
+)
 
 
 def _file_for_out(w: World) -> Arguments:
@@ -285,17 +397,44 @@ def _locked(w: World) -> Arguments:
 
 
 case("out is a file", _file_for_out, "out", "file", "another")
-case("out may not be written", lambda w: ["run", w.recipe(), "--out", "/proc/stillroom-run"], "/proc/stillroom-run", "none can be made there", "--out")
+case(
+    "out may not be written",
+    lambda w: ["run", w.recipe(), "--out", "/proc/stillroom-run"],
+    "/proc/stillroom-run",
+    "none can be made there",
+    "--out",
+)
 case("another run is at work", _locked, "Another run", "out", "--out")
-case("train what does not fit", lambda w: ["train", w.recipe(
-    ("{use: kd, weight: 0.9}", "{use: mse_logits, student: hidden, teacher: logits}")), "--out", "out"],
-    "mse_logits", "(4, 8)", "(4, 4)")
+case(
+    "train what does not fit",
+    lambda w: [
+        "train",
+        w.recipe(("{use: kd, weight: 0.9}", "{use: mse_logits, student: hidden, teacher: logits}")),
+        "--out",
+        "out",
+    ],
+    "mse_logits",
+    "(4, 8)",
+    "(4, 4)",
+)
 case("unknown arm", lambda w: ["train", w.recipe(), "--arm", "kdd", "--out", "out"], "kdd", "'kd'", "alone")
 case("unknown seed", lambda w: ["train", w.recipe(), "--seed", "5", "--out", "out"], "5", "seed", "0")
-case("nothing to record", lambda w: ["record", w.recipe(
-    (RECIPE.splitlines()[1].replace("{{", "{").replace("}}", "}") + "\n", ""), ("objectives: [{use: labels, weight: 0.1}, {use: kd, weight: 0.9}]",
-    "objectives: [{use: labels}]"), ("batch: {labelled: 16, transfer: 16}", "batch: 16"), ("arms: {kd: {}}", "arms: {plain: {}}")), "--out", "out"],
-    "no teacher", "Add 'teacher:'")
+case(
+    "nothing to record",
+    lambda w: [
+        "record",
+        w.recipe(
+            (RECIPE.splitlines()[1].replace("{{", "{").replace("}}", "}") + "\n", ""),
+            ("objectives: [{use: labels, weight: 0.1}, {use: kd, weight: 0.9}]", "objectives: [{use: labels}]"),
+            ("batch: {labelled: 16, transfer: 16}", "batch: 16"),
+            ("arms: {kd: {}}", "arms: {plain: {}}"),
+        ),
+        "--out",
+        "out",
+    ],
+    "no teacher",
+    "Add 'teacher:'",
+)
 
 # --- data on the disk ---------------------------------------------------------------------------------------------
 
@@ -344,7 +483,12 @@ case("a truncated IDX file", _idx, "t10k-images-idx3-ubyte", "bytes")
 case("a truncated gzip", _zipped, "t10k-images-idx3-ubyte.gz")
 case("a broken npz", _garbage, "g.npz")
 case("a missing npz", lambda w: ["data", "show", "npz:none.npz"], "none.npz")
-case("a source that is not there", lambda w: ["data", "show", "fashion-mnits-sample"], "fashion-mnits-sample", "fashion-mnist-sample")
+case(
+    "a source that is not there",
+    lambda w: ["data", "show", "fashion-mnits-sample"],
+    "fashion-mnits-sample",
+    "fashion-mnist-sample",
+)
 case("a path where none goes", lambda w: ["data", "show", "fashion-mnist-sample:here"], "takes no path", "here")
 case("a source without its path", lambda w: ["data", "show", "images"], "images", "path")
 
@@ -355,6 +499,7 @@ def _array(shape: tuple[int, ...]) -> Callable[[World], Arguments]:
     def make(w: World) -> Arguments:
         np.save(w.here / "rows.npy", np.zeros(shape, np.uint8))
         return ["predict", w.done, "rows.npy", "--out", "p.csv"]
+
     return make
 
 
@@ -362,6 +507,7 @@ def _file(name: str, content: bytes) -> Callable[[World], Arguments]:
     def make(w: World) -> Arguments:
         (w.here / name).write_bytes(content)
         return ["predict", w.done, name, "--out", "p.csv"]
+
     return make
 
 
@@ -382,12 +528,23 @@ case("an unknown kind of file", _file("notes.txt", b"hello"), "notes.txt", ".txt
 case("a missing file to predict", lambda w: ["predict", w.done, "no.png"], "no.png", "no such file")
 case("a corrupt picture to predict", _file("bad.png", b"\x89PNG nothing"), "bad.png", "save it again")
 case("a corrupt array to predict", _file("bad.npy", b"\x93NUMPY nothing"), "bad.npy", "numpy.save")
-case("an empty folder to predict", lambda w: [*_folder(w)[:0], "predict", w.done, w.here], "nothing to classify", ".png")
+case(
+    "an empty folder to predict", lambda w: [*_folder(w)[:0], "predict", w.done, w.here], "nothing to classify", ".png"
+)
 case("predictions over a folder", _folder_for_file, "p.csv", "folder is in its place")
-case("predictions where none may be written", lambda w: ["predict", w.done, _good_rows(w), "--out", "/proc/p.csv"], "/proc/p.csv")
+case(
+    "predictions where none may be written",
+    lambda w: ["predict", w.done, _good_rows(w), "--out", "/proc/p.csv"],
+    "/proc/p.csv",
+)
 case("no model there", lambda w: ["evaluate", "nowhere"], "nowhere", "bundle")
 case("an unknown split", lambda w: ["evaluate", w.done, "--split", "tests"], "tests", "'test'")
-case("evaluate on other shapes", lambda w: ["evaluate", w.done, "--data", "fashion-mnist-sample"], "(1, 28, 28)", "(1, 8, 8)")
+case(
+    "evaluate on other shapes",
+    lambda w: ["evaluate", w.done, "--data", "fashion-mnist-sample"],
+    "(1, 28, 28)",
+    "(1, 8, 8)",
+)
 case("evaluate without data", lambda w: ["evaluate", w.done / "teacher"], "--data", "not a run folder")
 case("export of nothing", lambda w: ["export", w.here, "--out", "out"], "bundle", "config.json")
 
@@ -415,6 +572,7 @@ def _metrics(content: str) -> Callable[[World], Arguments]:
         (w.here / "other").mkdir()
         (w.here / "other" / "metrics.json").write_text(content)
         return ["report", "other"]
+
     return make
 
 
@@ -448,8 +606,11 @@ def _lost(w: World) -> Arguments:
 
 
 def _from_store(w: World, data: Path, place: Path, use: str = "{use: kd, weight: 0.9}") -> Arguments:
-    recipe = w.recipe((str(w.data), str(data)), ("model: net, hidden: 12, train: {steps: 6, batch: 32}", f'store: "{place}"'),
-                      ("{use: kd, weight: 0.9}", use))
+    recipe = w.recipe(
+        (str(w.data), str(data)),
+        ("model: net, hidden: 12, train: {steps: 6, batch: 32}", f'store: "{place}"'),
+        ("{use: kd, weight: 0.9}", use),
+    )
     return ["run", recipe, "--out", "out", "--quiet"]
 
 
@@ -464,17 +625,29 @@ def _cut_manifest(w: World) -> Arguments:
     return ["store", "inspect", place]
 
 
-case("a flipped byte, on verifying", lambda w: ["store", "verify", _flip(w)], "shard-00000.parquet", "record", "SHA-256")
+case(
+    "a flipped byte, on verifying", lambda w: ["store", "verify", _flip(w)], "shard-00000.parquet", "record", "SHA-256"
+)
 case("a flipped byte, on training", lambda w: _from_store(w, w.data, _flip_end(w)), "shard-00000.parquet", "SHA-256")
 case("a missing shard", _lost, "shard-00000.parquet", "missing")
 case("a cut manifest", _cut_manifest, "manifest.json")
 case("no store there", lambda w: ["store", "inspect", w.here], "not a store")
 case("a store of other data", _other_data, "other", "knowledge")
-case("a store without a tap", lambda w: _from_store(w, w.data, w.store(), "{use: hint, student: hidden, teacher: hidden}"),
-     "does not hold 'hidden'", "logits", "record")
+case(
+    "a store without a tap",
+    lambda w: _from_store(w, w.data, w.store(), "{use: hint, student: hidden, teacher: hidden}"),
+    "does not hold 'hidden'",
+    "logits",
+    "record",
+)
 case("prune without a rule", lambda w: ["store", "prune", w.here, "--yes"], "keep", "older")
 case("prune of a missing folder", lambda w: ["store", "prune", "nowhere", "--keep", "0", "--yes"], "nowhere")
-case("store export where none may be written", lambda w: ["store", "export", w.store(), "/proc/k.parquet"], "/proc/k.parquet", "none can be made")
+case(
+    "store export where none may be written",
+    lambda w: ["store", "export", w.store(), "/proc/k.parquet"],
+    "/proc/k.parquet",
+    "none can be made",
+)
 
 
 # --- the cases, run ---------------------------------------------------------------------------------------------------
@@ -514,7 +687,13 @@ def test_a_mistake_is_answered_in_words(world: World, name: str) -> None:
 
 
 def _distill(**change: Any) -> Any:
-    options = {"teacher": Small(), "student": Small, "data": vectors(), "objectives": ["labels", "kd"], "steps": 2} | change
+    options = {
+        "teacher": Small(),
+        "student": Small,
+        "data": vectors(),
+        "objectives": ["labels", "kd"],
+        "steps": 2,
+    } | change
     options.setdefault("out", Path("python"))
     teacher, student, data, objectives = (options.pop(name) for name in ("teacher", "student", "data", "objectives"))
     return stillroom.distill(teacher, student, data, objectives, **options)
@@ -562,43 +741,83 @@ CALLS: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
     "an unknown objective": (lambda w: _distill(objectives=["labels", "kdd"]), ("kdd", "'kd'")),
     "no objectives": (lambda w: _distill(objectives=[]), ("objective", "kd")),
     "a tap that is not there": (
-        lambda w: _distill(objectives=["labels", lambda: stillroom.match("hint", "frist", "first")]), ("frist", "'first'", "the student of arm")),
+        lambda w: _distill(objectives=["labels", lambda: stillroom.match("hint", "frist", "first")]),
+        ("frist", "'first'", "the student of arm"),
+    ),
     "a tap that the teacher lacks": (
-        lambda w: _distill(objectives=["labels", lambda: stillroom.match("hint", "first", "frist")]), ("frist", "'first'", "the teacher")),
+        lambda w: _distill(objectives=["labels", lambda: stillroom.match("hint", "first", "frist")]),
+        ("frist", "'first'", "the teacher"),
+    ),
     "a student of other classes": (lambda w: _distill(student=lambda: Small(classes=5)), ("(4, 5)", "(4, 3)", "'kd'")),
     "labels beyond the network": (
-        lambda w: _distill(teacher=Small(classes=2), student=lambda: Small(classes=2)), ("labels", "[2]", "0 to 1")),
-    "a student that cannot take the rows": (lambda w: _distill(student=lambda: Small(width=7)), ("inputs (4, 6)", "7x5", "the student")),
+        lambda w: _distill(teacher=Small(classes=2), student=lambda: Small(classes=2)),
+        ("labels", "[2]", "0 to 1"),
+    ),
+    "a student that cannot take the rows": (
+        lambda w: _distill(student=lambda: Small(width=7)),
+        ("inputs (4, 6)", "7x5", "the student"),
+    ),
     "a teacher that is not finite": (lambda w: _distill(teacher=Sick()), ("logits", "not finite", "example")),
     "too many labels asked for": (lambda w: _distill(labels=10**6), ("1000000", "labels")),
     "kd without a teacher": (
-        lambda w: _steps(stillroom.Learner(Small(), ["kd"]), None), ("Objectives read a teacher", "logits", "Give a Store")),
+        lambda w: _steps(stillroom.Learner(Small(), ["kd"]), None),
+        ("Objectives read a teacher", "logits", "Give a Store"),
+    ),
     "a bank from a live teacher": (
-        lambda w: _steps(stillroom.Learner(Small(), [stillroom.match("bank", "first", "first")]), _live()), ("live teacher", "Record")),
+        lambda w: _steps(stillroom.Learner(Small(), [stillroom.match("bank", "first", "first")]), _live()),
+        ("live teacher", "Record"),
+    ),
     "prepare with a store": (
-        lambda w: _steps(stillroom.Learner(Small(), ["kd"]), _store(), prepare=lambda s, b: b), ("prepare=", "Store", "live teacher")),
+        lambda w: _steps(stillroom.Learner(Small(), ["kd"]), _store(), prepare=lambda s, b: b),
+        ("prepare=", "Store", "live teacher"),
+    ),
     "a signal that the store lacks": (
-        lambda w: _steps(stillroom.Learner(Small(), [stillroom.match("hint", "first", "first")]), _store()), ("first", "logits")),
+        lambda w: _steps(stillroom.Learner(Small(), [stillroom.match("hint", "first", "first")]), _store()),
+        ("first", "logits"),
+    ),
     "a store of another teacher": (
-        lambda w: _store().check(stillroom.as_source(vectors()), canary=_live()), ("not the teacher that was recorded", "logits")),
+        lambda w: _store().check(stillroom.as_source(vectors()), canary=_live()),
+        ("not the teacher that was recorded", "logits"),
+    ),
     "another teacher's fingerprint": (
-        lambda w: stillroom.record(_live(), stillroom.as_source(vectors()), "kept", fingerprints={"teacher": "a" * 64}).check(
-            teacher_fingerprint="b" * 64), ("another teacher", "aaaa", "bbbb")),
+        lambda w: stillroom.record(
+            _live(), stillroom.as_source(vectors()), "kept", fingerprints={"teacher": "a" * 64}
+        ).check(teacher_fingerprint="b" * 64),
+        ("another teacher", "aaaa", "bbbb"),
+    ),
     "another transform's fingerprint": (
-        lambda w: stillroom.record(_live(), stillroom.as_source(vectors()), "kept", fingerprints={"transform": "a" * 64}).check(
-            transform_fingerprint="c" * 64), ("another transform", "aaaa", "cccc")),
+        lambda w: stillroom.record(
+            _live(), stillroom.as_source(vectors()), "kept", fingerprints={"transform": "a" * 64}
+        ).check(transform_fingerprint="c" * 64),
+        ("another transform", "aaaa", "cccc"),
+    ),
     "a checkpoint of another architecture": (_checkpoints, ("checkpoint.safetensors", "first.weight", "0.weight")),
-    "a checkpoint of another seed": (_seeds, ("checkpoint.safetensors", "another training", "seed", "remove the checkpoint")),
+    "a checkpoint of another seed": (
+        _seeds,
+        ("checkpoint.safetensors", "another training", "seed", "remove the checkpoint"),
+    ),
     "nothing to train": (
-        lambda w: _steps(stillroom.Learner(Small().requires_grad_(False), ["labels"])), ("nothing to train", "Unfreeze")),
+        lambda w: _steps(stillroom.Learner(Small().requires_grad_(False), ["labels"])),
+        ("nothing to train", "Unfreeze"),
+    ),
     "what cannot be data": (lambda w: stillroom.as_source(3), ("int", "Dataset")),
-    "columns of unequal length": (lambda w: stillroom.as_source((torch.zeros(4, 6), torch.zeros(3, dtype=torch.long))), ("4", "3")),
+    "columns of unequal length": (
+        lambda w: stillroom.as_source((torch.zeros(4, 6), torch.zeros(3, dtype=torch.long))),
+        ("4", "3"),
+    ),
     "NaN in given rows": (
-        lambda w: _distill(data=(torch.full((90, 6), float("nan")), vectors()[1])), ("NaN", "0", "finite numbers")),
+        lambda w: _distill(data=(torch.full((90, 6), float("nan")), vectors()[1])),
+        ("NaN", "0", "finite numbers"),
+    ),
     "an unknown split to evaluate": (
-        lambda w: stillroom.evaluate(Small(), stillroom.as_source(vectors()), split="tset"), ("tset", "'test'")),
+        lambda w: stillroom.evaluate(Small(), stillroom.as_source(vectors()), split="tset"),
+        ("tset", "'test'"),
+    ),
     "no folder to load": (lambda w: stillroom.load("nowhere"), ("nowhere", "bundle")),
-    "a missing optional package": (lambda w: _without_onnx(w), ("onnx", "not installed", "pip install 'stillroom[export]'")),
+    "a missing optional package": (
+        lambda w: _without_onnx(w),
+        ("onnx", "not installed", "pip install 'stillroom[export]'"),
+    ),
 }
 
 
@@ -647,11 +866,19 @@ def test_a_full_disk_is_told_and_what_was_there_stays(world: World) -> None:
     assert code == 0, told
 
 
-@pytest.mark.parametrize(("number", "words"), [
-    (errno.ENOSPC, "the disk is full"), (errno.EACCES, "permission was denied"), (errno.EROFS, "read-only"),
-    (errno.EDQUOT, "quota"), (errno.EIO, "check the path and the disk"),
-])
-def test_a_write_that_fails_half_way_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch, number: int, words: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EACCES, "permission was denied"),
+        (errno.EROFS, "read-only"),
+        (errno.EDQUOT, "quota"),
+        (errno.EIO, "check the path and the disk"),
+    ],
+)
+def test_a_write_that_fails_half_way_leaves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
     (world.here / "p.csv").write_text("what was there before")
     rows = _good_rows(world)
 
@@ -683,7 +910,9 @@ def test_a_disk_that_fills_while_recording_names_the_file(world: World, monkeypa
     assert not [path for path in contents(world.here) if path.endswith(".part")]
 
 
-def test_a_damaged_store_in_the_cache_is_mended_as_the_message_says(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_store_in_the_cache_is_mended_as_the_message_says(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STILLROOM_CACHE", str(world.here / "cache"))
     recipe = world.recipe()
     assert command("run", recipe, "--out", "out", "--quiet")[0] == 0
@@ -698,8 +927,10 @@ def test_a_damaged_store_in_the_cache_is_mended_as_the_message_says(world: World
     shard.unlink()
     code, _, told = command("run", recipe, "--out", "out", "--quiet")
     assert code == 0, told
-    assert json.loads((world.here / "out" / "metrics.json").read_text())["models"]["kd"]["score"] == (
-        json.loads(wanted)["models"]["kd"]["score"])
+    assert (
+        json.loads((world.here / "out" / "metrics.json").read_text())["models"]["kd"]["score"]
+        == (json.loads(wanted)["models"]["kd"]["score"])
+    )
 
 
 def test_interrupted_it_can_be_resumed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,8 +89,23 @@ def commands(group: Any = None, words: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def test_no_command_is_lost():
     assert set(commands()) >= {
-        "check", "data list", "data show", "evaluate", "export", "new", "predict", "record", "report", "run",
-        "store export", "store inspect", "store list", "store prune", "store verify", "train", "version",
+        "check",
+        "data list",
+        "data show",
+        "evaluate",
+        "export",
+        "new",
+        "predict",
+        "record",
+        "report",
+        "run",
+        "store export",
+        "store inspect",
+        "store list",
+        "store prune",
+        "store verify",
+        "train",
+        "version",
     }
 
 
@@ -188,8 +203,15 @@ def test_a_shipped_recipe_runs_to_its_report(finished, name):
 
 
 CONTRACT = {
-    "verdict": str, "gap_closed": dict | None, "agreement_gain": dict | None, "seeds": list, "models": dict,
-    "name": str, "main": str, "arms": list, "notes": list,
+    "verdict": str,
+    "gap_closed": dict | None,
+    "agreement_gain": dict | None,
+    "seeds": list,
+    "models": dict,
+    "name": str,
+    "main": str,
+    "arms": list,
+    "notes": list,
 }
 MEASURES = ("score", "accuracy", "agreement", "kl", "ece", "parameters", "bytes", "latency_ms", "throughput_per_s")
 
@@ -232,7 +254,7 @@ def test_a_second_run_trains_nothing(command, finished):
     before, told = (folder / "metrics.json").read_bytes(), tasks(folder)
     said = command("run", ROOT / "recipes/images.yaml", "--tiny", "--quiet", "--out", folder)
     assert said.code == 0
-    new = tasks(folder)[len(told):]
+    new = tasks(folder)[len(told) :]
     assert {event["task"] for event in new} == {"export", "report"}
     assert (folder / "metrics.json").read_bytes() == before
     assert not (folder / "old").exists()

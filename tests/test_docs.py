@@ -40,7 +40,8 @@ def blocks(path: Path, language: str) -> list[tuple[int, str]]:
 
 CODE = [
     pytest.param(page, line, code, id=f"{page.relative_to(ROOT)}:{line}")
-    for page in PAGES for line, code in blocks(page, "python")
+    for page in PAGES
+    for line, code in blocks(page, "python")
 ]
 
 
@@ -171,7 +172,8 @@ def test_the_pages_name_every_public_name():
 
 def test_the_floors_are_those_of_the_house():
     assigned = next(
-        node.value for node in ast.parse((ROOT / "tests/test_house.py").read_text()).body
+        node.value
+        for node in ast.parse((ROOT / "tests/test_house.py").read_text()).body
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "FLOORS"
     )
     floors = {name: set(files) for name, files in ast.literal_eval(assigned) if name != "the package itself"}
@@ -226,12 +228,19 @@ def metrics(seeds: int) -> dict[str, Any]:
         return {"mean": sum(values[:seeds]) / seeds, "per_seed": list(values[:seeds])}
 
     one = {
-        "accuracy": value(0.8, 0.82, 0.84), "ece": value(0.01, 0.02, 0.03), "latency_ms": None,
-        "parameters": {"mean": 28282, "per_seed": [28282]}, "bytes": {"mean": 114822, "per_seed": [114822]},
+        "accuracy": value(0.8, 0.82, 0.84),
+        "ece": value(0.01, 0.02, 0.03),
+        "latency_ms": None,
+        "parameters": {"mean": 28282, "per_seed": [28282]},
+        "bytes": {"mean": 114822, "per_seed": [114822]},
     }
     student = {**one, "agreement": value(0.9, 0.9, 0.9), "kl": value(0.1, 0.1, 0.1)}
-    return {"models": {"teacher": one, "alone": student, "kd": student, "distilled": student}, "arms": ["kd"],
-            "seeds": list(range(seeds)), "verdict": "It helped."}
+    return {
+        "models": {"teacher": one, "alone": student, "kd": student, "distilled": student},
+        "arms": ["kd"],
+        "seeds": list(range(seeds)),
+        "verdict": "It helped.",
+    }
 
 
 def test_the_script_writes_the_table_once(script, tmp_path):

@@ -16,7 +16,9 @@ from stillroom.teachers import Live
 from stillroom.train import train
 
 DATA = ArraySource(
-    torch.randn(40, 5, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3, splits={"train": torch.arange(40)}
+    torch.randn(40, 5, generator=torch.Generator().manual_seed(0)),
+    torch.arange(40) % 3,
+    splits={"train": torch.arange(40)},
 )
 
 
@@ -35,7 +37,9 @@ def run(settings, folder=None, stop=None):
 
 def test_the_update_is_the_papers():
     """Three steps by hand: v_task with momentum 0.8, v_distil with 0.95, decay with the task's gradient."""
-    settings = Training(steps=3, batch=40, optimizer="dot", lr=0.1, momentum=0.875, delta=0.075, weight_decay=0.01, schedule="constant")
+    settings = Training(
+        steps=3, batch=40, optimizer="dot", lr=0.1, momentum=0.875, delta=0.075, weight_decay=0.01, schedule="constant"
+    )
     found = run(settings)
     student, teacher = network(1), network(2)
     labels, kd = match("labels"), match("kd", temperature=2.0)
@@ -46,7 +50,8 @@ def test_the_update_is_the_papers():
         shown, told = {"logits": student(DATA.inputs)}, {"logits": teacher(DATA.inputs).detach()}
         values = dict(student.named_parameters())
         for buffers, momentum, loss, decay in (
-            (task, 0.8, 0.4 * labels(shown, {}, {"labels": DATA.labels}), 0.01), (distil, 0.95, 0.6 * kd(shown, told, {}), 0.0),
+            (task, 0.8, 0.4 * labels(shown, {}, {"labels": DATA.labels}), 0.01),
+            (distil, 0.95, 0.6 * kd(shown, told, {}), 0.0),
         ):
             gradients = torch.autograd.grad(loss, list(values.values()), retain_graph=True)
             for name, gradient in zip(values, gradients, strict=True):

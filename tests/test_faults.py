@@ -88,7 +88,10 @@ def test_killed_again_and_again(lab: Lab, wanted: dict, passings: list[str]) -> 
 def test_another_run_with_the_same_cache_may_be_killed_while_it_takes_from_it(lab: Lab, wanted: dict) -> None:
     cache = {"STILLROOM_CACHE": str(lab.root / "clean-cache"), "OMP_NUM_THREADS": "1"}
     for fault in ("commit:before:1", "commit:before:3", "commit:after:2"):
-        assert faults.forked(lab.command("taker"), {**cache, "STILLROOM_FAULT": fault}, lab.root / "taker.log") == -signal.SIGKILL
+        assert (
+            faults.forked(lab.command("taker"), {**cache, "STILLROOM_FAULT": fault}, lab.root / "taker.log")
+            == -signal.SIGKILL
+        )
     assert faults.forked(lab.command("taker"), {**cache, "STILLROOM_FAULT": ""}, lab.root / "taker.log") == 0
     assert lab.result("taker") == wanted
 

@@ -27,7 +27,9 @@ RECIPE = {
     "objectives": [{"use": "labels", "weight": 0.1, "smoothing": 0.05}, {"use": "kd"}, {"use": "l2", "weight": 1e-4}],
     "train": {"steps": 20, "batch": {"labelled": 16, "transfer": 16}, "lr": 3e-3},
     "arms": {"kd": {}, "bank": {"add": [{"use": "bank"}]}},
-    "trials": [0.3, 1], "seeds": [0, 1], "export": {"onnx": False},
+    "trials": [0.3, 1],
+    "seeds": [0, 1],
+    "export": {"onnx": False},
 }
 
 
@@ -135,7 +137,11 @@ def test_another_recipe_takes_what_it_shares_from_the_cache(ran, tmp_path):
     root, outcome = ran
     more = changed(arms={"kd": {}, "bank": {"add": [{"use": "bank"}]}, "hint": {"add": [{"use": "hint"}]}}, seeds=[0])
     began = []
-    perform(experiment_of(read_recipe(more)), tmp_path / "run", told=lambda name, done, of, what: began.append((name, of, what)))
+    perform(
+        experiment_of(read_recipe(more)),
+        tmp_path / "run",
+        told=lambda name, done, of, what: began.append((name, of, what)),
+    )
     trained = {name for name, of, what in began if of > 1 and what.startswith("loss")}
     assert trained == {"trial hint-0-x0.3", "trial hint-0-x1"}, "the rest was trained before"
 
@@ -173,7 +179,10 @@ def test_a_bundle_teaches(ran, tmp_path):
 def test_two_teachers_are_one_mixture_or_named_apart(ran, tmp_path):
     teachers = {"big": RECIPE["teacher"], "other": {**RECIPE["teacher"], "hidden": 32}}
     recipe = {key: value for key, value in changed(seeds=[0], trials=[1]).items() if key != "teacher"}
-    recipe |= {"teachers": teachers, "arms": {"mixture": {}, "big": {"add": [{"use": "hint", "teacher": "big/features"}]}}}
+    recipe |= {
+        "teachers": teachers,
+        "arms": {"mixture": {}, "big": {"add": [{"use": "hint", "teacher": "big/features"}]}},
+    }
     metrics = perform(experiment_of(read_recipe(recipe)), tmp_path / "run").metrics
     assert set(metrics["models"]) == {"teacher", "alone", "mixture", "big", "distilled"}
     assert (tmp_path / "run" / "knowledge" / "big" / "manifest.json").is_file()

@@ -17,8 +17,14 @@ DATA = ArraySource(torch.randn(100, 3), torch.arange(100) % 4, splits=SPLITS)
 
 def experiment(labels=None, temperature=4.0):
     arm = ArmPlan(
-        "kd", lambda: [match("labels"), match("kd", temperature=temperature)], Training(steps=1), labels, lambda _: nn.Linear(3, 4),
-        None, {}, {},
+        "kd",
+        lambda: [match("labels"), match("kd", temperature=temperature)],
+        Training(steps=1),
+        labels,
+        lambda _: nn.Linear(3, 4),
+        None,
+        {},
+        {},
     )
     return Experiment("x", DATA, {}, {"kd": arm}, [0])
 
@@ -33,7 +39,9 @@ LOGITS = torch.randn(10, 4) * 4
 
 
 def reasons(*arguments, **more):
-    finding = why_not(experiment(**more), metrics(*arguments[:1], **(arguments[1] if len(arguments) > 1 else {})), LOGITS)
+    finding = why_not(
+        experiment(**more), metrics(*arguments[:1], **(arguments[1] if len(arguments) > 1 else {})), LOGITS
+    )
     return finding.figure["text"] if finding else None
 
 

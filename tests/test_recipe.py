@@ -209,7 +209,11 @@ CHANGES: list[tuple[str, str, str]] = [
         "line 4: objectives[1].use: unknown objective 'qqqq'; allowed: attention_relations, attention_transfer, bank",
     ),
     ("{use: kd}", "{uze: kd}", "line 4: objectives[1].uze: unknown key; did you mean 'use'?"),
-    ("{use: kd}", "{weight: 1}", "line 4: objectives[1]: 'use' is missing; allowed: attention_relations, attention_transfer"),
+    (
+        "{use: kd}",
+        "{weight: 1}",
+        "line 4: objectives[1]: 'use' is missing; allowed: attention_relations, attention_transfer",
+    ),
     ("{use: kd}", "kd", "line 4: objectives[1]: must be a block of keys such as {use: kd}, got the text 'kd'"),
     ("{use: kd}", "{use: kd, temperature: 0}", "line 4: objectives[1].temperature: must be above 0, got 0"),
     ("{use: kd}", "{use: kd, temperature: hot}", "objectives[1].temperature: must be a number, got the text 'hot'"),

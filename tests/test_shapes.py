@@ -43,7 +43,9 @@ def vectors(width=6, classes=3, **columns) -> ArraySource:
 
 
 def small(width=6, hidden=8, classes=3) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(0.2), nn.Linear(hidden, classes))
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(0.2), nn.Linear(hidden, classes)
+    )
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -59,7 +61,10 @@ def walk(make_learner, data, make_teacher, folder: Path, *, steps=6, kill_at=4, 
     settings = Training(steps=steps, batch=12, lr=1e-2, checkpoint_every=2, schedule="constant")
     whole = make_learner()
     before = weights(whole)
-    values = [step.losses["loss"] for step in train(whole, data, make_teacher(whole), settings, folder=folder / "whole", **more)]
+    values = [
+        step.losses["loss"]
+        for step in train(whole, data, make_teacher(whole), settings, folder=folder / "whole", **more)
+    ]
     assert len(values) == steps and all(torch.isfinite(value) for value in values)
     assert not same(before, weights(whole)), "training moved nothing"
     part = make_learner()
@@ -96,24 +101,44 @@ class Reads(nn.Module):
         return self.head(out.sum(1) / lengths[:, None])
 
 
-def memory(student_h: Tensor, teacher_h: Tensor, student_c: Tensor, teacher_c: Tensor,
-           student_c_mask: Tensor, teacher_c_mask: Tensor) -> Tensor:
+def memory(
+    student_h: Tensor,
+    teacher_h: Tensor,
+    student_c: Tensor,
+    teacher_c: Tensor,
+    student_c_mask: Tensor,
+    teacher_c_mask: Tensor,
+) -> Tensor:
     """Masked means over time of the cells, at each side's own borders, summed over width."""
+
     def mean(cells, mask):
         return (cells.flatten(2).sum(2) * mask).sum(1) / mask.sum(1).clamp(min=1)
-    return F.mse_loss(mean(student_c, student_c_mask), mean(teacher_c, teacher_c_mask)) + 0 * student_h.sum() * teacher_h.sum()
+
+    return (
+        F.mse_loss(mean(student_c, student_c_mask), mean(teacher_c, teacher_c_mask))
+        + 0 * student_h.sum() * teacher_h.sum()
+    )
 
 
 def test_a_two_tokenizers_and_a_memory_of_unequal_lengths(tmp_path):
     generator = torch.Generator().manual_seed(2)
-    longs, shorts = torch.randint(6, 12, (ROWS,), generator=generator), torch.randint(2, 7, (ROWS,), generator=generator)
-    data = vectors(long_tokens=torch.randint(0, 20, (ROWS, 11), generator=generator), long_lengths=longs,
-                   short_tokens=torch.randint(0, 9, (ROWS, 6), generator=generator), short_lengths=shorts)
+    longs, shorts = (
+        torch.randint(6, 12, (ROWS,), generator=generator),
+        torch.randint(2, 7, (ROWS,), generator=generator),
+    )
+    data = vectors(
+        long_tokens=torch.randint(0, 20, (ROWS, 11), generator=generator),
+        long_lengths=longs,
+        short_tokens=torch.randint(0, 9, (ROWS, 6), generator=generator),
+        short_lengths=shorts,
+    )
     network = seeded(lambda: Reads(4))
     live = Live(network, ["logits", "lstm@state/4"], takes=("long_tokens", "long_lengths"))
     batch = data.batch(torch.stack([torch.arange(7), torch.zeros(7, dtype=torch.long)], 1))
     shown = live(batch)
-    assert shown["lstm@h"].shape == (7, int(longs[:7].max()), 4, 4) and shown["lstm@c"].shape[1] < shown["lstm@h"].shape[1]
+    assert (
+        shown["lstm@h"].shape == (7, int(longs[:7].max()), 4, 4) and shown["lstm@c"].shape[1] < shown["lstm@h"].shape[1]
+    )
     assert shown["lstm@h.mask"].sum(1).tolist() == longs[:7].tolist()
     store = stored(live, data, tmp_path / "store", ["logits", "lstm@state/4"])
     read_back = store(batch)
@@ -123,9 +148,17 @@ def test_a_two_tokenizers_and_a_memory_of_unequal_lengths(tmp_path):
 
     def learner():
         student = seeded(lambda: Reads(2, tokens=9))
-        objective = match(memory, student={"student_h": "lstm@h/2", "student_c": "lstm@c/2"},
-                          teacher={"teacher_h": "lstm@h/4", "teacher_c": "lstm@c/4"}, connector="none")
-        return Learner(student, ["labels", objective, match("hint", "lstm@h/2", "lstm@h/4")], takes=("short_tokens", "short_lengths"))
+        objective = match(
+            memory,
+            student={"student_h": "lstm@h/2", "student_c": "lstm@c/2"},
+            teacher={"teacher_h": "lstm@h/4", "teacher_c": "lstm@c/4"},
+            connector="none",
+        )
+        return Learner(
+            student,
+            ["labels", objective, match("hint", "lstm@h/2", "lstm@h/4")],
+            takes=("short_tokens", "short_lengths"),
+        )
 
     walk(learner, data, lambda _: store, tmp_path)
 
@@ -206,8 +239,10 @@ def test_c_two_processes_equal_one(tmp_path):
     port = str(20000 + os.getpid() % 20000)
     base = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     jobs = [
-        subprocess.Popen([sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)],
-                         env={**base, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)],
+            env={**base, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
         for rank in range(2)
     ]
     for job in jobs:
@@ -252,7 +287,9 @@ def test_e_two_peers_teach_each_other(tmp_path):
     first.eval()
     first(batch)["kd-a"].backward()
     assert all(value.grad is not None for value in first.student["a"].parameters())
-    assert all(value.grad is None for value in first.student["b"].parameters()), "a peer must not be pulled as a teacher"
+    assert all(value.grad is None for value in first.student["b"].parameters()), (
+        "a peer must not be pulled as a teacher"
+    )
     walk(learner, data, lambda _: None, tmp_path)
 
 
@@ -262,14 +299,19 @@ def test_e_two_peers_teach_each_other(tmp_path):
 def test_f_two_teachers_with_different_taps(tmp_path):
     data = vectors()
     big, wide = seeded(lambda: small(hidden=8), 3), seeded(lambda: small(hidden=16), 4)
-    both = Together({
-        "big": stored(Live(big, ["logits", "0"]), data, tmp_path / "big", ["logits", "0"]),
-        "wide": Live(wide, ["features"]),
-    })
+    both = Together(
+        {
+            "big": stored(Live(big, ["logits", "0"]), data, tmp_path / "big", ["logits", "0"]),
+            "wide": Live(wide, ["features"]),
+        }
+    )
 
     def learner():
-        objectives = [match("kd", teacher="big/logits"), match("hint", "features", "wide/features", name="wide"),
-                      match("hint", ["0", "features"], ["big/0", "wide/features"], name="pairs")]
+        objectives = [
+            match("kd", teacher="big/logits"),
+            match("hint", "features", "wide/features", name="wide"),
+            match("hint", ["0", "features"], ["big/0", "wide/features"], name="pairs"),
+        ]
         return Learner(seeded(small, 9), objectives)
 
     walk(learner, data, lambda _: both, tmp_path)
@@ -351,7 +393,11 @@ def test_h_awkward_modules(tmp_path, form):
     assert torch.allclose(store(batch)["first"], shown["first"], atol=2e-3)
 
     def learner():
-        objectives = ["kd", match("hint", "first", "first"), match("hint", ["shared#0", "shared#1"], ["shared#0", "shared#1"], name="both")]
+        objectives = [
+            "kd",
+            match("hint", "first", "first"),
+            match("hint", ["shared#0", "shared#1"], ["shared#0", "shared#1"], name="both"),
+        ]
         return Learner(seeded(lambda: Awkward(form), 7), objectives)
 
     walk(learner, data, lambda _: store, tmp_path)

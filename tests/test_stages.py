@@ -23,7 +23,9 @@ RECIPE = {
         {"objectives": [{"use": "hint"}], "train": {"steps": 6, "batch": {"labelled": 16, "transfer": 16}}},
         {},
     ],
-    "trials": [1], "seeds": [0], "export": {"onnx": False},
+    "trials": [1],
+    "seeds": [0],
+    "export": {"onnx": False},
 }
 
 
@@ -60,11 +62,12 @@ def test_a_stop_between_two_parts_changes_nothing(tmp_path, monkeypatch):
     assert (part / "arms" / "main-0" / "stage-1" / "model.safetensors").is_file()
     perform(experiment_of(read_recipe(RECIPE)), part)
     for name in ("main-0", "alone-0"):
-        assert checksum(whole / "arms" / name / "model.safetensors") == checksum(part / "arms" / name / "model.safetensors")
+        assert checksum(whole / "arms" / name / "model.safetensors") == checksum(
+            part / "arms" / name / "model.safetensors"
+        )
 
 
 def test_the_last_stage_is_the_students_own():
     wrong = {**RECIPE, "stages": RECIPE["stages"][:1]}
     with pytest.raises(RecipeError, match="last stage must train the recipe's own student"):
         experiment_of(read_recipe(wrong))
-

@@ -41,7 +41,8 @@ class Moment:
         keys = ("threads", "world", "torch", "capability")
         return [
             f"{key} {getattr(other, key)} then, {getattr(self, key)} now"
-            for key in keys if getattr(self, key) != getattr(other, key)
+            for key in keys
+            if getattr(self, key) != getattr(other, key)
         ]
 
 
@@ -93,9 +94,12 @@ def load(
     restore(learner, parts["learner"], error=TrainError, source=str(path))  # names what another architecture lacks
     if moment.inputs != inputs:
         raise TrainError(
-            say(f"The checkpoint {path} belongs to another training of the same network",
-                f"other settings, rows, weights of objectives or seed ({moment.inputs[:12]})", f"those of now ({inputs[:12]})",
-                "Use another folder, or remove the checkpoint to start from the beginning.")
+            say(
+                f"The checkpoint {path} belongs to another training of the same network",
+                f"other settings, rows, weights of objectives or seed ({moment.inputs[:12]})",
+                f"those of now ({inputs[:12]})",
+                "Use another folder, or remove the checkpoint to start from the beginning.",
+            )
         )
     state: dict[int, dict[str, Any]] = {}
     for name, value in parts["optimizer"].items():

@@ -28,8 +28,12 @@ class Dot:
     def __init__(self, *, momentum: float = 0.9, delta: float = 0.075, weight_decay: float = 0.0) -> None:
         if not 0 <= momentum - delta <= momentum + delta < 1:
             raise TrainError(
-                say("DOT's two momenta must lie between 0 and 1", f"momentum {momentum} -+ delta {delta}",
-                    "0 <= momentum - delta and momentum + delta < 1", "Lower delta.")
+                say(
+                    "DOT's two momenta must lie between 0 and 1",
+                    f"momentum {momentum} -+ delta {delta}",
+                    "0 <= momentum - delta and momentum + delta < 1",
+                    "Lower delta.",
+                )
             )
         self.momentum, self.delta, self.weight_decay = momentum, delta, weight_decay
         self.buffers: dict[str, Tensor] = {}
@@ -51,17 +55,24 @@ class Dot:
         self.buffers = dict(state)
 
     def _gradients(
-        self, learner: Learner, losses: Mapping[str, Tensor], weights: Mapping[str, float],
-        named: Mapping[str, nn.Parameter], distil: bool,
+        self,
+        learner: Learner,
+        losses: Mapping[str, Tensor],
+        weights: Mapping[str, float],
+        named: Mapping[str, nn.Parameter],
+        distil: bool,
     ) -> dict[str, Tensor]:
         """The gradient of one side's weighted terms, by parameter name; absent where it does not reach."""
         terms = [
-            weights[one.name] * losses[one.name] for one in learner.objectives
+            weights[one.name] * losses[one.name]
+            for one in learner.objectives
             if isinstance(one, Objective) and one.name in losses and (one.role == "distil") == distil
         ]
         if not terms:
             return {}
-        found = torch.autograd.grad(torch.stack(terms).sum(), list(named.values()), retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(
+            torch.stack(terms).sum(), list(named.values()), retain_graph=True, allow_unused=True
+        )
         return {name: value for name, value in zip(named, found, strict=True) if value is not None}
 
     def _moved(self, name: str, parameter: Tensor, task: Tensor | None, distil: Tensor | None) -> Tensor | None:
@@ -75,7 +86,8 @@ class Dot:
                 distil = distil + self.weight_decay * parameter
         moved = [
             self._buffer(f"{side}/{name}", gradient, self.momentum + (sign * self.delta if both else 0.0))
-            for side, gradient, sign in (("task", task, -1), ("distil", distil, 1)) if gradient is not None
+            for side, gradient, sign in (("task", task, -1), ("distil", distil, 1))
+            if gradient is not None
         ]
         return moved[0].clone() if len(moved) == 1 else moved[0] + moved[1]
 

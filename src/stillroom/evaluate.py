@@ -64,7 +64,13 @@ def evaluate(
 ) -> dict[str, float]:
     """Return accuracy, calibration error and, with a teacher, agreement and KL(teacher || student) on a split."""
     if split not in data.splits or not len(data.splits[split]):
-        raise DataError(say("The data has no rows of this split", f"'{split}'", [name for name, rows in data.splits.items() if len(rows)]))
+        raise DataError(
+            say(
+                "The data has no rows of this split",
+                f"'{split}'",
+                [name for name, rows in data.splits.items() if len(rows)],
+            )
+        )
     examples = data.splits[split]
     logits, labels = answer(module, data, examples, encode=encode, takes=takes)
     told = None

@@ -89,7 +89,9 @@ class Learner(nn.Module):
         for objective in self._each():
             objective.size(student, teacher, batch, seed=seed)
 
-    def forward(self, batch: Batch, teacher: Signals | None = None, *, step: int = 0, steps: int = 1) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Batch, teacher: Signals | None = None, *, step: int = 0, steps: int = 1
+    ) -> dict[str, Tensor]:
         """Return the losses at ``step`` of ``steps`` (both only matter to ramps and to ``every``)."""
         teacher = teacher or {}
         student = self._read(batch, teacher, step)

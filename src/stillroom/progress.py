@@ -51,8 +51,13 @@ def ticking(tasks: int, titles: Mapping[str, str], *, quiet: bool) -> Iterator[T
         yield Lines(tasks, titles)
         return
     columns = (
-        TextColumn("{task.description:<28}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[what]}"),
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[what]}"),
     )
     with Progress(*columns, console=err, transient=True) as progress:
         yield Ticker(progress, tasks, titles)

@@ -49,7 +49,9 @@ def over_seeds(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half, len(array), f"Student's t over {len(array)} seeds, 95 %")
 
 
-def over_examples(statistic: Callable[[NDArray[np.int64]], float], examples: int, *, seeds: int, seed: int = 0) -> Interval:
+def over_examples(
+    statistic: Callable[[NDArray[np.int64]], float], examples: int, *, seeds: int, seed: int = 0
+) -> Interval:
     """Return a percentile bootstrap interval of ``statistic(rows)`` over resampled test examples.
 
     ``statistic`` takes the numbers of the drawn rows; the same rows are drawn for every model (paired).
@@ -95,12 +97,17 @@ def gap_closed(
     lead = paired(np.broadcast_to(teacher, alone.shape), alone)
     if lead.low is None or lead.low <= 0:
         points = f"{100 * lead.mean:+.1f} points [{100 * (lead.low or 0):+.1f}, {100 * (lead.high or 0):+.1f}]"
-        return None, f"the teacher does not lead the same student trained alone by more than chance ({points}), so there is no gap to close"
+        return (
+            None,
+            f"the teacher does not lead the same student trained alone by more than chance ({points}), so there is no gap to close",
+        )
     denominator = float(teacher.mean() - alone.mean())
 
     def ratio(rows: NDArray[np.int64]) -> float:
         gap = float(teacher[rows].mean() - alone[:, rows].mean())
         return float(distilled[:, rows].mean() - alone[:, rows].mean()) / gap if gap > 0 else math.nan
 
-    seeds = over_seeds([float(part.mean() - base.mean()) / denominator for part, base in zip(distilled, alone, strict=True)])
+    seeds = over_seeds(
+        [float(part.mean() - base.mean()) / denominator for part, base in zip(distilled, alone, strict=True)]
+    )
     return wider(seeds, over_examples(ratio, len(teacher), seeds=len(distilled))), ""

@@ -190,7 +190,9 @@ class Previous:
         takes: Takes = ("inputs",),
     ) -> None:
         if every < 1:
-            raise ModelError(say("A previous-epoch teacher needs the length of an epoch", f"every={every}", "1 or more"))
+            raise ModelError(
+                say("A previous-epoch teacher needs the length of an epoch", f"every={every}", "1 or more")
+            )
         self.every = every
         self.follower = _Follower(student, taps, encode, takes)
 

@@ -48,7 +48,10 @@ class Rows:
         """Return the batches of a training on these rows."""
         if isinstance(settings.batch, Mixed):
             transfer = self.labelled if self.transfer is None else self.transfer
-            parts = [Part("labelled", self.labelled, settings.batch.labelled), Part("transfer", transfer, settings.batch.transfer)]
+            parts = [
+                Part("labelled", self.labelled, settings.batch.labelled),
+                Part("transfer", transfer, settings.batch.transfer),
+            ]
         else:
             parts = [Part("labelled", self.labelled, settings.batch)]
         return Order(parts, seed=seed, views=views)
@@ -89,7 +92,9 @@ def optimizer_of(learner: Learner, settings: Training) -> torch.optim.Optimizer:
         if parameter.requires_grad:
             groups.setdefault(decays[id(parameter)], []).append(parameter)
     if not groups:
-        raise TrainError("There is nothing to train: got a student without trainable parameters. Unfreeze some of them.")
+        raise TrainError(
+            "There is nothing to train: got a student without trainable parameters. Unfreeze some of them."
+        )
     listed = [{"params": members, "weight_decay": decay} for decay, members in groups.items()]
     if settings.optimizer == "dot":
         return torch.optim.SGD(listed, lr=settings.lr)
@@ -100,8 +105,11 @@ def optimizer_of(learner: Learner, settings: Training) -> torch.optim.Optimizer:
 
 def _folds(objective: Objective, settings: Training) -> bool:
     return (
-        objective.loss is l2 and isinstance(objective.weight, int | float) and objective.every == 1
-        and settings.optimizer == "sgd" and settings.clip is None
+        objective.loss is l2
+        and isinstance(objective.weight, int | float)
+        and objective.every == 1
+        and settings.optimizer == "sgd"
+        and settings.clip is None
     )
 
 
@@ -133,7 +141,9 @@ def train(
         ...     if step.number % 100 == 0:
         ...         print(step.number, float(step.losses["loss"]))
     """
-    run = _Run(learner, data, teacher, settings or Training(), rows or Rows.of(data), views, seed, folder, prepare, gradients)
+    run = _Run(
+        learner, data, teacher, settings or Training(), rows or Rows.of(data), views, seed, folder, prepare, gradients
+    )
     state = torch.random.get_rng_state()
     try:
         with learner.reader:
@@ -143,13 +153,17 @@ def train(
         learner.eval()
 
 
-def fit(learner: Learner, data: Source, teacher: Teacher | None = None, settings: Training | None = None, **more: object) -> Step:
+def fit(
+    learner: Learner, data: Source, teacher: Teacher | None = None, settings: Training | None = None, **more: object
+) -> Step:
     """Run :func:`train` to its end and return the last step."""
     last: Step | None = None
     for step in train(learner, data, teacher, settings, **more):  # type: ignore[arg-type]
         last = step
     if last is None:
-        raise TrainError("This training was already at its end: got a checkpoint of the last step. Remove it to train anew.")
+        raise TrainError(
+            "This training was already at its end: got a checkpoint of the last step. Remove it to train anew."
+        )
     return last
 
 
@@ -157,8 +171,17 @@ class _Run:
     """The state of one training; its methods are the moments of a step."""
 
     def __init__(
-        self, learner: Learner, data: Source, teacher: Teacher | None, settings: Training, rows: Rows, views: int,
-        seed: int, folder: Path | None, prepare: Prepare | None, gradients: Gradients | None,
+        self,
+        learner: Learner,
+        data: Source,
+        teacher: Teacher | None,
+        settings: Training,
+        rows: Rows,
+        views: int,
+        seed: int,
+        folder: Path | None,
+        prepare: Prepare | None,
+        gradients: Gradients | None,
     ) -> None:
         self.learner, self.data, self.teacher, self.settings = learner, data, teacher, settings
         self.seed, self.folder, self.prepare = seed, folder, prepare
@@ -168,7 +191,9 @@ class _Run:
         self.total = settings.total_steps(len(rows.labelled))
         self.order = rows.order(settings, seed=seed, views=views)
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.rank, self.world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
+        self.rank, self.world = (
+            (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
+        )
         if self.settings.precision != "float32":
             learner.precision = self.settings.precision
         self.notes: list[str] = []
@@ -202,8 +227,12 @@ class _Run:
             )
         if self.order.rows % self.world:
             raise TrainError(
-                say(f"A batch is shared among {self.world} processes", f"{self.order.rows} rows",
-                    f"a multiple of {self.world}", "Change train.batch.")
+                say(
+                    f"A batch is shared among {self.world} processes",
+                    f"{self.order.rows} rows",
+                    f"a multiple of {self.world}",
+                    "Change train.batch.",
+                )
             )
 
     def _attached(self, teacher: Teacher | None) -> Teacher | None:
@@ -216,7 +245,12 @@ class _Run:
                 source = objective.pairs[0]["teacher_logits"].key
                 teacher = teacher.derive(objective.prepared_name, source, _bound(objective))
                 derived.append(objective.prepared_name)
-                others = [place.key for other in self._objectives() if other is not objective for place in other.places("teacher")]
+                others = [
+                    place.key
+                    for other in self._objectives()
+                    if other is not objective
+                    for place in other.places("teacher")
+                ]
                 if source not in others and source in wanted:
                     wanted.remove(source)
         return teacher.use([*dict.fromkeys([*wanted, *derived])])
@@ -226,13 +260,20 @@ class _Run:
 
     def _signature(self) -> str:
         shapes = {name: list(value.shape) for name, value in self.learner.state_dict().items()}
-        return fingerprint({
-            "settings": self.settings.model_dump(exclude=LOOKING), "seed": self.seed, "total": self.total, "shapes": shapes,
-            "views": self.order.views,
-            "rows": [[part.name, len(part.examples), int(part.examples.sum()), part.count] for part in self.order.parts],
-            "data": [getattr(self.data, name, None) for name in ("fingerprint", "labels_fingerprint")],
-            "objectives": [one.described() for one in self._objectives()],
-        })
+        return fingerprint(
+            {
+                "settings": self.settings.model_dump(exclude=LOOKING),
+                "seed": self.seed,
+                "total": self.total,
+                "shapes": shapes,
+                "views": self.order.views,
+                "rows": [
+                    [part.name, len(part.examples), int(part.examples.sum()), part.count] for part in self.order.parts
+                ],
+                "data": [getattr(self.data, name, None) for name in ("fingerprint", "labels_fingerprint")],
+                "objectives": [one.described() for one in self._objectives()],
+            }
+        )
 
     # --- the loop -------------------------------------------------------------------------------------
 
@@ -357,7 +398,9 @@ class _Run:
             value = losses.get(objective.name)
             if value is None or not value.requires_grad or not weights[objective.name]:
                 continue
-            found = torch.autograd.grad(value * weights[objective.name], parameters, retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(
+                value * weights[objective.name], parameters, retain_graph=True, allow_unused=True
+            )
             squares = [part.float().square().sum() for part in found if part is not None]
             norms[objective.name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
         self._compare(step, norms)
@@ -378,8 +421,7 @@ class _Run:
     def _not_finite(self, step: int, batch: Batch, losses: Mapping[str, Tensor]) -> TrainError:
         terms = ", ".join(f"{name} = {float(value.detach()):.4g}" for name, value in losses.items())
         bad = [
-            name for name, value in batch.items()
-            if value.is_floating_point() and not bool(torch.isfinite(value).all())
+            name for name, value in batch.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())
         ]
         ids = batch["id"]
         if bad:

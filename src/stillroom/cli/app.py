@@ -29,7 +29,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Begin with: stillroom new images my.yaml && stillroom run my.yaml",
 )
-for command in (runs.new, runs.check, runs.run, runs.record, runs.train, models.evaluate, models.predict, runs.report, models.export):
+for command in (
+    runs.new,
+    runs.check,
+    runs.run,
+    runs.record,
+    runs.train,
+    models.evaluate,
+    models.predict,
+    runs.report,
+    models.export,
+):
     app.command()(command)
 app.add_typer(stores.app, name="store")
 app.add_typer(models.data_app, name="data")
@@ -56,7 +66,9 @@ def main() -> NoReturn:
         told(error)
         code = THEIRS
     except MemoryError:
-        complain("Not enough memory: got more than this machine has. Lower train.batch or jobs, then run the same again.")
+        complain(
+            "Not enough memory: got more than this machine has. Lower train.batch or jobs, then run the same again."
+        )
         code = THEIRS
     except BrokenPipeError:
         os._exit(GOOD)

@@ -15,20 +15,35 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else")]
 Model = Annotated[Path, typer.Argument(help="A bundle or a run folder, for example runs/images", show_default=False)]
-DataName = Annotated[str, typer.Option("--data", help="A source: fashion-mnist-sample, images:PATH, npz:FILE, ...", show_default=False)]
+DataName = Annotated[
+    str, typer.Option("--data", help="A source: fashion-mnist-sample, images:PATH, npz:FILE, ...", show_default=False)
+]
 
 data_app = typer.Typer(
-    help="Look at sources of data.", no_args_is_help=True, rich_markup_mode=None, epilog="Example: stillroom data show fashion-mnist-sample"
+    help="Look at sources of data.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    epilog="Example: stillroom data show fashion-mnist-sample",
 )
 
 
 def evaluate(
     model: Model,
-    more: Annotated[list[str] | None, typer.Argument(metavar="[TASK]...", help="More tasks after --on", show_default=False)] = None,
-    data: DataName = "", split: Annotated[str, typer.Option("--split", help="train, validation or test")] = "test",
-    on: Annotated[list[str] | None, typer.Option("--on", help="Try its features on other tasks: digits, npz:FILE, ...", show_default=False)] = None,
-    rows: Annotated[int, typer.Option("--rows", min=50, help="With --on: rows of each task, of train and of test")] = 2000,
-    report: Annotated[Path | None, typer.Option("--out", help="With --on: write a report here", show_default=False)] = None,
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[TASK]...", help="More tasks after --on", show_default=False)
+    ] = None,
+    data: DataName = "",
+    split: Annotated[str, typer.Option("--split", help="train, validation or test")] = "test",
+    on: Annotated[
+        list[str] | None,
+        typer.Option("--on", help="Try its features on other tasks: digits, npz:FILE, ...", show_default=False),
+    ] = None,
+    rows: Annotated[
+        int, typer.Option("--rows", min=50, help="With --on: rows of each task, of train and of test")
+    ] = 2000,
+    report: Annotated[
+        Path | None, typer.Option("--out", help="With --on: write a report here", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model on a split; with --on, what its features are worth on other tasks.
@@ -48,7 +63,13 @@ def evaluate(
     deployed, source = _load(model), _data(data, model)
     _fits(deployed, source)
     found = measure(deployed, source, split=split)
-    facts: dict[str, Any] = {"model": str(model), "data": getattr(source, "name", data), "split": split, "rows": len(source.splits[split]), **found}
+    facts: dict[str, Any] = {
+        "model": str(model),
+        "data": getattr(source, "name", data),
+        "split": split,
+        "rows": len(source.splits[split]),
+        **found,
+    }
     if as_json:
         show_json(facts)
         return
@@ -58,7 +79,9 @@ def evaluate(
 
 def predict(
     model: Model,
-    inputs: Annotated[list[Path], typer.Argument(help="Pictures, folders of pictures, or .npy/.npz arrays", show_default=False)],
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Pictures, folders of pictures, or .npy/.npz arrays", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("--out", help="A CSV file to write")] = Path("predictions.csv"),
 ) -> None:
     """Classify pictures or arrays and write class and probability of each to a CSV file.
@@ -108,14 +131,25 @@ def export(
     _fits(deployed, source)
     train, test = source.splits["train"][:256], source.batch(plain_ids(source.splits["test"][:1000]))
     facts = export_model(
-        deployed, out, examples=source.batch(plain_ids(train))["inputs"], check=(test["inputs"], test.get("labels")), int8=int8
+        deployed,
+        out,
+        examples=source.batch(plain_ids(train))["inputs"],
+        check=(test["inputs"], test.get("labels")),
+        int8=int8,
     )
     if as_json:
         show_json(facts)
         return
     rows = [
-        [name, bytes_text(file["bytes"]), f"{file['latency_ms']:.3f}", f"{100 * file['agreement']:.1f} %", f"{file['max_abs_difference']:.2g}"]
-        for name, file in facts["files"].items() if "latency_ms" in file
+        [
+            name,
+            bytes_text(file["bytes"]),
+            f"{file['latency_ms']:.3f}",
+            f"{100 * file['agreement']:.1f} %",
+            f"{file['max_abs_difference']:.2g}",
+        ]
+        for name, file in facts["files"].items()
+        if "latency_ms" in file
     ]
     show_table(["file", "size", "ms a call", "agrees", "largest difference"], rows, f"Exported to {out}")
 
@@ -162,7 +196,9 @@ def list_(as_json: Json = False) -> None:
 
 @data_app.command()
 def show(
-    source: Annotated[str, typer.Argument(help="A source: fashion-mnist-sample, images:PATH, npz:FILE, ...", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(help="A source: fashion-mnist-sample, images:PATH, npz:FILE, ...", show_default=False)
+    ],
     as_json: Json = False,
 ) -> None:
     """Say what a source holds: rows, splits, classes, shape.
@@ -174,8 +210,11 @@ def show(
 
     opened = _data(source, None)
     facts: dict[str, Any] = {
-        "name": getattr(opened, "name", source), "rows": len(opened), "classes": list(opened.classes or ()),
-        "input": input_of(opened), "splits": {name: len(rows) for name, rows in opened.splits.items()},
+        "name": getattr(opened, "name", source),
+        "rows": len(opened),
+        "classes": list(opened.classes or ()),
+        "input": input_of(opened),
+        "splits": {name: len(rows) for name, rows in opened.splits.items()},
     }
     if as_json:
         show_json(facts)
@@ -200,16 +239,24 @@ def _fits(deployed: Deployed, source: Source) -> None:
 
     wanted, given = dict(deployed.config["input"]), input_of(source)
     if list(wanted["shape"]) != given["shape"] or wanted["dtype"] != given["dtype"]:
-        raise DataError(say(
-            "This data does not fit the model", f"rows of shape {tuple(given['shape'])} and {given['dtype']}",
-            f"shape {tuple(wanted['shape'])} and {wanted['dtype']}", "Name the data it was trained for with --data.",
-        ))
+        raise DataError(
+            say(
+                "This data does not fit the model",
+                f"rows of shape {tuple(given['shape'])} and {given['dtype']}",
+                f"shape {tuple(wanted['shape'])} and {wanted['dtype']}",
+                "Name the data it was trained for with --data.",
+            )
+        )
     here, there = list(source.classes or ()), list(deployed.classes or ())
     if here and there and len(here) != len(there):
-        raise DataError(say(
-            "This data has other classes than the model", f"{len(here)} classes", f"{len(there)} classes ({', '.join(there[:10])})",
-            "Name the data it was trained for with --data.",
-        ))
+        raise DataError(
+            say(
+                "This data has other classes than the model",
+                f"{len(here)} classes",
+                f"{len(there)} classes ({', '.join(there[:10])})",
+                "Name the data it was trained for with --data.",
+            )
+        )
 
 
 def _data(text: str, model: Path | None) -> Source:
@@ -225,4 +272,6 @@ def _data(text: str, model: Path | None) -> Source:
         return open_source(name, **({"path": path} if path else {}))
     if model is not None and (model / "recipe.yaml").is_file():
         return open_data(read_recipe(model / "recipe.yaml").data)
-    raise UserError(f"There is no data to use: {model} is not a run folder. Name it with --data, for example --data fashion-mnist-sample.")
+    raise UserError(
+        f"There is no data to use: {model} is not a run folder. Name it with --data, for example --data fashion-mnist-sample."
+    )

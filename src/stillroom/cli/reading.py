@@ -30,7 +30,13 @@ def rows_of(places: Sequence[Path], wanted: Mapping[str, Any]) -> tuple[list[str
         names += [str(place)] if len(found) == 1 else [f"{place}[{index}]" for index in range(len(found))]
         rows.append(found)
     if not names:
-        raise DataError(say("There is nothing to classify", ", ".join(map(str, places)), f"files ending in {', '.join(PICTURES + ARRAYS)}"))
+        raise DataError(
+            say(
+                "There is nothing to classify",
+                ", ".join(map(str, places)),
+                f"files ending in {', '.join(PICTURES + ARRAYS)}",
+            )
+        )
     return names, torch.cat(rows)
 
 
@@ -51,7 +57,13 @@ def _picture(place: Path, wanted: Mapping[str, Any]) -> Tensor:
 
     shape = wanted["shape"]
     if wanted["dtype"] != "uint8" or len(shape) != 3:
-        raise DataError(say(f"This model does not take pictures, such as {place}", "a picture", f"{wanted['dtype']} rows of shape {shape}"))
+        raise DataError(
+            say(
+                f"This model does not take pictures, such as {place}",
+                "a picture",
+                f"{wanted['dtype']} rows of shape {shape}",
+            )
+        )
     try:
         with Image.open(place) as picture:
             fitted = ImageOps.fit(picture.convert("L" if shape[0] == 1 else "RGB"), (shape[2], shape[1]))

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, for example recipes/images.yaml", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder (default: runs/<recipe name>)", show_default=False)]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Change a value: --set train.steps=200", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a value: --set train.steps=200", show_default=False)
+]
 Tiny = Annotated[bool, typer.Option("--tiny", help="256 rows, 20 steps, one seed: the same path, in seconds")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else")]
-Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Processes at once (default: one a core)", show_default=False)]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", min=1, help="Processes at once (default: one a core)", show_default=False)
+]
 SHIPPED = Path(__file__).parent.parent / "recipes"
 
 
@@ -31,7 +35,9 @@ def shipped() -> dict[str, Path]:
 
 def new(
     kind: Annotated[str, typer.Argument(help="One of the shipped recipes; none to list them")] = "",
-    path: Annotated[Path | None, typer.Argument(help="Where to write it (default: <kind>.yaml)", show_default=False)] = None,
+    path: Annotated[
+        Path | None, typer.Argument(help="Where to write it (default: <kind>.yaml)", show_default=False)
+    ] = None,
 ) -> None:
     """Copy a shipped recipe to start from.
 
@@ -43,8 +49,12 @@ def new(
     recipes = shipped()
     if not kind:
         for name, place in recipes.items():
-            lines = [line.strip("# ") for line in place.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-            out.print(f"{name:<16} {' '.join(line for line in lines[1:] if line).split('. ')[0].rstrip('.')}", markup=False)
+            lines = [
+                line.strip("# ") for line in place.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+            ]
+            out.print(
+                f"{name:<16} {' '.join(line for line in lines[1:] if line).split('. ')[0].rstrip('.')}", markup=False
+            )
         return
     if kind not in recipes:
         raise UserError(say("There is no such shipped recipe", f"'{kind}'", recipes))
@@ -68,7 +78,14 @@ def check(recipe: RecipePath, set: Set = None, tiny: Tiny = False, as_json: Json
     facts = check_shapes(experiment)
     if as_json:
         data = facts.pop("data")
-        show_json({"recipe": read.resolved(), "data": data, "arms": facts, "tasks": [task.name for task in tasks_of(experiment)]})
+        show_json(
+            {
+                "recipe": read.resolved(),
+                "data": data,
+                "arms": facts,
+                "tasks": [task.name for task in tasks_of(experiment)],
+            }
+        )
         return
     for label, text in facts.items():
         out.print(f"{label:<10} {text}", markup=False)
@@ -76,9 +93,14 @@ def check(recipe: RecipePath, set: Set = None, tiny: Tiny = False, as_json: Json
 
 
 def run(
-    recipe: RecipePath, out: Out = None, set: Set = None, tiny: Tiny = False,  # noqa: A002
+    recipe: RecipePath,
+    out: Out = None,
+    set: Set = None,
+    tiny: Tiny = False,  # noqa: A002
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be done, and what is done already")] = False,
-    quiet: Quiet = False, as_json: Json = False, jobs: Jobs = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    jobs: Jobs = None,
 ) -> None:
     """Run a recipe end to end: teacher, store, arms, control, export, report. Runs again from where it stopped.
 
@@ -109,11 +131,22 @@ def run(
 
 
 def record(
-    recipe: Annotated[Path | None, typer.Argument(help="A recipe, for example recipes/images.yaml", show_default=False)] = None,
-    out: Out = None, set: Set = None, tiny: Tiny = False, quiet: Quiet = False,  # noqa: A002
-    model: Annotated[Path | None, typer.Option("--model", help="Instead: features of this run or bundle", show_default=False)] = None,
-    data: Annotated[str, typer.Option("--data", help="With --model: a source, for example npz:FILE", show_default=False)] = "",
-    dimensions: Annotated[int | None, typer.Option("--dimensions", min=1, help="With --model: the first N of a PCA", show_default=False)] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe, for example recipes/images.yaml", show_default=False)
+    ] = None,
+    out: Out = None,
+    set: Set = None,
+    tiny: Tiny = False,
+    quiet: Quiet = False,  # noqa: A002
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Instead: features of this run or bundle", show_default=False)
+    ] = None,
+    data: Annotated[
+        str, typer.Option("--data", help="With --model: a source, for example npz:FILE", show_default=False)
+    ] = "",
+    dimensions: Annotated[
+        int | None, typer.Option("--dimensions", min=1, help="With --model: the first N of a PCA", show_default=False)
+    ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="With --model: float32, float16, int8 or binary")] = "float32",
 ) -> None:
     """Record what a recipe's teacher shows; with --model, a student's features as a Parquet file.
@@ -128,15 +161,22 @@ def record(
         record_features(model, data, out or Path("features.parquet"), dimensions, dtype, quiet)
         return
     if recipe is None:
-        raise UserError("There is nothing to record: got neither a recipe nor --model. Name one, for example: stillroom record my.yaml")
+        raise UserError(
+            "There is nothing to record: got neither a recipe nor --model. Name one, for example: stillroom record my.yaml"
+        )
     _part(recipe, out, set, tiny, quiet, lambda task: task.kind in ("teacher", "record"))
 
 
 def train(
     recipe: RecipePath,
     arm: Annotated[str, typer.Option("--arm", help="Which arm (default: the first)", show_default=False)] = "",
-    seed: Annotated[int | None, typer.Option("--seed", help="Which of the recipe's seeds (default: all)", show_default=False)] = None,
-    out: Out = None, set: Set = None, tiny: Tiny = False, quiet: Quiet = False,  # noqa: A002
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Which of the recipe's seeds (default: all)", show_default=False)
+    ] = None,
+    out: Out = None,
+    set: Set = None,
+    tiny: Tiny = False,
+    quiet: Quiet = False,  # noqa: A002
 ) -> None:
     """Train one arm of a recipe, and what it needs.
 
@@ -213,7 +253,9 @@ def _plan(experiment: Experiment, folder: Path, as_json: bool, jobs: int | str) 
     left = [task for task, done in tasks if not done]
     seconds = seconds_of(experiment, left, processes_for(jobs, len(left)))
     if seconds is not None:
-        expected["time"] = f"about {max(1, round(seconds))} s for what is to do, {processes_for(jobs, len(left))} at once"
+        expected["time"] = (
+            f"about {max(1, round(seconds))} s for what is to do, {processes_for(jobs, len(left))} at once"
+        )
     if as_json:
         listed = [{"task": task.name, "done": done} for task, done in tasks]
         screen.show_json({"folder": str(folder), "tasks": listed, "expected": expected})

@@ -21,7 +21,14 @@ def show_json(value: Any) -> None:
 
 def show_table(columns: list[str], rows: list[list[str]], title: str = "") -> None:
     """Print a table; the first column to the left, numbers to the right."""
-    table = Table(title=title or None, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
@@ -38,11 +45,18 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
     rows = []
     for name in order:
         model = models[name]
-        rows.append([
-            name, _percent(model.get("score")), _percent(model.get("agreement")), _number(model.get("kl"), "{:.3f}"),
-            _number(model.get("ece"), "{:.3f}"), _number(model.get("parameters"), "{:,.0f}"), _size(model.get("bytes")),
-            _number(model.get("latency_ms"), "{:.3f}"),
-        ])
+        rows.append(
+            [
+                name,
+                _percent(model.get("score")),
+                _percent(model.get("agreement")),
+                _number(model.get("kl"), "{:.3f}"),
+                _number(model.get("ece"), "{:.3f}"),
+                _number(model.get("parameters"), "{:,.0f}"),
+                _size(model.get("bytes")),
+                _number(model.get("latency_ms"), "{:.3f}"),
+            ]
+        )
     shown = [0] + [index for index in range(1, len(columns)) if any(row[index] != "-" for row in rows)]
     show_table([columns[index] for index in shown], [[row[index] for index in shown] for row in rows])
     out.print(metrics["verdict"], style="bold", markup=False)

@@ -8,12 +8,16 @@ from typing import Annotated, Any
 import typer
 
 app = typer.Typer(
-    help="Look after recorded knowledge.", no_args_is_help=True, rich_markup_mode=None,
+    help="Look after recorded knowledge.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
     epilog="Example: stillroom store inspect runs/images/knowledge",
 )
 Folder = Annotated[Path, typer.Argument(help="A store, for example runs/images/knowledge", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else")]
-Root = Annotated[Path | None, typer.Argument(help="Where to look (default: the cache shared by all runs)", show_default=False)]
+Root = Annotated[
+    Path | None, typer.Argument(help="Where to look (default: the cache shared by all runs)", show_default=False)
+]
 
 
 @app.command()
@@ -65,7 +69,9 @@ def list_(root: Root = None, as_json: Json = False) -> None:
 def prune(
     root: Root = None,
     keep: Annotated[int | None, typer.Option(min=0, help="Keep this many, the newest", show_default=False)] = None,
-    older_than: Annotated[float | None, typer.Option(min=0, help="Only those unused for so many days", show_default=False)] = None,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, help="Only those unused for so many days", show_default=False)
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only listed")] = False,
     as_json: Json = False,
 ) -> None:

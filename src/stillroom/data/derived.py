@@ -18,8 +18,13 @@ TURNS = ("upright", "a quarter left", "upside down", "a quarter right")
 
 
 def rotations(
-    *, of: str = "fashion-mnist-sample", path: str | Path | None = None, only: Sequence[int] | None = None,
-    train: int | None = None, seed: int = 0, views: int = 1,
+    *,
+    of: str = "fashion-mnist-sample",
+    path: str | Path | None = None,
+    only: Sequence[int] | None = None,
+    train: int | None = None,
+    seed: int = 0,
+    views: int = 1,
 ) -> ArraySource:
     """Return the images of another source, each turned by 0, 90, 180 or 270 degrees; the question is by how much.
 
@@ -45,4 +50,3 @@ def rotations(
         turns = torch.where(base.labels == UNLABELLED, UNLABELLED, turns)
     name = f"rotations-of-{base.name}"
     return ArraySource(inputs, turns, classes=TURNS, splits=base.splits, views=Views(1, 0, False, seed), name=name)
-

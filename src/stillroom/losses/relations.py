@@ -41,7 +41,9 @@ def bank(
         log_student = log_student.masked_fill(~bank_mask, floor)
         log_teacher = log_teacher.masked_fill(~bank_mask, floor)
     return F.kl_div(
-        torch.log_softmax(log_student, dim=1), torch.log_softmax(log_teacher, dim=1), log_target=True,
+        torch.log_softmax(log_student, dim=1),
+        torch.log_softmax(log_teacher, dim=1),
+        log_target=True,
         reduction="batchmean",
     )
 

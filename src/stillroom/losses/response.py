@@ -15,9 +15,7 @@ from stillroom.losses._shared import kl, out_of_range, wide
 Temperature = Annotated[float, Field(gt=0)]
 
 
-def labels(
-    student_logits: Logits, labels: Labels, *, smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-) -> Tensor:
+def labels(student_logits: Logits, labels: Labels, *, smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> Tensor:
     """Cross-entropy with the true labels, in nats, mean over the labelled rows of the batch.
 
     Rows whose label is -1 are left out; a batch without a labelled row gives 0. ``smoothing`` mixes the

@@ -40,8 +40,11 @@ def pool(
         return tuple(  # type: ignore[return-value]
             maps if tuple(maps.shape[2:]) == size else F.adaptive_avg_pool2d(maps, size) for maps in (student, teacher)
         )
-    if student.dim() == teacher.dim() == 3 and student_mask is None and teacher_mask is None and (
-        student.shape[1] == teacher.shape[1]
+    if (
+        student.dim() == teacher.dim() == 3
+        and student_mask is None
+        and teacher_mask is None
+        and (student.shape[1] == teacher.shape[1])
     ):
         return student, teacher
     return _flat(student, student_mask), _flat(teacher, teacher_mask)

@@ -28,8 +28,17 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, name: str, loss: Callable[..., Tensor], options: Mapping[str, Any], pairs: Sequence[Mapping[str, Place]],
-        *, own: bool, weight: Weight, connect: str, every: int, role: Role,
+        self,
+        name: str,
+        loss: Callable[..., Tensor],
+        options: Mapping[str, Any],
+        pairs: Sequence[Mapping[str, Place]],
+        *,
+        own: bool,
+        weight: Weight,
+        connect: str,
+        every: int,
+        role: Role,
     ) -> None:
         super().__init__()
         self.name, self.loss, self.options, self.pairs = name, loss, dict(options), list(pairs)
@@ -72,9 +81,14 @@ class Objective(nn.Module):
         """Return what this objective computes, as plain JSON values."""
         places = [{name: str(one.key) + f" ({one.tap})" for name, one in pair.items()} for pair in self.pairs]
         return {
-            "name": self.name, "loss": f"{self.loss.__module__}.{self.loss.__qualname__}", "places": places,
-            "options": {key: repr(value) for key, value in self.options.items()}, "weight": repr(self.weight),
-            "every": self.every, "own": self.own, "connector": self.connect,
+            "name": self.name,
+            "loss": f"{self.loss.__module__}.{self.loss.__qualname__}",
+            "places": places,
+            "options": {key: repr(value) for key, value in self.options.items()},
+            "weight": repr(self.weight),
+            "every": self.every,
+            "own": self.own,
+            "connector": self.connect,
         }
 
     def weight_at(self, progress: float) -> float:
@@ -140,9 +154,7 @@ class Objective(nn.Module):
         self._meet(index, pair, values, student, teacher)
         return [values[slot.name] for slot in self.reads.slots]
 
-    def _value(
-        self, slot: Slot, pair: Mapping[str, Place], student: Signals, teacher: Signals, batch: Batch
-    ) -> Any:
+    def _value(self, slot: Slot, pair: Mapping[str, Place], student: Signals, teacher: Signals, batch: Batch) -> Any:
         if slot.side == "parameters":
             return self.parameters_read
         if slot.side == "column":
@@ -150,7 +162,11 @@ class Objective(nn.Module):
         place = pair[_owner_slot(slot, pair)]
         signals = student if slot.side == "student" else teacher
         if slot.side == "bank":
-            return signals.get(f"{place.key}.bank.mask") if slot.mask else _floats(_entry(signals, f"{place.key}.bank", self))
+            return (
+                signals.get(f"{place.key}.bank.mask")
+                if slot.mask
+                else _floats(_entry(signals, f"{place.key}.bank", self))
+            )
         if slot.mask:
             return signals.get(f"{place.key}.mask")
         return _floats(_entry(signals, place.key, self))
@@ -174,8 +190,11 @@ class Objective(nn.Module):
             raise LossError(
                 f"The objective '{self.name}' compares the student's '{pair[ours.name].key}' {tuple(mine.shape)} with the "
                 f"teacher's '{pair[theirs.name].key}' {tuple(target.shape)}. Allowed: equal shapes"
-                + (". Leave 'connector: none' out, and one is put between them." if self.connect == "none"
-                   else ", as they were when the connectors were sized. Size the learner again on such a batch.")
+                + (
+                    ". Leave 'connector: none' out, and one is put between them."
+                    if self.connect == "none"
+                    else ", as they were when the connectors were sized. Size the learner again on such a batch."
+                )
             )
         values[ours.name], values[theirs.name] = mine, target
         for slot in self.reads.sides("bank"):
@@ -212,8 +231,10 @@ class Objective(nn.Module):
     ) -> None:
         ours, theirs = pair[slots[0].name].key, pair[slots[1].name].key
         mine, target = pool(
-            _floats(_entry(student, ours, self)), _floats(_entry(teacher, theirs, self)),
-            student.get(f"{ours}.mask"), teacher.get(f"{theirs}.mask"),
+            _floats(_entry(student, ours, self)),
+            _floats(_entry(teacher, theirs, self)),
+            student.get(f"{ours}.mask"),
+            teacher.get(f"{theirs}.mask"),
         )
         axis = 1 if mine.dim() == 4 else -1
         if (mine.dim() != target.dim() or mine.shape[axis] != target.shape[axis] or self.connect == "linear") and (
@@ -313,8 +334,12 @@ def _ramp(title: str, weight: Mapping[str, float]) -> Ramp:
         found = error.errors()[0]
         wrong = f"{dict(weight)} ({'.'.join(map(str, found['loc'])) or 'together'}: {found['msg']})"
         raise LossError(
-            say(f"The weight of the objective '{title}' is no ramp", wrong, "from, to (0 or more), until, start (0 to 1)",
-                'Write {"from": 1, "to": 0, "until": 0.5}, or a number.')
+            say(
+                f"The weight of the objective '{title}' is no ramp",
+                wrong,
+                "from, to (0 or more), until, start (0 to 1)",
+                'Write {"from": 1, "to": 0, "until": 0.5}, or a number.',
+            )
         ) from None
 
 
@@ -368,8 +393,12 @@ def _entry(signals: Signals, key: str, objective: Objective) -> Tensor:
         return signals[key]
     except KeyError:
         raise LossError(
-            say(f"The objective '{objective.name}' reads a signal that was not shown", f"'{key}'", signals,
-                "Read or record that tap too.")
+            say(
+                f"The objective '{objective.name}' reads a signal that was not shown",
+                f"'{key}'",
+                signals,
+                "Read or record that tap too.",
+            )
         ) from None
 
 
@@ -378,8 +407,12 @@ def _column(batch: Batch, name: str, objective: str) -> Tensor:
         return batch[name]
     except KeyError:
         raise LossError(
-            say(f"The objective '{objective}' reads a column that the batch does not have", f"'{name}'", batch,
-                "Give the source that column, or leave the objective out.")
+            say(
+                f"The objective '{objective}' reads a column that the batch does not have",
+                f"'{name}'",
+                batch,
+                "Give the source that column, or leave the objective out.",
+            )
         ) from None
 
 

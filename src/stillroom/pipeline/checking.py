@@ -32,7 +32,9 @@ def check_shapes(experiment: Experiment) -> dict[str, str]:
     data = experiment.data
     for name in ("train", "validation", "test"):
         if len(data.splits.get(name, ())) == 0:
-            raise DataError(say(f"The data has no {name} rows", "0", "at least 1", "Choose another split or more data."))
+            raise DataError(
+                say(f"The data has no {name} rows", "0", "at least 1", "Choose another split or more data.")
+            )
     batch = data.batch(plain_ids(data.splits["train"][:ROWS]))
     shown: Signals = {}
     for name in experiment.teachers:
@@ -85,7 +87,9 @@ def _arm(arm: ArmPlan, experiment: Experiment, batch: Batch, shown: Signals) -> 
         extra |= {f"{name}.bank.mask": torch.ones(len(batch["id"]), 2, dtype=torch.bool) for name in learner.banks}
         seen = learner.reader(dict(batch), shown | extra)
     for objective in learner.objectives:
-        told = {f"student's {key}": value for key, value in seen.items()} | {f"teacher's {key}": value for key, value in shown.items()}
+        told = {f"student's {key}": value for key, value in seen.items()} | {
+            f"teacher's {key}": value for key, value in shown.items()
+        }
         with _blaming(f"the objective '{objective.name}' of arm '{arm.name}'", told):
             objective.size(seen, shown | extra, dict(batch))  # type: ignore[operator]
     visible = arm.data(experiment.data)
@@ -105,8 +109,9 @@ def expectations(experiment: Experiment) -> dict[str, str]:
         if plan.make is None:
             continue
         taps = experiment.taps(name)
-        weight = estimate(Live(plan.make(), taps, encode=plan.encode), experiment.data, views=experiment.views, taps=taps)
+        weight = estimate(
+            Live(plan.make(), taps, encode=plan.encode), experiment.data, views=experiment.views, taps=taps
+        )
         text = f"{weight.rows:,} rows of {', '.join(taps)}, {experiment.views} views: {weight.bytes / 1e6:.1f} MB"
         found[f"record {name}".strip()] = text
     return found
-

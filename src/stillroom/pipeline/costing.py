@@ -36,7 +36,9 @@ def seconds_of(experiment: Experiment, tasks: Sequence[Task], processes: int) ->
             continue
         name = ("teacher " if task.kind in ("teacher", "record") else "arm ") + task.owner
         if name not in timed:
-            timed[name] = _teacher(experiment, task.owner) if name.startswith("teacher") else _arm(experiment, task.owner)
+            timed[name] = (
+                _teacher(experiment, task.owner) if name.startswith("teacher") else _arm(experiment, task.owner)
+            )
         steps, seconds = timed[name]
         if task.kind == "record":
             data = experiment.data
@@ -54,7 +56,9 @@ def _teacher(experiment: Experiment, name: str) -> tuple[int, float]:
     settings = plan.training or Training(steps=1)
     rows = Rows.of(experiment.data)
     steps = settings.total_steps(len(rows.labelled)) if plan.training else 0
-    return steps, _step(copy.deepcopy(plan.make()), plan.encode, experiment.data, settings, Rows(rows.labelled), experiment.views)
+    return steps, _step(
+        copy.deepcopy(plan.make()), plan.encode, experiment.data, settings, Rows(rows.labelled), experiment.views
+    )
 
 
 def _arm(experiment: Experiment, name: str) -> tuple[int, float]:

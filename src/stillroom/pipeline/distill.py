@@ -51,8 +51,14 @@ class Result:
         """One row a model: name, score and whatever else was measured, as means over the seeds."""
         order = [name for name in ("teacher", ALONE, *self.metrics["arms"]) if name in self.metrics["models"]]
         return [
-            {"model": name, **{key: value["mean"] for key, value in self.metrics["models"][name].items()
-                               if isinstance(value, dict) and "mean" in value}}
+            {
+                "model": name,
+                **{
+                    key: value["mean"]
+                    for key, value in self.metrics["models"][name].items()
+                    if isinstance(value, dict) and "mean" in value
+                },
+            }
             for name in order
         ]
 
@@ -113,9 +119,23 @@ def _check_call(student: nn.Module | MakeStudent, seeds: Sequence[int], steps: i
     if steps < 1:
         raise UserError(say("A student needs at least one step of training", f"steps={steps}", "1 or more"))
     if not seeds or len(set(seeds)) != len(seeds):
-        raise UserError(say("These cannot be the seeds", f"seeds={tuple(seeds)}", "at least one, each only once", "Pass seeds=(0, 1, 2)."))
+        raise UserError(
+            say(
+                "These cannot be the seeds",
+                f"seeds={tuple(seeds)}",
+                "at least one, each only once",
+                "Pass seeds=(0, 1, 2).",
+            )
+        )
     if not callable(student):
-        raise ModelError(say("This cannot be a student", repr(student), "an nn.Module, or a function that makes one", "Pass lambda: Small()."))
+        raise ModelError(
+            say(
+                "This cannot be a student",
+                repr(student),
+                "an nn.Module, or a function that makes one",
+                "Pass lambda: Small().",
+            )
+        )
     if isinstance(student, nn.Module) and len(seeds) > 1:
         raise UserError(
             f"{len(seeds)} seeds need {len(seeds)} fresh students: got one module, which has one start. "
@@ -128,12 +148,19 @@ def _teacher(teacher: nn.Module | Store, source: Source, encode: nn.Module | Non
         return TeacherPlan({"store": str(teacher.folder)}, store=str(teacher.folder))
     if not isinstance(teacher, nn.Module):
         raise ModelError(say("This cannot teach", type(teacher).__name__, "an nn.Module or a Store"))
-    return TeacherPlan({"module": fingerprint_of(teacher)}, lambda: teacher, encode, None, None, _config(teacher, source))
+    return TeacherPlan(
+        {"module": fingerprint_of(teacher)}, lambda: teacher, encode, None, None, _config(teacher, source)
+    )
 
 
 def _arm(
-    student: nn.Module | MakeStudent, source: Source, objectives: Sequence[str | Callable[[], Objective]], settings: Training,
-    labels: int | None, encode: nn.Module | None, seeds: Sequence[int],
+    student: nn.Module | MakeStudent,
+    source: Source,
+    objectives: Sequence[str | Callable[[], Objective]],
+    settings: Training,
+    labels: int | None,
+    encode: nn.Module | None,
+    seeds: Sequence[int],
 ) -> ArmPlan:
     start = copy.deepcopy(student) if isinstance(student, nn.Module) else None
 
@@ -143,7 +170,9 @@ def _arm(
         with forked(seed, "weights"):
             made = student()
         if not isinstance(made, nn.Module):
-            raise ModelError(say("The function that makes the student made something else", type(made).__name__, "an nn.Module"))
+            raise ModelError(
+                say("The function that makes the student made something else", type(made).__name__, "an nn.Module")
+            )
         return made
 
     def build() -> list[Objective]:
@@ -151,16 +180,24 @@ def _arm(
 
     first = make(seeds[0])
     described = {
-        "student": fingerprint_of(first), "train": settings.model_dump(mode="json"),
-        "objectives": [_described(one) for one in build()], "encode": fingerprint(getattr(encode, "describe", dict)()),
+        "student": fingerprint_of(first),
+        "train": settings.model_dump(mode="json"),
+        "objectives": [_described(one) for one in build()],
+        "encode": fingerprint(getattr(encode, "describe", dict)()),
     }
     return ArmPlan("main", build, settings, labels, make, encode, _config(first, source), described)
 
 
 def _described(objective: Objective) -> list[str]:
     return [
-        objective.name, f"{objective.loss.__module__}.{objective.loss.__qualname__}", str(sorted(objective.options.items())),
-        str(objective.pairs), str(objective.weight), str(objective.every), objective.connect, str(objective.own),
+        objective.name,
+        f"{objective.loss.__module__}.{objective.loss.__qualname__}",
+        str(sorted(objective.options.items())),
+        str(objective.pairs),
+        str(objective.weight),
+        str(objective.every),
+        objective.connect,
+        str(objective.own),
     ]
 
 

@@ -53,7 +53,12 @@ def _rows(experiment: Experiment) -> tuple[Tensor, tuple[Tensor, Tensor | None]]
 
 
 def _student(
-    experiment: Experiment, source: Path, folder: Path, examples: Tensor, check: tuple[Tensor, Tensor | None], told: Told
+    experiment: Experiment,
+    source: Path,
+    folder: Path,
+    examples: Tensor,
+    check: tuple[Tensor, Tensor | None],
+    told: Told,
 ) -> dict[str, Any]:
     arm = experiment.main
     foreign = "use" not in arm.config.get("model", {})
@@ -81,7 +86,10 @@ def _teacher(
 
 def add_costs(metrics: dict[str, Any], facts: dict[str, Any]) -> None:
     """Put file size, latency and throughput into metrics; students of one recipe share a graph, so one figure serves."""
-    for who, names in (("teacher", ["teacher"]), ("student", [name for name in metrics["models"] if name != "teacher"])):
+    for who, names in (
+        ("teacher", ["teacher"]),
+        ("student", [name for name in metrics["models"] if name != "teacher"]),
+    ):
         graph = facts.get(who, {}).get("files", {}).get("model.onnx")
         for name in names:
             if name not in metrics["models"]:

@@ -42,17 +42,32 @@ VERSION = 1
 def job_inputs(experiment: Experiment, arm: ArmPlan, seed: int, factor: float, knowledge: str) -> str:
     """Return the fingerprint of everything a job's result depends on."""
     data = arm.data(experiment.data)
-    return fingerprint({
-        "version": VERSION, "torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability(),
-        "data": experiment.data.fingerprint, "labels": getattr(data, "labels_fingerprint", None),  # type: ignore[attr-defined]
-        "splits": {name: [len(rows), int(rows.sum())] for name, rows in data.splits.items()},
-        "arm": dict(arm.described), "seed": seed, "factor": factor, "views": experiment.views,
-        "knowledge": knowledge if arm.reads_teacher else None,
-    })
+    return fingerprint(
+        {
+            "version": VERSION,
+            "torch": torch.__version__,
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "data": experiment.data.fingerprint,
+            "labels": getattr(data, "labels_fingerprint", None),  # type: ignore[attr-defined]
+            "splits": {name: [len(rows), int(rows.sum())] for name, rows in data.splits.items()},
+            "arm": dict(arm.described),
+            "seed": seed,
+            "factor": factor,
+            "views": experiment.views,
+            "knowledge": knowledge if arm.reads_teacher else None,
+        }
+    )
 
 
 def train_job(
-    experiment: Experiment, arm: ArmPlan, seed: int, factor: float, folder: Path, teacher: Teacher | None, inputs: str, told: Told
+    experiment: Experiment,
+    arm: ArmPlan,
+    seed: int,
+    factor: float,
+    folder: Path,
+    teacher: Teacher | None,
+    inputs: str,
+    told: Told,
 ) -> None:
     """Train ``arm`` with one seed and learning rate into ``folder``, unless it is there or in the cache already."""
     if committed(folder, inputs) is not None:
@@ -77,7 +92,13 @@ def _train(
     log = _Log(folder / "curve.json", max(1, total // LOGGED))
     scored = _read_or(folder / "marks.json", {})
     for step in train(
-        learner, data, teacher if arm.distils else None, settings, rows=rows, views=experiment.views, seed=seed,
+        learner,
+        data,
+        teacher if arm.distils else None,
+        settings,
+        rows=rows,
+        views=experiment.views,
+        seed=seed,
         folder=folder,
     ):
         log.add(step)
@@ -95,8 +116,14 @@ def _train(
 
 
 def _finish(
-    experiment: Experiment, arm: ArmPlan, seed: int, factor: float, folder: Path, student: nn.Module,
-    scored: dict[str, float], settings: Training,
+    experiment: Experiment,
+    arm: ArmPlan,
+    seed: int,
+    factor: float,
+    folder: Path,
+    student: nn.Module,
+    scored: dict[str, float],
+    settings: Training,
 ) -> None:
     """Keep the best moment on validation (the earlier of equals), its answers, and throw the rest away."""
     best = max(sorted(map(int, scored)), key=lambda step: scored[str(step)])
@@ -110,8 +137,13 @@ def _finish(
     save_bundle(folder, student, encode=arm.encode, config=dict(arm.config))
     curve = _read_or(folder / "curve.json", {})
     scores = {
-        "seed": seed, "factor": factor, "learning_rate": settings.lr, "chosen_step": best, "validation": scored[str(best)],
-        "validation_by_step": scored, "notes": curve.get("notes", []),
+        "seed": seed,
+        "factor": factor,
+        "learning_rate": settings.lr,
+        "chosen_step": best,
+        "validation": scored[str(best)],
+        "validation_by_step": scored,
+        "notes": curve.get("notes", []),
     }
     if labels is not None and arm.answers:
         scores["test"] = accuracy(test, labels)
@@ -132,7 +164,10 @@ def choose(experiment: Experiment, arm: ArmPlan, trials: Path) -> float:
     if len(experiment.trials) == 1:
         return float(experiment.trials[0])
     seed = experiment.seeds[0]
-    scores = {factor: read_json(trials / f"{arm.name}-{seed}-x{factor:g}" / "scores.json")["validation"] for factor in experiment.trials}
+    scores = {
+        factor: read_json(trials / f"{arm.name}-{seed}-x{factor:g}" / "scores.json")["validation"]
+        for factor in experiment.trials
+    }
     return max(sorted(scores, key=lambda factor: abs(factor - 1)), key=lambda factor: scores[factor])
 
 
@@ -205,10 +240,15 @@ def _weights(student: nn.Module) -> list[dict[str, Any]]:
     for name, value in student.named_parameters():
         if value.dim() >= 2:
             size = value.detach().abs().double()
-            found.append({
-                "name": name, "size": value.numel(), "l1": float(size.sum()), "l2": float(size.square().sum().sqrt()),
-                "share_near_zero": float((size < NEAR_ZERO * size.max()).double().mean()),
-            })
+            found.append(
+                {
+                    "name": name,
+                    "size": value.numel(),
+                    "l1": float(size.sum()),
+                    "l2": float(size.square().sum().sqrt()),
+                    "share_near_zero": float((size < NEAR_ZERO * size.max()).double().mean()),
+                }
+            )
     return found
 
 

@@ -87,8 +87,12 @@ class ArmPlan:
         if self.labels == 0 or self.labels > len(train):
             if self.labels > len(train):
                 raise DataError(
-                    say("The student is to see more labels than there are training rows", self.labels, f"1 to {len(train)}",
-                        "Lower data.labels or leave it out.")
+                    say(
+                        "The student is to see more labels than there are training rows",
+                        self.labels,
+                        f"1 to {len(train)}",
+                        "Lower data.labels or leave it out.",
+                    )
                 )
             return LabelledSubset(data, train[:0])
         from stillroom.data.splits import labels_of

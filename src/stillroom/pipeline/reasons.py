@@ -32,7 +32,9 @@ def why_not(experiment: Experiment, metrics: Mapping[str, Any], told: Tensor | N
         *_capacity(models["distilled"].get("agreement"), lead),
     ]
     if not reasons:
-        reasons = ["Nothing in this run explains it. More seeds may tell chance from effect; so may more steps for both."]
+        reasons = [
+            "Nothing in this run explains it. More seeds may tell chance from effect; so may more steps for both."
+        ]
     control = f"the student alone, {100 * models[ALONE]['score']['mean']:.1f} %, and the teacher, {100 * models['teacher']['score']['mean']:.1f} %."
     text = "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))
     return Finding("Why it did not help", reasons[0], lead, control, {"kind": "text", "text": text})

@@ -50,8 +50,17 @@ def experiment_of(recipe: Recipe) -> Experiment:
         arms = {ALONE: control_of(first, lambda: match("labels", **labels.options)), **arms}
     onnx = recipe.export.onnx
     return Experiment(
-        recipe.name, data, teachers, arms, recipe.seeds, recipe.trials, recipe.record.views, recipe.record.also,
-        onnx is not None, bool(onnx and onnx.int8), recipe.to_yaml(),
+        recipe.name,
+        data,
+        teachers,
+        arms,
+        recipe.seeds,
+        recipe.trials,
+        recipe.record.views,
+        recipe.record.also,
+        onnx is not None,
+        bool(onnx and onnx.int8),
+        recipe.to_yaml(),
         [(one.use, one.options) for one in recipe.evaluate.on] if recipe.evaluate else (),
         recipe.evaluate.rows if recipe.evaluate else 2000,
     )
@@ -78,7 +87,14 @@ def class_count(data: Source) -> int:
             "A model of the zoo needs the number of classes: got data without labels. Give labels, or your own module."
         )
     if len(data.classes) < 2:
-        raise ModelError(say("There is nothing to tell apart", f"one class, '{data.classes[0]}'", "at least 2 classes", "Check the labels."))
+        raise ModelError(
+            say(
+                "There is nothing to tell apart",
+                f"one class, '{data.classes[0]}'",
+                "at least 2 classes",
+                "Check the labels.",
+            )
+        )
     return len(data.classes)
 
 
@@ -108,22 +124,35 @@ def _model(
 
 
 def _arm(recipe: Recipe, name: str, data: Source, classes: int) -> ArmPlan:
-    make, encode, config = _model(recipe.student.model, recipe.student.options, recipe.student.encode.size, data, classes)
+    make, encode, config = _model(
+        recipe.student.model, recipe.student.options, recipe.student.encode.size, data, classes
+    )
     parts = recipe.parts()
     described = {key: parts[key] for key in ("student", "objectives", "train", "record", "stages")}
     last = recipe.stages[-1] if recipe.stages else Stage()
     plan = ArmPlan(
-        name, _objectives(last.objectives or recipe.objectives), last.train or recipe.train, recipe.data.labels, make, encode,
-        config, described,
+        name,
+        _objectives(last.objectives or recipe.objectives),
+        last.train or recipe.train,
+        recipe.data.labels,
+        make,
+        encode,
+        config,
+        described,
     )
-    before = tuple(_stage(number, stage, recipe, plan, data, classes) for number, stage in enumerate(recipe.stages[:-1], 1))
+    before = tuple(
+        _stage(number, stage, recipe, plan, data, classes) for number, stage in enumerate(recipe.stages[:-1], 1)
+    )
     return replace(plan, before=before)
 
 
 def _stage(number: int, stage: Stage, recipe: Recipe, plan: ArmPlan, data: Source, classes: int) -> ArmPlan:
     """Return an earlier stage: of the arm's own student, or of an assistant."""
     changed = replace(
-        plan, name=f"stage {number}", objectives=_objectives(stage.objectives or recipe.objectives), training=stage.train or recipe.train
+        plan,
+        name=f"stage {number}",
+        objectives=_objectives(stage.objectives or recipe.objectives),
+        training=stage.train or recipe.train,
     )
     if stage.student is None:
         return changed
@@ -145,7 +174,14 @@ def _objective(entry: ObjectiveEntry, among: tuple[ObjectiveEntry, ...]) -> Obje
     if len(alike) > 1:
         name = f"{name}-{next(index for index, one in enumerate(alike) if one is entry) + 1}"
     return match(
-        entry.use, entry.student, teacher, weight=weight, connector=entry.connector, every=entry.every, name=name, **entry.options
+        entry.use,
+        entry.student,
+        teacher,
+        weight=weight,
+        connector=entry.connector,
+        every=entry.every,
+        name=name,
+        **entry.options,
     )
 
 

@@ -90,8 +90,12 @@ def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Tol
     faultpoint("run:metrics")
     write_json(folder / "metrics.json", metrics)
     write_report(
-        folder / "report.html", title=experiment.name, verdict=metrics["verdict"], summary=summary_of(metrics),
-        findings=findings, facts=facts_of(experiment),
+        folder / "report.html",
+        title=experiment.name,
+        verdict=metrics["verdict"],
+        summary=summary_of(metrics),
+        findings=findings,
+        facts=facts_of(experiment),
     )
     told("report", 1, 1, "")
     return Outcome(folder, metrics, findings)

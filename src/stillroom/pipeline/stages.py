@@ -18,8 +18,14 @@ from stillroom.train import train
 
 
 def pass_through(
-    experiment: Experiment, arm: ArmPlan, seed: int, factor: float, folder: Path, student: nn.Module,
-    teacher: Teacher | None, told: Told,
+    experiment: Experiment,
+    arm: ArmPlan,
+    seed: int,
+    factor: float,
+    folder: Path,
+    student: nn.Module,
+    teacher: Teacher | None,
+    told: Told,
 ) -> Teacher | None:
     """Do every stage before the last; return the teacher of what follows: the last assistant, or the one given.
 
@@ -41,28 +47,44 @@ def pass_through(
 
 
 def _train(
-    experiment: Experiment, stage: ArmPlan, seed: int, factor: float, part: Path, module: nn.Module, teacher: Teacher | None, told: Told
+    experiment: Experiment,
+    stage: ArmPlan,
+    seed: int,
+    factor: float,
+    part: Path,
+    module: nn.Module,
+    teacher: Teacher | None,
+    told: Told,
 ) -> None:
     data = stage.data(experiment.data)
     settings = stage.settings(data, factor)
     learner = Learner(module, stage.objectives(), encode=stage.encode, precision=settings.precision)
     for step in train(
-        learner, data, teacher if stage.distils else None, settings, rows=stage.rows(data), views=experiment.views, seed=seed,
+        learner,
+        data,
+        teacher if stage.distils else None,
+        settings,
+        rows=stage.rows(data),
+        views=experiment.views,
+        seed=seed,
         folder=part,
     ):
         if step.number % 5 == 0 or step.number == step.steps:
             told(step.number, step.steps, f"{stage.name}: loss {float(step.losses['loss']):.3f}")
 
 
-def _ask(
-    experiment: Experiment, arm: ArmPlan, number: int, stage: ArmPlan, part: Path, module: nn.Module
-) -> Teacher:
+def _ask(experiment: Experiment, arm: ArmPlan, number: int, stage: ArmPlan, part: Path, module: nn.Module) -> Teacher:
     """Record what an assistant shows through every tap that the stages after it read."""
     later = [*arm.before[number:], arm]
     places = [one for plan in later for objective in plan.objectives() for one in objective.places("teacher")]
     taps = list(dict.fromkeys(["logits", *(str(one.tap) for one in places)]))
     with torch.no_grad():
         return record(
-            Live(module, taps, encode=stage.encode), experiment.data, part / "knowledge", views=experiment.views, taps=taps,
-            fingerprints={"data": str(experiment.data.fingerprint)}, classes=experiment.data.classes,
+            Live(module, taps, encode=stage.encode),
+            experiment.data,
+            part / "knowledge",
+            views=experiment.views,
+            taps=taps,
+            fingerprints={"data": str(experiment.data.fingerprint)},
+            classes=experiment.data.classes,
         )

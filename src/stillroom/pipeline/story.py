@@ -22,7 +22,12 @@ SHOWN = 12  # disagreements that the report shows
 
 
 def findings_of(
-    experiment: Experiment, run: Path, metrics: Mapping[str, Any], answers: Answers, told: Tensor | None, facts: Mapping[str, Any]
+    experiment: Experiment,
+    run: Path,
+    metrics: Mapping[str, Any],
+    answers: Answers,
+    told: Tensor | None,
+    facts: Mapping[str, Any],
 ) -> list[Finding]:
     """Return the findings of a run."""
     labels = test_labels(experiment.data)
@@ -36,8 +41,11 @@ def findings_of(
         return [*found, *_weights(experiment, run), run_costs.sizes(metrics), *_parity(facts)]
     if labels is not None:
         shown = ({"teacher": told} if told is not None else {}) | {
-            name: answers[name][0] for name in (ALONE, main) if name in answers}
-        found.append(run_findings.reliability({name: reliability(part, labels).plain() for name, part in shown.items()}))
+            name: answers[name][0] for name in (ALONE, main) if name in answers
+        }
+        found.append(
+            run_findings.reliability({name: reliability(part, labels).plain() for name, part in shown.items()})
+        )
     if told is not None and labels is not None and experiment.data.classes:
         found.append(_by_class(experiment, answers, told, labels))
     if told is not None:
@@ -69,7 +77,8 @@ def _by_class(experiment: Experiment, answers: Answers, told: Tensor, labels: Te
     names = [str(name) for name in experiment.data.classes or ()]
     count = len(names)
     return run_findings.lost_by_class(
-        names, recall_by_class(told, labels, count),
+        names,
+        recall_by_class(told, labels, count),
         _mean_recall(answers[ALONE], labels, count) if ALONE in answers else None,
         _mean_recall(answers[experiment.main.name], labels, count),
     )
@@ -87,22 +96,28 @@ def _disagreements(experiment: Experiment, student: Tensor, told: Tensor, labels
         item: dict[str, Any] = {"text": picture} if isinstance(picture, str) else {"pixels": picture.tolist()}
         item |= {
             "true": names[int(labels[row])] if labels is not None and int(labels[row]) >= 0 else None,
-            "teacher": names[int(theirs[row].argmax())], "student": names[int(ours[row].argmax())],
-            "teacher_share": float(theirs[row].max()), "student_share": float(ours[row].max()),
+            "teacher": names[int(theirs[row].argmax())],
+            "student": names[int(ours[row].argmax())],
+            "teacher_share": float(theirs[row].max()),
+            "student_share": float(ours[row].max()),
         }
         items.append(item)
     return run_findings.disagreements(items, len(apart), len(told))
 
 
 def _weights(experiment: Experiment, run: Path) -> list[Finding]:
-    scores = {name: read_json(run / "arms" / f"{name}-{experiment.seeds[0]}" / "scores.json") for name in experiment.arms}
+    scores = {
+        name: read_json(run / "arms" / f"{name}-{experiment.seeds[0]}" / "scores.json") for name in experiment.arms
+    }
     if not all("weights" in score for score in scores.values()):
         return []
-    return [run_costs.weights(
-        {name: score["weights"] for name, score in scores.items()},
-        {name: score.get("test") for name, score in scores.items()},
-        {name: score.get("pruned") for name, score in scores.items()},
-    )]
+    return [
+        run_costs.weights(
+            {name: score["weights"] for name, score in scores.items()},
+            {name: score.get("test") for name, score in scores.items()},
+            {name: score.get("pruned") for name, score in scores.items()},
+        )
+    ]
 
 
 def _parity(facts: Mapping[str, Any]) -> list[Finding]:
@@ -113,9 +128,16 @@ def _parity(facts: Mapping[str, Any]) -> list[Finding]:
 def _exported(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     student = facts.get("student", {})
     return [
-        {"name": name, "bytes": graph["bytes"], "rows": student["rows"], "agreement": graph["agreement"],
-         "largest_difference": graph["max_abs_difference"], "score": graph.get("accuracy")}
-        for name, graph in student.get("files", {}).items() if "agreement" in graph
+        {
+            "name": name,
+            "bytes": graph["bytes"],
+            "rows": student["rows"],
+            "agreement": graph["agreement"],
+            "largest_difference": graph["max_abs_difference"],
+            "score": graph.get("accuracy"),
+        }
+        for name, graph in student.get("files", {}).items()
+        if "agreement" in graph
     ]
 
 
@@ -151,10 +173,17 @@ def facts_of(experiment: Experiment) -> dict[str, object]:
     data = experiment.data
     splits = ", ".join(f"{len(rows):,} {name}" for name, rows in data.splits.items())
     machine = {
-        "processor": platform.machine(), "instructions": torch.backends.cpu.get_cpu_capability(), "system": platform.system(),
+        "processor": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.system(),
         "threads a job": 1,
     }
-    return {"data": f"{getattr(data, 'name', 'data')}: {splits}", "versions": versions, "machine": machine, "recipe": experiment.recipe}
+    return {
+        "data": f"{getattr(data, 'name', 'data')}: {splits}",
+        "versions": versions,
+        "machine": machine,
+        "recipe": experiment.recipe,
+    }
 
 
 __all__ = ["facts_of", "findings_of", "summary_of"]

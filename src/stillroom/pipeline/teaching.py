@@ -49,11 +49,16 @@ def knowledge_folder(run: Path, name: str) -> Path:
 def teacher_inputs(experiment: Experiment, plan: TeacherPlan) -> str:
     """Return the fingerprint of what a trained teacher depends on."""
     data = experiment.data
-    return fingerprint({
-        "teacher": dict(plan.described), "data": data.fingerprint, "labels": getattr(data, "labels_fingerprint", None),  # type: ignore[attr-defined]
-        "train": [len(data.splits["train"]), int(data.splits["train"].sum())],
-        "torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability(),
-    })
+    return fingerprint(
+        {
+            "teacher": dict(plan.described),
+            "data": data.fingerprint,
+            "labels": getattr(data, "labels_fingerprint", None),  # type: ignore[attr-defined]
+            "train": [len(data.splits["train"]), int(data.splits["train"].sum())],
+            "torch": torch.__version__,
+            "capability": torch.backends.cpu.get_cpu_capability(),
+        }
+    )
 
 
 def prepare_teacher(experiment: Experiment, name: str, run: Path, told: Told) -> None:
@@ -126,8 +131,14 @@ def record_teacher(experiment: Experiment, name: str, run: Path, told: Told) -> 
     kept = _knowledge_place(experiment, name, prints)
     sweep(kept, older_than=3600)  # another run may be at work there
     record(
-        Live(module, taps, encode=encode), experiment.data, kept, views=experiment.views, taps=taps, fingerprints=prints,
-        classes=experiment.data.classes, progress=told,
+        Live(module, taps, encode=encode),
+        experiment.data,
+        kept,
+        views=experiment.views,
+        taps=taps,
+        fingerprints=prints,
+        classes=experiment.data.classes,
+        progress=told,
     )
     _link(knowledge_folder(run, name), kept)
 
@@ -186,7 +197,9 @@ def open_knowledge(experiment: Experiment, run: Path) -> dict[str, Store]:
     """
     stores = {}
     for name, plan in experiment.teachers.items():
-        stores[name] = open_store(experiment, name, Path(plan.store) if plan.store is not None else knowledge_folder(run, name))
+        stores[name] = open_store(
+            experiment, name, Path(plan.store) if plan.store is not None else knowledge_folder(run, name)
+        )
     return stores
 
 
@@ -215,9 +228,12 @@ def open_store(experiment: Experiment, name: str, folder: Path) -> Store:
 
 def knowledge_print(stores: Mapping[str, Store]) -> str:
     """Return a fingerprint of what the teachers showed: of every shard's content."""
-    return fingerprint({
-        name: [sorted(shard.sha256 for shard in store.manifest.shards), store.manifest.fingerprints] for name, store in stores.items()
-    })
+    return fingerprint(
+        {
+            name: [sorted(shard.sha256 for shard in store.manifest.shards), store.manifest.fingerprints]
+            for name, store in stores.items()
+        }
+    )
 
 
 def teacher_of(stores: Mapping[str, Store]) -> Teacher | None:
@@ -235,6 +251,14 @@ def taps_are_known(experiment: Experiment, name: str, module: nn.Module, encode:
 
 
 __all__ = [
-    "knowledge_folder", "knowledge_print", "open_knowledge", "open_store", "prepare_teacher", "record_teacher",
-    "taps_are_known", "teacher_folder", "teacher_of", "trained",
+    "knowledge_folder",
+    "knowledge_print",
+    "open_knowledge",
+    "open_store",
+    "prepare_teacher",
+    "record_teacher",
+    "taps_are_known",
+    "teacher_folder",
+    "teacher_of",
+    "trained",
 ]

@@ -63,7 +63,11 @@ def metrics_of(experiment: Experiment, run: Path, answers: Answers, told: Tensor
     models["distilled"] = models[main]
     arms = [name for name in experiment.arms if name != ALONE]
     found: dict[str, Any] = {
-        "seeds": list(experiment.seeds), "models": models, "main": main, "arms": arms, "name": experiment.name,
+        "seeds": list(experiment.seeds),
+        "models": models,
+        "main": main,
+        "arms": arms,
+        "name": experiment.name,
         "notes": notes,
     }
     found |= _compared(answers, told, labels, main)
@@ -105,7 +109,9 @@ def _compared(answers: Answers, told: Tensor | None, labels: Tensor | None, main
     if told is None:
         reason = "there is no teacher in this recipe, so there is no gap to close"
     elif ALONE not in answers:
-        reason = "there is no control in this run (no objective reads labels, or control: false), so the gap is not known"
+        reason = (
+            "there is no control in this run (no objective reads labels, or control: false), so the gap is not known"
+        )
     if reason:
         none = {"gap_closed": None, "agreement_gain": None, "reason": reason}
         return none
@@ -118,7 +124,9 @@ def _compared(answers: Answers, told: Tensor | None, labels: Tensor | None, main
     teacher = _correct([told], labels)[0]
     gap, why = gap_closed(ours, alone, teacher)
     found["score_gain"] = paired(ours, alone).plain()
-    found["gaps"] = {name: _gap(_correct(seeds, labels), alone, teacher) for name, seeds in answers.items() if name != ALONE}
+    found["gaps"] = {
+        name: _gap(_correct(seeds, labels), alone, teacher) for name, seeds in answers.items() if name != ALONE
+    }
     if gap is None:
         return found | {"reason": why}
     return found | {"gap_closed": gap.plain()}
@@ -136,11 +144,20 @@ def verdict(metrics: Mapping[str, Any]) -> str:
     span = "" if gain.low is None or gain.high is None else f" [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
     numbers = f"alone {alone}, distilled {score}, teacher {teacher}: {points}{span}"
     gap = metrics.get("gap_closed")
-    closed = f" It closed {100 * gap['mean']:.0f} % of the gap to the teacher." if gap else f" {_sentence(metrics['reason'])}"
+    closed = (
+        f" It closed {100 * gap['mean']:.0f} % of the gap to the teacher."
+        if gap
+        else f" {_sentence(metrics['reason'])}"
+    )
     seeds = len(metrics["seeds"])
     if gain.low is not None and gain.low > 0:
-        sure = "Distilling helped" if seeds >= CLAIM_FROM else f"Distilling helped in these {seeds} seeds" if seeds > 1 else (
-            "Distilling helped with this one seed")
+        sure = (
+            "Distilling helped"
+            if seeds >= CLAIM_FROM
+            else f"Distilling helped in these {seeds} seeds"
+            if seeds > 1
+            else ("Distilling helped with this one seed")
+        )
         return f"{sure}: {numbers}.{closed}"
     if gain.high is not None and gain.high < 0:
         return f"Distilling made the student worse: {numbers}.{closed}"

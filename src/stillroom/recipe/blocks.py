@@ -62,8 +62,11 @@ class Reading:
     def teacher(self, node: Node) -> Teacher | None:
         """Read one teacher: a model to train, a bundle to load or a store."""
         if not isinstance(node.value, dict):
-            self.note(node, f"must be a block such as {{model: resnet}}, {{load: folder}} or {{store: folder}}, "
-                            f"got {shorten(node.value)}")
+            self.note(
+                node,
+                f"must be a block such as {{model: resnet}}, {{load: folder}} or {{store: folder}}, "
+                f"got {shorten(node.value)}",
+            )
             return None
         ways = [way for way in ("model", "load", "store") if way in node.value]
         if len(ways) > 1:
@@ -121,7 +124,9 @@ class Reading:
             return None
         unknown_keys(node, Evaluate.model_fields, self.mistakes)
         tasks = self.list_of(node.items.get("on"), lambda one: self.data(_source(one)))
-        plain = Node({key: value for key, value in node.items.items() if key != "on"}, node.where, node.line, node.origin)
+        plain = Node(
+            {key: value for key, value in node.items.items() if key != "on"}, node.where, node.line, node.origin
+        )
         rest = check(plain, block_of(None, Evaluate, ("rows",)), self.mistakes)
         return None if rest is None else Evaluate(on=tuple(tasks), rows=rest.rows)
 
@@ -198,4 +203,9 @@ def _source(node: Node) -> Node:
         return node
     name, _, path = node.value.partition(":")
     parts = {"use": name} | ({"path": path} if path else {})
-    return Node({key: Node(part, node.where, node.line, node.origin) for key, part in parts.items()}, node.where, node.line, node.origin)
+    return Node(
+        {key: Node(part, node.where, node.line, node.origin) for key, part in parts.items()},
+        node.where,
+        node.line,
+        node.origin,
+    )

@@ -45,11 +45,16 @@ class Meaning:
         reads = self.reads(objective)
         theirs = reads.sides("teacher")
         if self.teachers == {} and self.distils(objective):
-            self.note(node, f"{objective.use} reads a teacher, and the recipe has none; "
-                            "add 'teacher:' or take this objective away")
+            self.note(
+                node,
+                f"{objective.use} reads a teacher, and the recipe has none; add 'teacher:' or take this objective away",
+            )
         if isinstance(objective.teacher, Own) and reads.sides("bank"):
-            self.note(_part(node, "teacher"), f"{objective.use} reads other rows of the teacher's store; "
-                                              "the student has none, so name a teacher's tap")
+            self.note(
+                _part(node, "teacher"),
+                f"{objective.use} reads other rows of the teacher's store; "
+                "the student has none, so name a teacher's tap",
+            )
         for side, slots in (("student", reads.sides("student")), ("teacher", theirs)):
             where = getattr(objective, side)
             if where is None and slots and any(default_place(slot) is None for slot in slots):
@@ -66,8 +71,11 @@ class Meaning:
         """Check that taps are taps, that lists pair, and that zoo models have such submodules."""
         mine, theirs = _taps_of(objective.student), _taps_of(objective.teacher)
         if len(mine) > 1 and len(theirs) > 1 and len(mine) != len(theirs):
-            self.note(node, f"{len(mine)} taps of the student cannot be paired with {len(theirs)} of the teacher; "
-                            "give as many of each")
+            self.note(
+                node,
+                f"{len(mine)} taps of the student cannot be paired with {len(theirs)} of the teacher; "
+                "give as many of each",
+            )
         own = isinstance(objective.teacher, Own)
         for side, taps in (("student", mine), ("teacher", theirs)):
             for tap in taps:
@@ -76,8 +84,10 @@ class Meaning:
                     continue
                 if side == "student" or own:
                     if found.owner:
-                        self.note(_part(node, side), f"'{tap}' names a teacher ('{found.owner}'), but the "
-                                                     "student is read here")
+                        self.note(
+                            _part(node, side),
+                            f"'{tap}' names a teacher ('{found.owner}'), but the student is read here",
+                        )
                     elif student is not None:
                         self._inside(_part(node, side), found, "student", student)
                 else:
@@ -96,18 +106,25 @@ class Meaning:
             return
         if "" in self.teachers:
             if found.owner:
-                self.note(node, f"'{found.owner}/' names a teacher, but the recipe has a single one; "
-                                f"write '{found.tap}'")
+                self.note(
+                    node, f"'{found.owner}/' names a teacher, but the recipe has a single one; write '{found.tap}'"
+                )
             else:
                 self._inside(node, found, "teacher", self.teachers[""])
         elif not found.owner:
             if str(found.tap) != "logits":
-                self.note(node, f"say which teacher's '{found.tap}' is meant; allowed: "
-                                + ", ".join(f"{name}/{found.tap}" for name in self.teachers))
+                self.note(
+                    node,
+                    f"say which teacher's '{found.tap}' is meant; allowed: "
+                    + ", ".join(f"{name}/{found.tap}" for name in self.teachers),
+                )
         elif found.owner not in self.teachers:
             close = nearest(found.owner, self.teachers)
-            self.note(node, f"unknown teacher '{found.owner}'; "
-                            + (f"did you mean '{close}'?" if close else f"allowed: {', '.join(self.teachers)}"))
+            self.note(
+                node,
+                f"unknown teacher '{found.owner}'; "
+                + (f"did you mean '{close}'?" if close else f"allowed: {', '.join(self.teachers)}"),
+            )
         else:
             self._inside(node, found, found.owner, self.teachers[found.owner])
 
@@ -153,20 +170,25 @@ class Meaning:
             self.note(place_of, "there are no objectives; add one, such as {use: labels} or {use: kd}")
             return
         if all(self.reads(objective).sides("parameters") for objective in objectives):
-            self.note(place_of, "there are only penalties on weights, so nothing is learnt; "
-                                "add {use: labels} or {use: kd}")
+            self.note(
+                place_of, "there are only penalties on weights, so nothing is learnt; add {use: labels} or {use: kd}"
+            )
         elif not any(_counts(objective) for objective in objectives):
             self.note(place_of, "every weight is 0, so nothing is learnt; give one of the objectives a weight")
         self._names(pairs)
         if data is not None and data.labels == 0:
             for at, objective in pairs:
                 if "labels" in [slot.name for slot in self.reads(objective).sides("column")]:
-                    self.note(at, f"{objective.use} reads labels, and data.labels is 0; "
-                                  "raise data.labels or take this objective away")
+                    self.note(
+                        at,
+                        f"{objective.use} reads labels, and data.labels is 0; "
+                        "raise data.labels or take this objective away",
+                    )
         if train is not None and isinstance(train.batch, Mixed) and data is not None and data.labels == 0:
             batch = _part(_part(self.reading.root, "train"), "batch")
-            self.note(_part(batch, "labelled"), "data.labels is 0, so there are no labelled rows; "
-                                                "write batch as one number")
+            self.note(
+                _part(batch, "labelled"), "data.labels is 0, so there are no labelled rows; write batch as one number"
+            )
 
     def _names(self, pairs: Pairs) -> None:
         seen: set[str] = set()
@@ -183,8 +205,10 @@ class Meaning:
             return
         if not any(self.distils(objective) for objective in objectives):
             batch = _part(_part(self.reading.root, "train"), "batch")
-            self.note(_part(batch, "transfer"), "no objective reads a teacher, so rows without a label would teach "
-                                                "nothing; write batch as one number")
+            self.note(
+                _part(batch, "transfer"),
+                "no objective reads a teacher, so rows without a label would teach nothing; write batch as one number",
+            )
 
     # --- the rest ----------------------------------------------------------------------------------
 
@@ -203,12 +227,15 @@ class Meaning:
             given = list(getattr(values, key, ()))
             twice = sorted({value for value in given if given.count(value) > 1})
             if twice:
-                self.note(_part(root, key), f"{', '.join(f'{value:g}' for value in twice)} is given twice; "
-                                            "each must differ from the others")
+                self.note(
+                    _part(root, key),
+                    f"{', '.join(f'{value:g}' for value in twice)} is given twice; each must differ from the others",
+                )
         train = None if data is None else data.options.get("train")
         if data is not None and data.labels is not None and isinstance(train, int) and data.labels > train:
-            self.note(_part(_part(root, "data"), "labels"),
-                      f"{data.labels} labels are more than the {train} rows of 'train'")
+            self.note(
+                _part(_part(root, "data"), "labels"), f"{data.labels} labels are more than the {train} rows of 'train'"
+            )
 
 
 def _part(node: Node, key: str) -> Node:

@@ -181,9 +181,7 @@ class Recipe(Settings):
             )
         change = self.arms[name]
         update: dict[str, Any] = {
-            key: value
-            for key in ("data", "student", "train", "record")
-            if (value := getattr(change, key)) is not None
+            key: value for key in ("data", "student", "train", "record") if (value := getattr(change, key)) is not None
         }
         base = self.objectives if change.objectives is None else change.objectives
         return self.model_copy(update={**update, "objectives": base + change.add, "arms": {name: Arm()}})
@@ -238,8 +236,11 @@ def written(value: Any) -> Any:
         return {"onnx": False if value.onnx is None else written(value.onnx)}
     if isinstance(value, Training):
         length = "steps" if value.steps else "epochs"
-        return {key: part for key, part in to_jsonable_python(value, by_alias=True).items()
-                if key not in ("steps", "epochs") or key == length}
+        return {
+            key: part
+            for key, part in to_jsonable_python(value, by_alias=True).items()
+            if key not in ("steps", "epochs") or key == length
+        }
     if isinstance(value, Mapping):
         return {key: written(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

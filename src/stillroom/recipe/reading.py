@@ -63,8 +63,10 @@ def _tree(source: str | Path | Mapping[str, Any]) -> tuple[Node, str, str]:
         root, title, stem = read_tree(read_file(path), f"The recipe {path}"), f"The recipe {path}", path.stem
     if not isinstance(root.value, dict):
         given = "nothing" if root.value in (None, "") else "a list" if isinstance(root.value, list) else "a plain value"
-        raise RecipeError(f"{title} is no recipe: got {given}. Allowed: keys such as data, student, objectives, train. "
-                          "Begin with a shipped one: stillroom new")
+        raise RecipeError(
+            f"{title} is no recipe: got {given}. Allowed: keys such as data, student, objectives, train. "
+            "Begin with a shipped one: stillroom new"
+        )
     return root, title, stem
 
 
@@ -94,8 +96,11 @@ def _read(root: Node, tables: Tables, mistakes: Mistakes, name: str) -> Recipe |
     for key, teacher in (teachers or {}).items():
         meaning.build(_teacher_node(root, key), teacher)
     if "name" in top and values is not None and not NAME.fullmatch(values.name):
-        mistakes.add(top["name"], f"'{values.name}' cannot be the name of a folder; "
-                                  "allowed: letters, digits and . _ + = -, beginning with a letter or digit")
+        mistakes.add(
+            top["name"],
+            f"'{values.name}' cannot be the name of a folder; "
+            "allowed: letters, digits and . _ + = -, beginning with a letter or digit",
+        )
     _check_arms(meaning, arms, objectives, (data, student, train))
     meaning.rest(record, values, data)
     if data is None or student is None or None in (teachers, train, record, values, *arms.values()):
@@ -106,8 +111,13 @@ def _read(root: Node, tables: Tables, mistakes: Mistakes, name: str) -> Recipe |
     taken = [one.name for one in base if one.name]
     return Recipe(
         **{key: getattr(values, key) for key in _SIMPLE},
-        data=data, student=student, train=train, record=record, evaluate=evaluate,
-        teacher=(teachers or {}).get(""), teachers={} if "" in (teachers or {}) else teachers or {},
+        data=data,
+        student=student,
+        train=train,
+        record=record,
+        evaluate=evaluate,
+        teacher=(teachers or {}).get(""),
+        teachers={} if "" in (teachers or {}) else teachers or {},
         objectives=base,
         arms={key: _named_arm(arm, taken) for key, arm in arms.items() if arm is not None} or {MAIN: Arm()},
         stages=tuple(_named_stage(stage) for stage in stages),

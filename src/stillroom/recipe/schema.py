@@ -32,8 +32,9 @@ class Tables:
     probe: Callable[[str, Mapping[str, Any]], Any] | None = None
     _blocks: dict[tuple[str, str], type[Settings]] = field(default_factory=dict)
 
-    def block(self, kind: Literal["losses", "sources", "models"], name: str, base: type[Settings],
-              keys: Sequence[str]) -> type[Settings]:
+    def block(
+        self, kind: Literal["losses", "sources", "models"], name: str, base: type[Settings], keys: Sequence[str]
+    ) -> type[Settings]:
         """Return the model of a block: ``keys`` of ``base`` and the options of the function called ``name``."""
         place = (base.__name__, name)
         if place not in self._blocks:

@@ -108,24 +108,31 @@ def read_file(path: Path) -> str:
         with open(path, "rb") as stream:
             content = stream.read(LARGEST + 1)
     except FileNotFoundError as error:
-        raise RecipeError(f"Missing recipe: {path} does not exist. Check the path, or make one with: "
-                          "stillroom new") from error
+        raise RecipeError(
+            f"Missing recipe: {path} does not exist. Check the path, or make one with: stillroom new"
+        ) from error
     except (OSError, ValueError) as error:
-        raise RecipeError(f"Unreadable recipe: {path} ({getattr(error, 'strerror', None) or error}). "
-                          "Give the path of a YAML file that you may read.") from error
+        raise RecipeError(
+            f"Unreadable recipe: {path} ({getattr(error, 'strerror', None) or error}). "
+            "Give the path of a YAML file that you may read."
+        ) from error
     check_size(len(content), str(path))
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RecipeError(f"Not a text file: {path} is not UTF-8 at byte {error.start}. "
-                          "A recipe is a YAML text file; save it as UTF-8.") from error
+        raise RecipeError(
+            f"Not a text file: {path} is not UTF-8 at byte {error.start}. "
+            "A recipe is a YAML text file; save it as UTF-8."
+        ) from error
 
 
 def check_size(size: int, title: str) -> None:
     """Refuse a recipe that is larger than any recipe needs to be."""
     if size > LARGEST:
-        raise RecipeError(f"Too large: {title} has more than {LARGEST // 1024} KiB. A recipe is a short text; "
-                          "check that this is the right file.")
+        raise RecipeError(
+            f"Too large: {title} has more than {LARGEST // 1024} KiB. A recipe is a short text; "
+            "check that this is the right file."
+        )
 
 
 def read_tree(text: str, title: str = "The recipe") -> Node:

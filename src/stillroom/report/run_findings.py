@@ -69,7 +69,10 @@ def verdict_dots(metrics: Mapping[str, Any]) -> Finding:
         sentence = "There is no control in this run, so these scores do not say whether distilling helped."
         title = "Did distilling help?"
         if "teacher" not in models:
-            title, sentence = "How the arms compare", "Nothing was distilled in this run: its arms were trained from labels."
+            title, sentence = (
+                "How the arms compare",
+                "Nothing was distilled in this run: its arms were trained from labels.",
+            )
         return Finding(title, sentence, teacher, "", {**scores, "note": _dots_note(rows)})
     differences = [{"name": one, **difference(metrics, one, "alone", factor)} for one in compared]
     found = differences[0]

@@ -23,8 +23,12 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
     except AttributeError as error:
         paths = [name for name, _ in module.named_modules(remove_duplicate=False) if name]
         raise TapError(
-            say(f"{type(module).__name__} has no submodule to tap", f"'{path}'", paths,
-                "Name one of these, or logits, features or output.")
+            say(
+                f"{type(module).__name__} has no submodule to tap",
+                f"'{path}'",
+                paths,
+                "Name one of these, or logits, features or output.",
+            )
         ) from error
 
 
@@ -49,7 +53,11 @@ def pick(value: Any, part: str | int | None, where: str) -> Any:
     if isinstance(part, str) and hasattr(value, part):
         return getattr(value, part)
     raise TapError(
-        say(f"'{where}' gave a {type(value).__name__}, which has no such part", f"'{part}'", "a key, attribute or position")
+        say(
+            f"'{where}' gave a {type(value).__name__}, which has no such part",
+            f"'{part}'",
+            "a key, attribute or position",
+        )
     )
 
 
@@ -98,9 +106,14 @@ def find_logits(output: Any, model: str) -> Tensor:
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(named, Tensor):
         return named
-    parts = dict(output) if isinstance(output, Mapping) else dict(enumerate(output)) if isinstance(output, Sequence) else {}
-    flat = {key: part for key, part in parts.items()
-            if isinstance(part, Tensor) and part.dim() == 2 and part.is_floating_point()}
+    parts = (
+        dict(output) if isinstance(output, Mapping) else dict(enumerate(output)) if isinstance(output, Sequence) else {}
+    )
+    flat = {
+        key: part
+        for key, part in parts.items()
+        if isinstance(part, Tensor) and part.dim() == 2 and part.is_floating_point()
+    }
     if len(flat) == 1:
         return next(iter(flat.values()))
     shapes = ", ".join(f"{key}: {tuple(part.shape)}" for key, part in parts.items() if isinstance(part, Tensor))

@@ -117,8 +117,12 @@ class Reader:
             values = [replaced[name] if name in replaced else batch[name] for name in names]
         except KeyError as error:
             raise ModelError(
-                say(f"{type(self.module).__name__} takes a column that the batch does not have", error.args[0], list(batch),
-                    "Name the columns with takes=, or make the source give it.")
+                say(
+                    f"{type(self.module).__name__} takes a column that the batch does not have",
+                    error.args[0],
+                    list(batch),
+                    "Name the columns with takes=, or make the source give it.",
+                )
             ) from error
         if self.encode is not None:
             encoded = self.encode(*values)
@@ -172,8 +176,13 @@ class Reader:
                 f"Allowed: {', '.join(f'{place.path}#{index}' for index in range(len(calls)))}. Say which call."
             )
         if call is not None and call >= len(calls):
-            raise TapError(say(f"The module at '{place.path}' runs {len(calls)} times in one pass", f"call {call}",
-                               f"0 to {len(calls) - 1}"))
+            raise TapError(
+                say(
+                    f"The module at '{place.path}' runs {len(calls)} times in one pass",
+                    f"call {call}",
+                    f"0 to {len(calls) - 1}",
+                )
+            )
         value, version = calls[call or 0]
         if isinstance(value, Tensor) and not value.is_inference() and value._version != version:
             raise TapError(
@@ -189,8 +198,13 @@ class Reader:
         names = {one.wrt for one in gradients}
         missing = names - set(batch)
         if missing:
-            raise TapError(say("A gradient is asked for with respect to a column the batch does not have",
-                               sorted(missing)[0], list(batch)))
+            raise TapError(
+                say(
+                    "A gradient is asked for with respect to a column the batch does not have",
+                    sorted(missing)[0],
+                    list(batch),
+                )
+            )
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             replaced = {name: batch[name].detach().float().requires_grad_() for name in names}
             output = self._run(batch, replaced)
@@ -199,9 +213,9 @@ class Reader:
             for one in gradients:
                 along = _direction(one, logits, given, batch)
                 chosen = logits.gather(1, along[:, None]).sum()
-                extra[str(one)] = torch.autograd.grad(
-                    chosen, replaced[one.wrt], create_graph=keep, retain_graph=True
-                )[0]
+                extra[str(one)] = torch.autograd.grad(chosen, replaced[one.wrt], create_graph=keep, retain_graph=True)[
+                    0
+                ]
             signals = self._collect(output, batch, extra, skipped)
         return signals if keep else {name: value.detach() for name, value in signals.items()}
 
@@ -224,6 +238,7 @@ class Reader:
         if isinstance(place, Attention):
             stack.callback(target.register_forward_pre_hook(_ask_for_weights, with_kwargs=True).remove)
         if isinstance(place, Hidden) and place.side == "in":
+
             def entering(_: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> None:
                 entered = positional[0] if len(positional) == 1 and not keyword else (positional or keyword)
                 self._note(key, pick(entered, place.pick, str(place)))
@@ -275,7 +290,8 @@ class Reader:
             with self._hooks(), self._listening():
                 self._run(batch)
                 self._fragile |= {
-                    key for key, calls in self._seen.items()
+                    key
+                    for key, calls in self._seen.items()
                     for value, version in calls
                     if isinstance(value, Tensor) and not value.is_inference() and value._version != version
                 }
@@ -287,6 +303,7 @@ class Reader:
         made: list[tuple[str, Any]] = []
         with ExitStack() as stack:
             for path, part in leaves(self.module).items():
+
                 def leaving(_: nn.Module, __: tuple[Any, ...], output: Any, path: str = path) -> None:
                     made.append((path, output))
 
@@ -327,7 +344,9 @@ def _key(place: Hidden | Attention) -> str:
     return str(Hidden(place.path, place.side, None, place.pick)) if isinstance(place, Hidden) else str(place)
 
 
-def _ask_for_weights(module: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _ask_for_weights(
+    module: nn.Module, positional: tuple[Any, ...], keyword: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if not isinstance(module, nn.MultiheadAttention):
         raise TapError(
             f"An attention tap reads an nn.MultiheadAttention: got {type(module).__name__}. "

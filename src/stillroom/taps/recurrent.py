@@ -131,8 +131,9 @@ class StateReading:
         chunk = torch.div(lengths, self.every, rounding_mode="floor")
         before = torch.stack([start[1][0], *borders], 1)[rows, chunk.clamp(max=len(borders))]
         cell = before
-        weights = _weights(self.module, index // (2 if self.module.bidirectional else 1), bool(
-            self.module.bidirectional and index % 2))
+        weights = _weights(
+            self.module, index // (2 if self.module.bidirectional else 1), bool(self.module.bidirectional and index % 2)
+        )
         for step in range(1, self.every):
             alive = (chunk * self.every + step) <= lengths
             if not bool(alive.any()):

@@ -66,7 +66,8 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability
     return Reliability(
         [None if value.isnan() else float(value) for value in confidence],
         [None if value.isnan() else float(value) for value in accurate],
-        share.tolist(), float((share * gaps).sum()),
+        share.tolist(),
+        float((share * gaps).sum()),
     )
 
 
