@@ -221,7 +221,8 @@ def main() -> int:
             elif count % 25 == 0:
                 print(f"  {count} of {len(chosen)}, {time.time() - start:.0f} s")
     print(
-        f"{len(chosen) - len(failed)} of {len(chosen)} kill points survived with the same result, {time.time() - start:.0f} s"
+        f"{len(chosen) - len(failed)} of {len(chosen)} kill points survived with the same result, "
+        f"{time.time() - start:.0f} s"
     )
     return 1 if failed else 0
 

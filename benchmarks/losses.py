@@ -5,8 +5,9 @@
     python benchmarks/losses.py --record           # and keep it in benchmarks/records/<date>-losses/
 
 Every arm gets one small search on validation, with the first seed: three learning rates (x0.3, x1, x3) times two
-weights of its own term (x1, x0.1); arms without such a term get the rates. Then five seeds, each from the same start, in
-the same order. What is reported: the share of the gap closed with its interval, agreement, calibration, cost a step.
+weights of its own term (x1, x0.1); arms without such a term get the rates. Then five seeds, each from the same start,
+in the same order. What is reported: the share of the gap closed with its interval, agreement, calibration, cost a
+step.
 """
 
 from __future__ import annotations
@@ -144,8 +145,8 @@ def cost_per_step(described: dict[str, Any]) -> dict[str, float]:
     from stillroom.objectives import Objective
     from stillroom.pipeline.plan import ArmPlan
     from stillroom.pipeline.recipes import experiment_of
-    from stillroom.record import record
     from stillroom.recipe import read_recipe
+    from stillroom.record import record
     from stillroom.teachers import Live
     from stillroom.train import train
 
@@ -296,7 +297,8 @@ def keep(results: dict[str, Any]) -> None:
         lines += table(metrics, result["costs"])
     lines += [
         "",
-        "`name@0.1`: a tenth of the authors' weight was chosen on validation. `longer`: labels alone for twice the steps. Where "
+        "`name@0.1`: a tenth of the authors' weight was chosen on validation. `longer`: labels alone for twice the "
+        "steps. Where "
         "two intervals overlap, neither arm is the better one.",
         "",
         "![Share of the gap closed by each arm](figure.svg)",

@@ -999,7 +999,7 @@ def test_the_list_of_messages_is_long_and_no_two_are_alike(
         assert len(message) > 30, f"{name}: {message}"
 
 
-# --- what cannot happen -------------------------------------------------------------------------------------------------
+# --- what cannot happen -----------------------------------------------------------------------------------------------
 
 
 def test_no_pickle_and_no_code_in_data_anywhere() -> None:

@@ -17,6 +17,7 @@ from stillroom.errors import StoreError, UserError
 from stillroom.randomness import row_hashes
 from stillroom.record import estimate, record
 from stillroom.store import Store
+from stillroom.teachers import Live
 
 SCRIPT = textwrap.dedent(
     """
@@ -295,3 +296,23 @@ def test_progress_is_told_and_the_hash_of_each_row_kept(parts, tmp_path):
     kept = torch.cat([torch.from_numpy(part.astype("int64")) for part in store._shelf.key("hash")])
     want = row_hashes(parts.Rows().inputs[store._shelf.index.ids(torch.arange(90).numpy())[:, 0]].numpy())
     assert torch.equal(kept, torch.from_numpy(want.astype("int64")))
+
+
+def test_another_teacher_is_never_answered_with_the_store_of_the_first(parts, tmp_path):
+    first, second = (torch.nn.Linear(3, 2) for _ in range(2))
+    live = [Live(network, ["logits"]) for network in (first, second)]
+    batch = {"id": torch.tensor([[0, 0], [7, 0]])}
+    before = record(live[0], parts.Rows(), tmp_path / "store")(batch)["logits"]
+    after = record(live[1], parts.Rows(), tmp_path / "store")(batch)["logits"]
+    assert not torch.equal(before, after)
+    assert (tmp_path / "old" / "store-1").is_dir()
+
+
+def test_a_teacher_without_a_name_is_known_by_its_answers(parts, tmp_path):
+    def other(batch):
+        return {name: value + 1 for name, value in parts.teacher(batch).items()}
+
+    record(parts.teacher, parts.Rows(), tmp_path / "store")
+    record(parts.teacher, parts.Rows(), tmp_path / "store")
+    with pytest.raises(StoreError, match="not the teacher that was recorded"):
+        record(other, parts.Rows(), tmp_path / "store")

@@ -269,7 +269,7 @@ def test_d_a_teacher_with_a_past_resumes_bit_identically(tmp_path):
     walk(learner, vectors(), teacher, tmp_path)
 
 
-# --- (e) two peers teaching each other ---------------------------------------------------------------------------------
+# --- (e) two peers teaching each other --------------------------------------------------------------------------------
 
 
 def test_e_two_peers_teach_each_other(tmp_path):
@@ -293,7 +293,7 @@ def test_e_two_peers_teach_each_other(tmp_path):
     walk(learner, data, lambda _: None, tmp_path)
 
 
-# --- (f) two teachers with different taps ------------------------------------------------------------------------------
+# --- (f) two teachers with different taps -----------------------------------------------------------------------------
 
 
 def test_f_two_teachers_with_different_taps(tmp_path):
@@ -317,7 +317,8 @@ def test_f_two_teachers_with_different_taps(tmp_path):
     walk(learner, data, lambda _: both, tmp_path)
 
 
-# --- (g) rows with 0, 1 and many boxes ---------------------------------------------------------------------------------
+# --- (g) rows with 0, 1 and many boxes
+# ---------------------------------------------------------------------------------
 
 
 class Boxes(nn.Module):
@@ -359,7 +360,8 @@ def test_g_rows_with_no_one_and_many_boxes(tmp_path):
     walk(learner, data, lambda _: store, tmp_path)
 
 
-# --- (h) dict output, tuple output, a shared submodule, an in-place ReLU behind the tap ----------------------------------
+# --- (h) dict output, tuple output, a shared submodule, an in-place ReLU behind the tap
+# ----------------------------------
 
 
 class Awkward(nn.Module):

@@ -85,7 +85,8 @@ def load(
         groups, plain = meta["groups"], meta["slots"]
     except (KeyError, TypeError) as error:
         raise TrainError(
-            f"{path} is not a checkpoint of Stillroom: got a note without {error}. Remove it to start from the beginning."
+            f"{path} is not a checkpoint of Stillroom: got a note without {error}. Remove it to start from the "
+            "beginning."
         ) from error
     parts: dict[str, dict[str, Tensor]] = {"learner": {}, "optimizer": {}, **{kind: {} for kind in others}}
     for name, value in tensors.items():

@@ -122,7 +122,7 @@ _GRADIENT = re.compile(r"^logits@gradient(?:\((?P<options>[^)]*)\))?$")
 
 
 def tap(text: str | Tap) -> Tap:
-    """Read a tap from its text: ``logits``, ``layer3``, ``fc:in``, ``encoder.layer.3[0]``, ``shared#1``, ``lstm@state``.
+    """Read a tap from its text: ``layer3``, ``fc:in``, ``encoder.layer.3[0]``, ``shared#1``, ``lstm@state``.
 
     Raises:
         TapError: the text is not a tap.

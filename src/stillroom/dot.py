@@ -16,10 +16,10 @@ class Dot:
     """Distillation-Oriented Trainer: the teacher's gradient is carried further than the task's.
 
     Zhao, Cui, Song and Liang 2023 (https://arxiv.org/abs/2307.08436). Each parameter has two momentum buffers,
-    v_task <- (momentum - delta) v_task + g_task and v_distil <- (momentum + delta) v_distil + g_distil, and moves by the
-    rate times their sum. As in mdistiller, weight decay goes with the task's gradient, and a parameter that only one
-    of the two reaches (a connector) has the plain momentum. Penalties count as task. The optimizer must be SGD without
-    momentum and decay of its own: the buffers here take their place, and are part of the checkpoint.
+    v_task <- (momentum - delta) v_task + g_task and v_distil <- (momentum + delta) v_distil + g_distil, and moves by
+    the rate times their sum. As in mdistiller, weight decay goes with the task's gradient, and a parameter that only
+    one of the two reaches (a connector) has the plain momentum. Penalties count as task. The optimizer must be SGD
+    without momentum and decay of its own: the buffers here take their place, and are part of the checkpoint.
 
     Example:
         >>> settings = Training(steps=500, optimizer="dot", lr=0.05)

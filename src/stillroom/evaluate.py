@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from stillroom.contracts import Progress, Source, Teacher
 from stillroom.errors import DataError, say
-from stillroom.tasks import measure
 from stillroom.taps import Takes, read
+from stillroom.tasks import measure
 
 BATCH = 500
 

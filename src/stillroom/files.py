@@ -236,7 +236,10 @@ def publish(source: Path, target: Path, inputs: str) -> None:
 
 
 def sweep(folder: Path, older_than: float = 0.0) -> None:
-    """Remove what killed processes left half-written below ``folder``: parts that nobody touched for so many seconds."""
+    """Remove what killed processes left half-written below ``folder``.
+
+    Parts that nobody touched for so many seconds.
+    """
     for part in folder.rglob(".*.part"):
         with contextlib.suppress(OSError):
             if time.time() - part.stat().st_mtime >= older_than:

@@ -27,6 +27,7 @@ class Ticker:
         self.whole = progress.add_task("all", total=tasks, what="") if progress is not None else None
 
     def __call__(self, name: str, done: int, of: int, what: str) -> None:
+        """Note that a task begins (of = 0), moves on, or ends (done = of = 1)."""
         if self.progress is None or self.whole is None:
             return
         if of == 0:
@@ -71,6 +72,7 @@ class Lines(Ticker):
         self.count, self.tasks = 0, tasks
 
     def __call__(self, name: str, done: int, of: int, what: str) -> None:
+        """Note that a task begins (of = 0), moves on, or ends (done = of = 1)."""
         if of == 1 and done == 1:
             self.count += 1
             err.print(f"[{self.count}/{self.tasks}] {self.titles.get(name, name)}", markup=False)

@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from stillroom import files
 from stillroom.contracts import Progress, Signals, Source, Teacher
 from stillroom.errors import StoreError, say
+from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.store.encoding import Column, encode, lay_out
 from stillroom.store.manifest import MANIFEST, PLAN, SCHEMA, SIDES, Manifest, Plan, read_manifest, read_plan, write
 from stillroom.store.shards import Note, Shard, array, build, committed, note_path, shard_name, write_shard
@@ -37,8 +38,9 @@ class Recording:
     ``ids``: examples to record (int64, N), else all of ``splits`` (by default those of train, validation and
     test that the source has). ``views``: of training examples; of the others view 0 only. ``batch``: rows asked
     at a time. ``rows_per_shard``: fewer where rows are heavy. ``taps``, ``classes``: for the manifest.
-    ``fingerprints``: of teacher, data and transform. ``dtypes``: overrides by signal. ``order_by``: maps examples
-    (int64, N) to numbers, by which rows are asked inside a shard (lengths, say). ``compression``: "none" or "zstd".
+    ``fingerprints``: of teacher, data and transform; where none is given, a live module's and the source's own.
+    ``dtypes``: overrides by signal. ``order_by``: maps examples (int64, N) to numbers, by which rows are asked
+    inside a shard (lengths, say). ``compression``: "none" or "zstd".
     ``rank`` of ``world`` processes writes every ``world``-th shard; ``wait``: seconds without a new shard of
     another rank before giving up. ``limit``: bytes the store may have. ``budget``: memory for what the
     returned store decodes. ``progress``: told rows done.
@@ -80,12 +82,13 @@ def record(teacher: Teacher, source: Source, folder: str | Path, **options: Any)
 
     Raises:
         StoreError: an option is wrong, the store would not fit, the teacher's signals are not finite, change
-            their shape or cannot be stored, or shards of other ranks did not come.
+            their shape or cannot be stored, shards of other ranks did not come, or the folder holds the answers
+            of another teacher that has no fingerprint.
     """
     job = _options(options)
     folder = Path(folder)
     rows = _Rows.plan(source, job)
-    plan = _plan(source, job, rows)
+    plan = _plan(teacher, source, job, rows)
     _open_folder(folder, plan, job)
     if not _whole(folder, plan.inputs):
         weight, columns = _example(teacher, source, rows, job)
@@ -99,6 +102,8 @@ def record(teacher: Teacher, source: Source, folder: str | Path, **options: Any)
             if number % job.world == job.rank:
                 writer.shard(number, starts[number], min(len(rows.ids), starts[number] + per_shard))
         _finish(folder, plan, len(starts), rows, source, job)
+    elif plan.fingerprints["teacher"] is None:  # only its answers can tell a teacher that has no name
+        Store.open(folder).check(source, canary=teacher)
     return Store.open(folder, budget=job.budget)
 
 
@@ -181,8 +186,10 @@ def _choose(
     return wanted, np.where(examples[places] == wanted, codes[places], np.int8(-1)).astype(np.int8)
 
 
-def _plan(source: Source, job: Recording, rows: _Rows) -> Plan:
+def _plan(teacher: Teacher, source: Source, job: Recording, rows: _Rows) -> Plan:
     prints: dict[str, str | None] = {side: job.fingerprints.get(side) for side in SIDES}
+    if prints["teacher"] is None:
+        prints["teacher"] = _print_of(teacher)
     if prints["data"] is None:
         own = getattr(source, "fingerprint", None)
         prints["data"] = str(own() if callable(own) else own) if own is not None else None
@@ -198,6 +205,14 @@ def _plan(source: Source, job: Recording, rows: _Rows) -> Plan:
     }
     views = int(rows.ids[:, 1].max()) + 1
     return Plan(inputs=files.fingerprint(shape), rows=len(rows.ids), views=views, fingerprints=prints, taps=taps)
+
+
+def _print_of(teacher: Teacher) -> str | None:
+    """The fingerprint of a teacher that is a module: without it, another one's shards would be taken for its own."""
+    parts = [getattr(teacher, "module", None), getattr(getattr(teacher, "reader", None), "encode", None)]
+    if not isinstance(parts[0], nn.Module):
+        return None
+    return files.fingerprint([fingerprint_of(part) if isinstance(part, nn.Module) else None for part in parts])
 
 
 def _digest(values: NDArray[Any]) -> str:

@@ -99,7 +99,8 @@ def gap_closed(
         points = f"{100 * lead.mean:+.1f} points [{100 * (lead.low or 0):+.1f}, {100 * (lead.high or 0):+.1f}]"
         return (
             None,
-            f"the teacher does not lead the same student trained alone by more than chance ({points}), so there is no gap to close",
+            f"the teacher does not lead the same student trained alone by more than chance ({points}), so there is "
+            "no gap to close",
         )
     denominator = float(teacher.mean() - alone.mean())
 

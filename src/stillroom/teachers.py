@@ -85,8 +85,10 @@ class Average:
             self.weights = given
         if not fits:
             raise ModelError(
-                f"An average needs a weight for each of its teachers: got weights {weights} and teachers {sorted(teachers)}. "
-                "Allowed: the same names with numbers that sum to more than 0, or 'confidence' for two teachers or more. "
+                f"An average needs a weight for each of its teachers: got weights {weights} and teachers "
+                f"{sorted(teachers)}. "
+                "Allowed: the same names with numbers that sum to more than 0, or 'confidence' for two teachers or "
+                "more. "
                 "Name them alike."
             )
 
@@ -174,10 +176,11 @@ class MovingAverage:
 class Previous:
     """A teacher with a past: the student as it was at the end of the last epoch, of ``every`` steps.
 
-    The self-teacher of PS-KD (Kim et al. 2021, https://arxiv.org/abs/2006.12000): with ``labels`` weighted from 1 down and
+    The self-teacher of PS-KD (Kim et al. 2021, https://arxiv.org/abs/2006.12000): with ``labels`` weighted from 1
+    down and
     ``kd`` at temperature 1 from 0 up to 0.8, both as ramps over the whole training, the two terms have the gradient of
-    its loss (cross-entropy with a mixture of the label and the last epoch's prediction). The paper raises the weight once
-    an epoch, a ramp every step. During the first epoch it answers as the untrained student.
+    its loss (cross-entropy with a mixture of the label and the last epoch's prediction). The paper raises the weight
+    once an epoch, a ramp every step. During the first epoch it answers as the untrained student.
     """
 
     def __init__(

@@ -58,7 +58,10 @@ class Rows:
 
 
 def saves_after(settings: Training, number: int, steps: int) -> bool:
-    """Whether a checkpoint is written after step ``number`` (from 1): every so often, by default in quarters, and at the end."""
+    """Whether a checkpoint is written after step ``number`` (from 1).
+
+    Every so often, by default in quarters, and at the end.
+    """
     every = settings.checkpoint_every or max(1, steps // 4)
     return number % every == 0 or number == steps
 
@@ -77,7 +80,10 @@ def learning_rate(settings: Training, step: int, steps: int) -> float:
 
 
 def optimizer_of(learner: Learner, settings: Training) -> torch.optim.Optimizer:
-    """Return the optimizer; a constant ``l2`` penalty under SGD without clipping becomes weight decay (2 x its weight)."""
+    """Return the optimizer.
+
+    A constant ``l2`` penalty under SGD without clipping becomes weight decay (2 x its weight).
+    """
     # DOT applies decay and momentum in its own buffers.
     decay = 0.0 if settings.optimizer == "dot" else settings.weight_decay
     decays = {id(parameter): decay for parameter in learner.parameters()}
@@ -217,7 +223,8 @@ class _Run:
             )
         if self.learner.banks and not isinstance(self.teacher, HasBank):
             raise TrainError(
-                f"The objectives compare with other rows of a store ({', '.join(self.learner.banks)}): got a live teacher. "
+                f"The objectives compare with other rows of a store ({', '.join(self.learner.banks)}): got a live "
+                "teacher. "
                 "Record its signals first and give the Store."
             )
         if self.gradients is not None and self.world > 1:
@@ -385,7 +392,10 @@ class _Run:
     # --- looking at the terms ---------------------------------------------------------------------------
 
     def _norms(self, step: int, losses: dict[str, Tensor]) -> dict[str, float] | None:
-        """Norms of each weighted term's gradient: at the first step, then every so often; never under several processes."""
+        """Norms of each weighted term's gradient: at the first step, then every so often.
+
+        Never under several processes.
+        """
         often = self.settings.gradient_norms_every
         if self.world > 1 or (step != 0 and (not often or step % often)):
             return None
@@ -414,7 +424,8 @@ class _Run:
         if some[large] > APART * some[small] and (large, small) not in self.warned:
             self.warned.add((large, small))
             self.notes.append(
-                f"step {step + 1}: the gradient of '{large}' ({some[large]:.3g}) is {some[large] / some[small]:.0f} times that of "
+                f"step {step + 1}: the gradient of '{large}' ({some[large]:.3g}) is {some[large] / some[small]:.0f} "
+                "times that of "
                 f"'{small}' ({some[small]:.3g}); '{small}' hardly takes part. Raise its weight or lower the other's."
             )
 
@@ -443,7 +454,8 @@ class _Run:
         lost = [name for name, value in self.learner.named_parameters() if not bool(torch.isfinite(value).all())]
         if lost:
             raise TrainError(
-                f"Weights are not finite after step {number}: got NaN or infinity in {', '.join(lost[:5])}. {self._kept()} "
+                f"Weights are not finite after step {number}: got NaN or infinity in {', '.join(lost[:5])}. "
+                f"{self._kept()} "
                 "Lower train.lr or set train.clip, then run again."
             )
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import UserError, say
 
 if TYPE_CHECKING:
+    from stillroom.contracts import Source
     from stillroom.models.bundle import Deployed
+
+    Load = Callable[[Path], Deployed]
 
 LEARNT_FROM = 4000  # rows from which the order of the dimensions is learnt
 
 
-def evaluate_on(model: Path, on: Sequence[str], rows: int, report: Path | None, as_json: bool) -> None:
+def evaluate_on(
+    model: Path, on: Sequence[str], rows: int, report: Path | None, as_json: bool, *, load: Load
+) -> None:
     """Try the features of a run's student (beside its teacher and controls) or of a bundle on other tasks."""
     from stillroom.cli import screen
     from stillroom.generality import findings, summary
@@ -33,7 +38,7 @@ def evaluate_on(model: Path, on: Sequence[str], rows: int, report: Path | None, 
         if (model / "recipe.yaml").is_file():
             result = generality_of_run(model, tasks, tell)
         else:
-            result = generality_of_model(_load(model), tasks, tell)
+            result = generality_of_model(load(model), tasks, tell)
         told("on", 1, 1, "")
     if report is not None:
         found = findings(result)
@@ -58,10 +63,11 @@ def _show(result: dict[str, Any]) -> None:
     show_table(["features", "numbers", *tasks, "mean"], rows, "Linear probe on other tasks")
 
 
-def record_features(model: Path, data: str, out: Path, dimensions: int | None, dtype: str, quiet: bool) -> None:
+def record_features(
+    model: Path, source: Source, out: Path, dimensions: int | None, dtype: str, quiet: bool, *, load: Load
+) -> None:
     """Write a student's features of a whole source to a Parquet file."""
     from stillroom.cli import screen
-    from stillroom.cli.models import _data
     from stillroom.features import FeatureExtractor, write_features
     from stillroom.features.extractor import DTYPES
     from stillroom.progress import ticking
@@ -70,8 +76,7 @@ def record_features(model: Path, data: str, out: Path, dimensions: int | None, d
         raise UserError(say("Features cannot be stored so", f"--dtype {dtype}", DTYPES))
     if out.is_dir():
         raise UserError(f"{out} is a folder: features are written to one file. Name it, for example --out {out / 'features.parquet'}.")
-    source = _data(data, model)
-    extractor = _extractor(model)
+    extractor = _extractor(model, load)
     if not hasattr(extractor, "center_") and (dimensions is not None or dtype in ("int8", "binary")):
         extractor = FeatureExtractor(extractor.model, extractor.tap, "pca" if dimensions is not None else extractor.head)
         extractor.fit((source, source.splits["train"][:LEARNT_FROM]))
@@ -86,14 +91,8 @@ def record_features(model: Path, data: str, out: Path, dimensions: int | None, d
     screen.out.print(f"Wrote {facts['rows']:,} rows of {facts['columns']} x {dtype} to {out} ({size})", markup=False)
 
 
-def _extractor(model: Path) -> Any:
+def _extractor(model: Path, load: Load) -> Any:
     from stillroom.features import FeatureExtractor
     from stillroom.features.extractor import FEATURES
 
-    return FeatureExtractor.load(model) if (model / FEATURES).is_file() else FeatureExtractor(_load(model))
-
-
-def _load(place: Path) -> Deployed:
-    from stillroom.cli.models import _load as load
-
-    return load(place)
+    return FeatureExtractor.load(model) if (model / FEATURES).is_file() else FeatureExtractor(load(model))

@@ -55,7 +55,7 @@ def evaluate(
     from stillroom.evaluate import evaluate as measure
 
     if on:
-        evaluate_on(model, [*on, *(more or ())], rows, report, as_json)
+        evaluate_on(model, [*on, *(more or ())], rows, report, as_json, load=_load)
         return
     if more or report is not None:
         what = f"'{more[0]}'" if more else "--out"
@@ -273,5 +273,6 @@ def _data(text: str, model: Path | None) -> Source:
     if model is not None and (model / "recipe.yaml").is_file():
         return open_data(read_recipe(model / "recipe.yaml").data)
     raise UserError(
-        f"There is no data to use: {model} is not a run folder. Name it with --data, for example --data fashion-mnist-sample."
+        f"There is no data to use: {model} is not a run folder. Name it with --data, for example --data "
+        "fashion-mnist-sample."
     )

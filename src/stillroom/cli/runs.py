@@ -155,14 +155,16 @@ def record(
     """
     if model is not None:
         from stillroom.cli.features import record_features
+        from stillroom.cli.models import _data, _load
 
         if recipe is not None:
             raise UserError(f"A recipe and --model are given: got {recipe} and {model}. Keep one of them.")
-        record_features(model, data, out or Path("features.parquet"), dimensions, dtype, quiet)
+        record_features(model, _data(data, model), out or Path("features.parquet"), dimensions, dtype, quiet, load=_load)
         return
     if recipe is None:
         raise UserError(
-            "There is nothing to record: got neither a recipe nor --model. Name one, for example: stillroom record my.yaml"
+            "There is nothing to record: got neither a recipe nor --model. Name one, for example: stillroom record "
+            "my.yaml"
         )
     _part(recipe, out, set, tiny, quiet, lambda task: task.kind in ("teacher", "record"))
 

@@ -60,7 +60,8 @@ class Connector(nn.Module):
         super().__init__()
         if student.dim() != teacher.dim():
             raise LossError(
-                f"No connector fits these shapes: got a student's {tuple(student.shape)} and a teacher's {tuple(teacher.shape)}. "
+                f"No connector fits these shapes: got a student's {tuple(student.shape)} and a teacher's "
+                f"{tuple(teacher.shape)}. "
                 "Allowed: the same number of axes after pooling. Tap other places."
             )
         axis = 1 if student.dim() == 4 else -1

@@ -188,7 +188,8 @@ class Objective(nn.Module):
             mine = self.connectors[str(index)](mine)
         if mine.shape != target.shape:
             raise LossError(
-                f"The objective '{self.name}' compares the student's '{pair[ours.name].key}' {tuple(mine.shape)} with the "
+                f"The objective '{self.name}' compares the student's '{pair[ours.name].key}' {tuple(mine.shape)} "
+                "with the "
                 f"teacher's '{pair[theirs.name].key}' {tuple(target.shape)}. Allowed: equal shapes"
                 + (
                     ". Leave 'connector: none' out, and one is put between them."
@@ -276,9 +277,10 @@ def match(
 
     ``loss`` is a name from :data:`stillroom.losses.LOSSES` or a function: positional parameters are tensors (named
     student..., teacher..., bank, or after a column of the batch), keyword-only parameters are options, given here as
-    keywords. ``student`` and ``teacher`` are taps; lists of equal length give a sum over pairs, a mapping names a tap for
-    each parameter, and ``teacher={"student": tap}`` compares the student with its own signals, detached.
-    ``weight`` is a number or a ramp ``{"from": 1, "to": 0, "until": 0.5}``; ``every`` computes it at every k-th step only.
+    keywords. ``student`` and ``teacher`` are taps; lists of equal length give a sum over pairs, a mapping names a tap
+    for each parameter, and ``teacher={"student": tap}`` compares the student with its own signals, detached.
+    ``weight`` is a number or a ramp ``{"from": 1, "to": 0, "until": 0.5}``; ``every`` computes it at every k-th
+    step only.
 
     Raises:
         LossError: an unknown loss or option, an option out of its range, or a place that must be named.
@@ -361,7 +363,8 @@ def _pairs(title: str, reads: Signature, student: Where, teacher: Where) -> list
     ours, theirs = sides["student"], sides["teacher"]
     if len(ours) != len(theirs) and reads.sides("student") and reads.sides("teacher"):
         raise LossError(
-            f"The objective '{title}' pairs taps one to one: got {len(ours)} of the student and {len(theirs)} of the teacher. "
+            f"The objective '{title}' pairs taps one to one: got {len(ours)} of the student and {len(theirs)} of the "
+            "teacher. "
             "Name as many on both sides."
         )
     pairs = [{**a, **b} for a, b in zip(ours, theirs, strict=len(ours) == len(theirs))]

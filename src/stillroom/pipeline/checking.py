@@ -74,7 +74,8 @@ def _blaming(whose: str, signals: Mapping[str, Tensor]) -> Iterator[None]:
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in signals.items() if name != "id")
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ModelError(
-            f"A first try on {ROWS} rows failed in {whose}: got {shapes} and '{reason}'. Allowed: shapes that it is made for. "
+            f"A first try on {ROWS} rows failed in {whose}: got {shapes} and '{reason}'. Allowed: shapes that it is "
+            "made for. "
             "Give inputs of the shape it takes, taps whose shapes fit, or as many outputs as there are classes."
         ) from error
 

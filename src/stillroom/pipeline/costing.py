@@ -22,7 +22,7 @@ FORWARD = 1 / 3  # of a step: backward costs about two forward passes
 
 
 def seconds_of(experiment: Experiment, tasks: Sequence[Task], processes: int) -> float | None:
-    """Return how many seconds the tasks will take, shared among ``processes``; None where there are no labels to try with.
+    """Return how many seconds the tasks will take, shared among ``processes``; None without labels to try with.
 
     Each model is timed on labels alone, one thread; what a teacher's objectives add is small beside the student itself.
     """

@@ -87,8 +87,9 @@ def distill(
     is how many labels the student may see (None: all). ``objectives``: names, or functions that make an Objective, such
     as ``lambda: match("hint", "layer2", "layer3")``. With ``control`` the same student is also trained without the
     teacher, on labels alone. uint8 images are normalised for both models alike; other inputs are given as they are.
-    ``training`` holds batch, optimizer, rate and the rest; ``steps`` wins. Three learning rates (x0.3, x1, x3) are tried
-    with the first seed, for the control as well. Everything is kept in ``out``, and a second call resumes from there.
+    ``training`` holds batch, optimizer, rate and the rest; ``steps`` wins. Three learning rates (x0.3, x1, x3) are
+    tried with the first seed, for the control as well. Everything is kept in ``out``, and a second call resumes from
+    there.
 
     Raises:
         UserError: of the kind that says what is wrong: data, taps, shapes, losses.

@@ -18,6 +18,7 @@ from stillroom.pipeline.teaching import trained
 from stillroom.randomness import permutation
 
 CALIBRATION = 256
+COSTS = ("bytes", "latency_ms", "throughput_per_s")
 CHECKED = 1000
 
 
@@ -84,19 +85,19 @@ def _teacher(
     return {"files": {"model.onnx": facts}}
 
 
-def add_costs(metrics: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Put file size, latency and throughput into metrics; students of one recipe share a graph, so one figure serves."""
-    for who, names in (
-        ("teacher", ["teacher"]),
-        ("student", [name for name in metrics["models"] if name != "teacher"]),
-    ):
-        graph = facts.get(who, {}).get("files", {}).get("model.onnx")
-        for name in names:
-            if name not in metrics["models"]:
-                continue
-            for key in ("bytes", "latency_ms", "throughput_per_s"):
-                value = graph.get(key) if graph else None
-                metrics["models"][name][key] = None if value is None else {"mean": value, "per_seed": [value]}
+def add_costs(experiment: Experiment, metrics: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Put file size, latency and throughput into metrics; arms with the first arm's student share its graph."""
+    models, main = metrics["models"], experiment.main
+    alike = [name for name, arm in experiment.arms.items() if arm.config == main.config]
+    for who, names in (("teacher", ["teacher"]), ("student", [*alike, "distilled"])):
+        graph = facts.get(who, {}).get("files", {}).get("model.onnx", {})
+        for name in [name for name in names if name in models]:
+            for key in COSTS:
+                value = graph.get(key)
+                models[name][key] = None if value is None else {"mean": value, "per_seed": [value]}
+    for model in models.values():
+        for key in COSTS:
+            model.setdefault(key, None)
     if "missing" in facts:
         metrics["export"] = {"reason": facts["missing"]}
 

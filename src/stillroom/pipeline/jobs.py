@@ -160,7 +160,10 @@ def _finish(
 
 
 def choose(experiment: Experiment, arm: ArmPlan, trials: Path) -> float:
-    """Return the learning-rate factor whose trial with the first seed was best on validation (the nearest to 1 of equals)."""
+    """Return the learning-rate factor whose trial with the first seed was best on validation.
+
+    The nearest to 1 of equals.
+    """
     if len(experiment.trials) == 1:
         return float(experiment.trials[0])
     seed = experiment.seeds[0]

@@ -43,7 +43,8 @@ class ArmPlan:
     """One way to train the student: fresh objectives each time, settings, and how many labels it sees (None: all).
 
     ``before`` are the stages that come first, each an arm of its own; an ``assistant`` has another student, which then
-    teaches. ``also`` are trainings whose steps are added to this one's: so the control has as many as all stages together.
+    teaches. ``also`` are trainings whose steps are added to this one's: so the control has as many as all stages
+    together.
     """
 
     name: str
@@ -159,8 +160,8 @@ class Experiment:
     def taps(self, owner: str) -> list[str]:
         """Return what must be recorded of one teacher: its logits, and what the arms read."""
         wanted = ["logits"]
-        for arm in [part for arm in self.arms.values() for part in (*arm.before, arm)]:
-            for objective in arm.objectives():
+        for plan in [part for arm in self.arms.values() for part in (*arm.before, arm)]:
+            for objective in plan.objectives():
                 wanted += [str(one.tap) for one in objective.places("teacher") if one.owner == owner]
         wanted += [str(place(text).tap) for text in self.also if place(text).owner == owner]
         return list(dict.fromkeys(wanted))

@@ -19,7 +19,10 @@ FLAT = 0.9  # share of the largest entropy from which softened answers say hardl
 
 
 def why_not(experiment: Experiment, metrics: Mapping[str, Any], told: Tensor | None) -> Finding | None:
-    """Return the likely reasons why the first arm did not beat the control; None when it did, or nothing was compared."""
+    """Return the likely reasons why the first arm did not beat the control.
+
+    None when it did, or nothing was compared.
+    """
     gain = metrics.get("score_gain")
     if gain is None or told is None or (gain["low"] is not None and gain["low"] > 0):
         return None
@@ -35,7 +38,8 @@ def why_not(experiment: Experiment, metrics: Mapping[str, Any], told: Tensor | N
         reasons = [
             "Nothing in this run explains it. More seeds may tell chance from effect; so may more steps for both."
         ]
-    control = f"the student alone, {100 * models[ALONE]['score']['mean']:.1f} %, and the teacher, {100 * models['teacher']['score']['mean']:.1f} %."
+    alone, teacher = (100 * models[name]["score"]["mean"] for name in (ALONE, "teacher"))
+    control = f"the student alone, {alone:.1f} %, and the teacher, {teacher:.1f} %."
     text = "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))
     return Finding("Why it did not help", reasons[0], lead, control, {"kind": "text", "text": text})
 
@@ -44,7 +48,8 @@ def _weak_teacher(lead: float) -> list[str]:
     if lead >= SMALL_LEAD:
         return []
     return [
-        f"The teacher is weak for this student: it leads it by {100 * lead:+.1f} points only, so there is little to pass on. "
+        f"The teacher is weak for this student: it leads it by {100 * lead:+.1f} points only, so there is little to "
+        "pass on. "
         "Train the teacher longer, take a larger one, or give it labels that the student does not have."
     ]
 
@@ -70,12 +75,14 @@ def _temperature(arm: ArmPlan, told: Tensor) -> list[str]:
         sure = float(soft.amax(1).mean())
         if entropy > FLAT:
             found.append(
-                f"At temperature {temperature:g} the teacher's answers are almost flat ({100 * entropy:.0f} % of the largest entropy), "
+                f"At temperature {temperature:g} the teacher's answers are almost flat ({100 * entropy:.0f} % of the "
+                "largest entropy), "
                 f"and say hardly more than noise. Lower the temperature of '{objective.name}'."
             )
         elif sure > SURE:
             found.append(
-                f"At temperature {temperature:g} the teacher is almost always sure ({100 * sure:.0f} % on average), and shows hardly more "
+                f"At temperature {temperature:g} the teacher is almost always sure ({100 * sure:.0f} % on average), "
+                "and shows hardly more "
                 f"than a label. Raise the temperature of '{objective.name}'."
             )
     return found
@@ -85,6 +92,7 @@ def _capacity(agreement: Mapping[str, Any] | None, lead: float) -> list[str]:
     if agreement is None or agreement["mean"] >= FAR_FROM_TEACHER or lead < SMALL_LEAD:
         return []
     return [
-        f"The student gives the teacher's answer on {100 * agreement['mean']:.0f} % of the test examples only: it could not "
+        f"The student gives the teacher's answer on {100 * agreement['mean']:.0f} % of the test examples only: it "
+        "could not "
         "follow. Give it more capacity or more steps, or raise the weight of the teacher's objectives."
     ]

@@ -34,7 +34,8 @@ def experiment_of(recipe: Recipe) -> Experiment:
     """
     if recipe.stages and recipe.stages[-1].student is not None:
         raise RecipeError(
-            f"The last stage must train the recipe's own student: got 'student: {recipe.stages[-1].student.model}' there. Allowed: "
+            f"The last stage must train the recipe's own student: got 'student: {recipe.stages[-1].student.model}' "
+            "there. Allowed: "
             "a 'student' in earlier stages, which makes an assistant of it. Add a last stage without 'student'."
         )
     if recipe.device not in ("auto", "cpu"):

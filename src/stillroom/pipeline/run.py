@@ -82,7 +82,7 @@ def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Tol
     answers, answered = read_answers(experiment, folder), teacher_answers(experiment, teacher)
     metrics = metrics_of(experiment, folder, answers, answered)
     _teacher_parameters(experiment, metrics)
-    add_costs(metrics, facts)
+    add_costs(experiment, metrics, facts)
     elsewhere = generality_of(experiment, folder, lambda done, of, what: told("report", done, of, what))
     add_generality(experiment, folder, metrics, elsewhere)
     findings = findings_of(experiment, folder, metrics, answers, answered, facts)

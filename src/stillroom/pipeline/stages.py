@@ -1,4 +1,7 @@
-"""What comes before the last part of a training: earlier parts of the same student, and assistants between it and the teacher."""
+"""What comes before the last part of a training.
+
+Earlier parts of the same student, and assistants between it and the teacher.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,8 @@ def pass_through(
     """Do every stage before the last; return the teacher of what follows: the last assistant, or the one given.
 
     A stage without a student of its own trains ``student`` further; one with a student makes an *assistant* (Mirzadeh
-    et al. 2020, https://arxiv.org/abs/1902.03393), which is asked once and then teaches. What is done is not done again.
+    et al. 2020, https://arxiv.org/abs/1902.03393), which is asked once and then teaches. What is done is not done
+    again.
     """
     for number, stage in enumerate(arm.before, 1):
         part = folder / f"stage-{number}"

@@ -215,12 +215,14 @@ def open_store(experiment: Experiment, name: str, folder: Path) -> Store:
         shown = [signal for signal in store.signals if signal == text or signal.startswith(f"{text.split('@')[0]}@")]
         if not shown:
             raise StoreError(
-                f"The store {store.folder} does not hold '{text}', which this recipe reads: got {', '.join(store.signals)}. "
+                f"The store {store.folder} does not hold '{text}', which this recipe reads: got "
+                f"{', '.join(store.signals)}. "
                 "Record that tap too (record: {also: [...]}), or take the objective out."
             )
     if store.views < experiment.views:
         raise StoreError(
-            f"The store {store.folder} holds {store.views} views of each example: got record.views: {experiment.views}. "
+            f"The store {store.folder} holds {store.views} views of each example: got record.views: "
+            f"{experiment.views}. "
             "Lower it, or record again with as many."
         )
     return store

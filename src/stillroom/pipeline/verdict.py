@@ -137,7 +137,8 @@ def verdict(metrics: Mapping[str, Any]) -> str:
     models, main = metrics["models"], metrics["main"]
     score = _percent(models["distilled"]["score"]["mean"])
     if metrics.get("score_gain") is None:
-        return f"'{main}' reaches {models['distilled']['score_name']} {score}; {metrics.get('reason', 'it was not compared')}."
+        reason = metrics.get("reason", "it was not compared")
+        return f"'{main}' reaches {models['distilled']['score_name']} {score}; {reason}."
     gain = Interval(**metrics["score_gain"])
     alone, teacher = _percent(models[ALONE]["score"]["mean"]), _percent(models["teacher"]["score"]["mean"])
     points = f"{100 * gain.mean:+.1f} points"

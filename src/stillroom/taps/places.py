@@ -78,7 +78,8 @@ def as_signals(value: Any, name: str, rows: int) -> Signals:
         )
     if isinstance(value, list | tuple):
         raise TapError(
-            f"'{name}' gave a {type(value).__name__} of {len(value)} parts, not a tensor. Say which one, for example '{name}[0]'."
+            f"'{name}' gave a {type(value).__name__} of {len(value)} parts, not a tensor. Say which one, for example "
+            f"'{name}[0]'."
         )
     raise TapError(f"'{name}' gave a {type(value).__name__}, not a tensor. Tap a place that gives a tensor.")
 
@@ -118,7 +119,8 @@ def find_logits(output: Any, model: str) -> Tensor:
         return next(iter(flat.values()))
     shapes = ", ".join(f"{key}: {tuple(part.shape)}" for key, part in parts.items() if isinstance(part, Tensor))
     raise TapError(
-        f"Cannot tell which part of {model}'s answer is the logits: got {type(output).__name__} ({shapes or 'no tensors'}). "
+        f"Cannot tell which part of {model}'s answer is the logits: got {type(output).__name__} "
+        f"({shapes or 'no tensors'}). "
         "Allowed: a tensor, something with .logits, or exactly one floating 2-D tensor. "
         "Name the part, for example the tap 'output[0]' or 'output[scores]'."
     )

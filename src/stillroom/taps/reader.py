@@ -312,7 +312,8 @@ class Reader:
         makers = [path for path, output in made if output is logits]
         if len(makers) != 1:
             raise TapError(
-                f"Cannot tell which layer of {type(self.module).__name__} makes the logits, so 'features' has no meaning: "
+                f"Cannot tell which layer of {type(self.module).__name__} makes the logits, so 'features' has no "
+                "meaning: "
                 f"got {len(makers)} candidates. Name the place, for example '<last layer>:in', one of: "
                 f"{', '.join(list(leaves(self.module))[-5:])}."
             )
@@ -368,8 +369,10 @@ def _one_reading_a_memory(states: Sequence[State]) -> None:
 
 def _never_ran(module: nn.Module, place: Hidden | Attention | State) -> TapError:
     return TapError(
-        f"The tap '{place}' saw nothing: got a pass in which '{place.path}' ({type(submodule(module, place.path)).__name__}) "
-        "was never called. Allowed: modules whose forward runs (not a ModuleList, nor a layer used only for its weights). "
+        f"The tap '{place}' saw nothing: got a pass in which '{place.path}' "
+        f"({type(submodule(module, place.path)).__name__}) "
+        "was never called. Allowed: modules whose forward runs (not a ModuleList, nor a layer used only for its "
+        "weights). "
         "Tap a place before or after it."
     )
 
