@@ -249,6 +249,30 @@ def labels_of(source: Source) -> Tensor:
     return labels
 
 
+def labels_known(source: Source) -> Tensor | None:
+    """Return every class number of ``source`` as :func:`labels_of` does, or None where it has none."""
+    try:
+        labels = labels_of(source)
+    except DataError:
+        return None
+    return labels if labels.ndim == 1 and not labels.is_floating_point() else None
+
+
+def labelled_rows(source: Source) -> Tensor:
+    """Return the training rows that carry a label: sorted int64 example numbers; all of a source without classes."""
+    labels, train = labels_known(source), source.splits["train"]
+    return train if labels is None else train[labels[train] != UNLABELLED]
+
+
+def labels_print(source: Source) -> str | None:
+    """Return a fingerprint of every label, by the source's own word or read from its batches; None without labels."""
+    own = getattr(source, "labels_fingerprint", None)
+    if own is not None:
+        return str(own)
+    labels = labels_known(source)
+    return None if labels is None else fingerprint({"labels": checksum_of(labels)})
+
+
 def checksum_of(values: Tensor) -> str:
     """Return a short text that changes when any of ``values`` (one axis) does."""
     return f"{int(row_hashes(np.ascontiguousarray(values.numpy()).reshape(1, -1))[0]):016x}-{len(values)}"

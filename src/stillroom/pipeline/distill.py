@@ -105,7 +105,7 @@ def distill(
     encode = encode_for(source)
     arm = _arm(student, source, objectives, settings, labels, encode, seeds)
     arms = {"main": arm}
-    if control and source.classes and arm.reads_teacher:
+    if control and source.classes and labels != 0 and arm.reads_teacher:
         arms = {ALONE: control_of(arm, lambda: match("labels")), **arms}
     plan = _teacher(teacher, source, encode)
     experiment = Experiment("distill", source, {"": plan}, arms, list(seeds), TRIALS)

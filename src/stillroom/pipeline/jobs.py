@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom.contracts import HasBank, Source, Step, Teacher
+from stillroom.contracts import UNLABELLED, HasBank, Source, Step, Teacher
+from stillroom.data.splits import labels_print
 from stillroom.evaluate import BATCH, answer, plain_ids
 from stillroom.files import (
     begin,
@@ -42,13 +43,16 @@ VERSION = 1
 def job_inputs(experiment: Experiment, arm: ArmPlan, seed: int, factor: float, knowledge: str) -> str:
     """Return the fingerprint of everything a job's result depends on."""
     data = arm.data(experiment.data)
+    # What a job notes beside its answers is part of it; named only where asked for, so that others share the rest.
+    also = {"weights": True} if _penalised(experiment) else {}
     return fingerprint(
         {
+            **also,
             "version": VERSION,
             "torch": torch.__version__,
             "capability": torch.backends.cpu.get_cpu_capability(),
             "data": experiment.data.fingerprint,
-            "labels": getattr(data, "labels_fingerprint", None),  # type: ignore[attr-defined]
+            "labels": labels_print(data),
             "splits": {name: [len(rows), int(rows.sum())] for name, rows in data.splits.items()},
             "arm": dict(arm.described),
             "seed": seed,
@@ -105,7 +109,9 @@ def _train(
         if saves_after(settings, step.number, step.steps):
             log.save()  # before the checkpoint: a resumed training does not pass these steps again
         if step.number in marks and str(step.number) not in scored:
-            score = _validate(student, data, arm) if arm.answers else _own_value(learner, data, teacher, seed)
+            score = _validate(student, data, arm) if arm.answers else None
+            if score is None:
+                score = _own_value(learner, data, teacher, seed)
             write_bytes(folder / f"mark-{step.number}.safetensors", pack(state_of(student)))
             scored[str(step.number)] = score
             write_json(folder / "marks.json", scored)
@@ -145,9 +151,9 @@ def _finish(
         "validation_by_step": scored,
         "notes": curve.get("notes", []),
     }
-    if labels is not None and arm.answers:
-        scores["test"] = accuracy(test, labels)
-    if any(one.role == "penalty" for plan in experiment.arms.values() for one in plan.objectives()):
+    if arm.answers and (score := _accuracy(test, labels)) is not None:
+        scores["test"] = score
+    if _penalised(experiment):
         scores["weights"] = _weights(student)
         scores["pruned"] = _pruned(student, data, arm)
     write_json(folder / "scores.json", scores)
@@ -185,13 +191,20 @@ def adopt(trial: Path, folder: Path, inputs: str) -> None:
 # --- pieces ---------------------------------------------------------------------------------------------
 
 
-def _validate(student: nn.Module, data: Source, arm: ArmPlan) -> float:
-    logits, labels = answer(student, data, data.splits["validation"], encode=arm.encode)
-    return accuracy(logits, labels) if labels is not None and len(labels) else 0.0
+def _penalised(experiment: Experiment) -> bool:
+    return any(one.role == "penalty" for plan in experiment.arms.values() for one in plan.objectives())
+
+
+def _accuracy(logits: Tensor, labels: Tensor | None) -> float | None:
+    return None if labels is None or bool((labels == UNLABELLED).all()) else accuracy(logits, labels)
+
+
+def _validate(student: nn.Module, data: Source, arm: ArmPlan) -> float | None:
+    return _accuracy(*answer(student, data, data.splits["validation"], encode=arm.encode))
 
 
 def _own_value(learner: Learner, data: Source, teacher: Teacher | None, seed: int) -> float:
-    """What a student is chosen by whose logits nobody trained: minus its own objectives, on the validation rows.
+    """What a student is chosen by without labels, or with logits that nobody trained: minus its objectives, in validation.
 
     Their values are added without weights, which may ramp to nought; penalties on weights say nothing here.
     """
@@ -264,7 +277,7 @@ def _pruned(student: nn.Module, data: Source, arm: ArmPlan) -> float | None:
                 value[value.abs() < NEAR_ZERO * value.abs().max()] = 0
     logits, labels = answer(student, data, data.splits["test"], encode=arm.encode)
     restore(student, before)
-    return None if labels is None else accuracy(logits, labels)
+    return _accuracy(logits, labels)
 
 
 def _read_or(path: Path, default: Any) -> Any:

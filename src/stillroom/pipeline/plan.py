@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from stillroom.contracts import Source, Teacher, place
-from stillroom.data.splits import LabelledSubset, few_labels
+from stillroom.data.splits import LabelledSubset, few_labels, labelled_rows, labels_of
 from stillroom.errors import DataError, say
 from stillroom.objectives import Objective
 from stillroom.settings import Mixed, Training
@@ -84,7 +84,8 @@ class ArmPlan:
         """Return the data as this arm's student may see it: labels outside its share are hidden."""
         train = data.splits["train"]
         if self.labels is None:
-            return data
+            known = labelled_rows(data)
+            return data if len(known) == len(train) else LabelledSubset(data, known)
         if self.labels == 0 or self.labels > len(train):
             if self.labels > len(train):
                 raise DataError(
@@ -96,8 +97,6 @@ class ArmPlan:
                     )
                 )
             return LabelledSubset(data, train[:0])
-        from stillroom.data.splits import labels_of
-
         return LabelledSubset(data, few_labels(labels_of(data), train, self.labels, seed))
 
     def rows(self, visible: Source) -> Rows:
@@ -112,7 +111,8 @@ class ArmPlan:
     def settings(self, visible: Source, factor: float = 1.0) -> Training:
         """Return its training with the length in steps and the learning rate times ``factor``."""
         rows = self.rows(visible)
-        labelled = max(1, len(getattr(visible, "labelled", visible.splits["train"])))
+        train = visible.splits["train"]
+        labelled = len(getattr(visible, "labelled", train)) or len(train)  # without any label an epoch is all rows
         steps = sum(part.total_steps(labelled) for part in (self.training, *self.also))
         update: dict[str, Any] = {"steps": steps, "epochs": None, "lr": self.training.lr * factor}
         if isinstance(self.training.batch, Mixed) and rows.transfer is None:

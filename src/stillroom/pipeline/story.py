@@ -61,7 +61,7 @@ def _curves(experiment: Experiment, run: Path) -> dict[str, Any]:
         curve, scores = read_json(folder / "curve.json"), read_json(folder / "scores.json")
         marks = sorted(map(int, scores["validation_by_step"]))
         curves[name] = {"step": curve["step"], **curve["terms"]}
-        if experiment.arms[name].answers:
+        if experiment.arms[name].answers and "test" in scores:  # else it was chosen by a loss
             shown = [scores["validation_by_step"][str(mark)] for mark in marks]
             curves[name]["validation"] = {"step": marks, "score": shown}
     return curves
@@ -149,7 +149,7 @@ def summary_of(metrics: Mapping[str, Any]) -> list[tuple[str, object]]:
     if gap:
         shown.append(("gap closed", f"{100 * gap['mean']:.0f} %"))
     for name, label in (("teacher", "teacher"), (ALONE, "alone"), ("distilled", f"distilled ({metrics['main']})")):
-        if name in models:
+        if "score" in models.get(name, {}):  # a teacher has none where there are no labels
             shown.append((label, f"{100 * models[name]['score']['mean']:.1f} %"))
     agreement = models["distilled"].get("agreement")
     if agreement:

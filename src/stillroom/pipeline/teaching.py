@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from stillroom.contracts import Named, Teacher, tap
+from stillroom.data.splits import labelled_rows, labels_print
 from stillroom.errors import StoreError
 from stillroom.evaluate import evaluate
 from stillroom.files import (
@@ -33,7 +34,7 @@ from stillroom.store import Store
 from stillroom.store.manifest import read_manifest
 from stillroom.taps import read
 from stillroom.teachers import Live
-from stillroom.train import train
+from stillroom.train import Rows, train
 
 
 def teacher_folder(run: Path, name: str) -> Path:
@@ -53,7 +54,7 @@ def teacher_inputs(experiment: Experiment, plan: TeacherPlan) -> str:
         {
             "teacher": dict(plan.described),
             "data": data.fingerprint,
-            "labels": getattr(data, "labels_fingerprint", None),  # type: ignore[attr-defined]
+            "labels": labels_print(data),
             "train": [len(data.splits["train"]), int(data.splits["train"].sum())],
             "torch": torch.__version__,
             "capability": torch.backends.cpu.get_cpu_capability(),
@@ -102,7 +103,8 @@ def _train(experiment: Experiment, plan: TeacherPlan, module: nn.Module, folder:
     settings = plan.training
     assert settings is not None
     learner = Learner(module, ["labels"], encode=plan.encode, precision=settings.precision)
-    for step in train(learner, experiment.data, None, settings, seed=0, folder=folder, views=experiment.views):
+    data, rows = experiment.data, Rows(labelled_rows(experiment.data))
+    for step in train(learner, data, None, settings, rows=rows, seed=0, folder=folder, views=experiment.views):
         if step.number % 5 == 0 or step.number == step.steps:
             told(step.number, step.steps, f"loss {float(step.losses['loss']):.3f}")
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
@@ -207,10 +209,11 @@ def open_store(experiment: Experiment, name: str, folder: Path) -> Store:
     """Open one store, each of its bytes checked, and see that this experiment can learn from it.
 
     Raises:
-        StoreError: it was recorded from other data, holds fewer taps than the arms read, or is damaged.
+        StoreError: it was recorded from other data or other views, holds fewer taps than the arms read, or is damaged.
     """
     store = Store.open(folder, verify=True)
-    store.check(experiment.data)
+    views = getattr(experiment.data, "views", None)
+    store.check(experiment.data, transform_fingerprint=views.fingerprint if views and experiment.views > 1 else None)
     for text in experiment.taps(name):
         shown = [signal for signal in store.signals if signal == text or signal.startswith(f"{text.split('@')[0]}@")]
         if not shown:

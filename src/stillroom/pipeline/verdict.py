@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillroom.contracts import Source
-from stillroom.data.splits import labels_of
+from stillroom.contracts import UNLABELLED, Source
+from stillroom.data.splits import labels_known
 from stillroom.evaluate import BATCH, plain_ids
 from stillroom.files import read_json
 from stillroom.models.open_box import count_parameters
@@ -41,8 +41,10 @@ def teacher_answers(experiment: Experiment, teacher: Any) -> Tensor | None:
 
 
 def test_labels(data: Source) -> Tensor | None:
-    """Return the true labels of the test split, or None."""
-    return labels_of(data)[data.splits["test"]] if data.classes else None
+    """Return the true labels of the test split, or None when no example has one."""
+    labels = labels_known(data) if data.classes else None
+    labels = None if labels is None else labels[data.splits["test"]]
+    return None if labels is None or bool((labels == UNLABELLED).all()) else labels
 
 
 def metrics_of(experiment: Experiment, run: Path, answers: Answers, told: Tensor | None) -> dict[str, Any]:
