@@ -39,7 +39,7 @@ def evaluate(
         typer.Option("--on", help="Try its features on other tasks: digits, npz:FILE, ...", show_default=False),
     ] = None,
     rows: Annotated[
-        int, typer.Option("--rows", min=50, help="With --on: rows of each task, of train and of test")
+        int, typer.Option("--rows", min=50, help="With --on: labelled rows from which each task is learnt")
     ] = 2000,
     report: Annotated[
         Path | None, typer.Option("--out", help="With --on: write a report here", show_default=False)

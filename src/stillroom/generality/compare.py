@@ -24,6 +24,7 @@ Read = Callable[[Source, Tensor], NDArray[np.float32]]
 STUDENT, TEACHER, ALONE, RANDOM, RAW = "student", "teacher", "labels only", "random weights", "raw input"
 SHOTS = (1, 5, 10)
 DRAWS = 10
+ANSWERED = 2000  # test rows of a task; five times the training rows where those are few
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Task:
 
 
 def task_of(source: Source, *, rows: int = 2000, seed: int = 0, name: str = "") -> Task:
-    """Return the task of a source: at most ``rows`` labelled rows of train and of test each, chosen by hash.
+    """Return the task of a source: at most ``rows`` labelled training rows and 2,000 test rows, chosen by hash.
 
     Raises:
         DataError: there are no labels, fewer than two classes, or too few rows.
@@ -52,7 +53,7 @@ def task_of(source: Source, *, rows: int = 2000, seed: int = 0, name: str = "") 
         raise DataError(
             say(f"'{name}' is no task to judge features by", given, "two classes or more, with rows of both")
         )
-    fewer = trim(known, labels, {"train": rows, "test": rows}, seed)
+    fewer = trim(known, labels, {"train": rows, "test": min(ANSWERED, 5 * rows)}, seed)
     train, test = fewer["train"], fewer["test"]
     return Task(name, source, train, test, labels[train].numpy(), labels[test].numpy())
 

@@ -120,7 +120,7 @@ class Export(Settings):
 
 
 class Evaluate(Settings):
-    """Other tasks on which the features are tried, and how many rows each may take of train and of test."""
+    """Other tasks on which the features are tried, and from how many labelled rows each is learnt."""
 
     on: tuple[Data, ...] = ()
     rows: Annotated[int, Field(ge=50)] = 2000
