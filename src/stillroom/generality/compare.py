@@ -53,7 +53,7 @@ def task_of(source: Source, *, rows: int = 2000, seed: int = 0, name: str = "") 
         raise DataError(
             say(f"'{name}' is no task to judge features by", given, "two classes or more, with rows of both")
         )
-    fewer = trim(known, labels, {"train": rows, "test": min(ANSWERED, 5 * rows)}, seed)
+    fewer = trim(known, labels.numpy(), {"train": rows, "test": min(ANSWERED, 5 * rows)}, seed)
     train, test = fewer["train"], fewer["test"]
     return Task(name, source, train, test, labels[train].numpy(), labels[test].numpy())
 

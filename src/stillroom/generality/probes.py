@@ -23,7 +23,7 @@ FOLDS = 3
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Linear algebra on one thread: the same numbers on every machine, and no quarrel between jobs."""
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with threadpool_limits(1):
         yield
