@@ -83,11 +83,24 @@ def _advice(result: Mapping[str, Any]) -> str:
     if STUDENT not in means or TEACHER not in means:
         return ""
     share = _width(result, STUDENT) / _width(result, TEACHER)
-    solved = [name for name in (RAW, RANDOM) if name in means and means[name] >= means[STUDENT]]
-    if solved:
+    better = [name for name in (RAW, RANDOM) if name in means and (lead[name]["high"] or 0) < 0]
+    if better:
         return (
-            f" These tasks do not need trained features: {' and '.join(solved)} do as well; judge them on harder ones."
+            f" These tasks do not need trained features: {better[0]} does better; take that, or judge the features on "
+            "harder tasks."
         )
+    even = [name for name in (RAW, RANDOM) if name in means and (lead[name]["low"] or 0) <= 0]
+    also = "".join(
+        f" {name[:1].upper()}{name[1:]} does as well, with {_width(result, name)} numbers instead of "
+        f"{_width(result, STUDENT)}."
+        for name in even
+    )
+    return also + _next(result, share)
+
+
+def _next(result: Mapping[str, Any], share: float) -> str:
+    """Say whether these features can take the teacher's place."""
+    lead = result["lead"]
     if result["kept"] < KEPT:
         return (
             f" Less than {100 * KEPT:.0f} % of the teacher's is kept: give the student more dimensions, more steps or more "
