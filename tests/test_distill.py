@@ -75,3 +75,48 @@ def test_no_labels_shown_means_no_control(points, tmp_path):
     inputs, labels, teacher = points
     result = distill(teacher, small, (inputs, labels), ["kd"], steps=4, labels=0, out=tmp_path / "run")
     assert "alone" not in result.metrics["models"] and result.metrics["gap_closed"] is None
+
+
+SOURCE = """
+from torch import nn
+
+FACTOR = 1.0
+
+def mine(student_logits, teacher_logits):
+    return FACTOR * (student_logits - teacher_logits).square().mean()
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        return self.layer(inputs)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "which"),
+    [
+        ("FACTOR = 1.0", "FACTOR = 0.0", "mine"),
+        (".square()", ".abs()", "mine"),
+        ("(inputs)\n", "(inputs) * 2\n", "Net"),
+    ],
+)
+def test_changed_code_of_ones_own_is_never_answered_from_the_cache(points, tmp_path, before, after, which):
+    inputs, labels, teacher = points
+    assert SOURCE.count(before) == 1
+
+    def run(text, folder):
+        own = {"__name__": "own"}
+        exec(text, own)
+        student = own["Net"] if which == "Net" else small
+        objectives = [lambda: match(own["mine"])]
+        found = distill(teacher, student, (inputs, labels), objectives, steps=8, control=False, out=folder)
+        return torch.cat([value.flatten() for value in found.student.parameters()]), folder / "arms" / "main-0"
+
+    first, again = run(SOURCE, tmp_path / "a"), run("# moved\n" + SOURCE, tmp_path / "b")
+    changed = run(SOURCE.replace(before, after), tmp_path / "c")
+    assert torch.equal(first[0], again[0]) and not torch.equal(first[0], changed[0])
+    marks = [json.loads((folder / "done.json").read_text())["inputs"] for _, folder in (first, again, changed)]
+    assert marks[0] == marks[1] != marks[2]

@@ -25,7 +25,7 @@ TESTS = Path(__file__).parent
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0 words", ("errors",)),
     ("0 words, with types", ("contracts",)),
-    ("1 ground", ("files", "progress", "randomness", "settings")),
+    ("1 ground", ("behaviour", "files", "progress", "randomness", "settings")),
     ("2 tools", ("tensors", "order", "statistics", "taps", "losses", "data")),
     ("3 parts", ("objectives", "models", "store", "teachers", "tasks")),
     ("4", ("learner", "checkpoint")),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stillroom import files
+from stillroom.behaviour import behaviour
 from stillroom.contracts import Progress, Signals, Source, Teacher
 from stillroom.errors import StoreError, say
 from stillroom.models.open_box import fingerprint as fingerprint_of
@@ -212,7 +213,8 @@ def _print_of(teacher: Teacher) -> str | None:
     parts = [getattr(teacher, "module", None), getattr(getattr(teacher, "reader", None), "encode", None)]
     if not isinstance(parts[0], nn.Module):
         return None
-    return files.fingerprint([fingerprint_of(part) if isinstance(part, nn.Module) else None for part in parts])
+    known = [fingerprint_of(part) if isinstance(part, nn.Module) else None for part in parts]
+    return files.fingerprint([*known, behaviour(*(part for part in parts if part is not None))])
 
 
 def _digest(values: NDArray[Any]) -> str:

@@ -9,6 +9,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from stillroom.behaviour import behaviour
 from stillroom.contracts import Batch, Place, Role, Signals, Tap, place
 from stillroom.errors import LossError, say
 from stillroom.losses import LOSSES, PREPARED
@@ -82,7 +83,7 @@ class Objective(nn.Module):
         places = [{name: str(one.key) + f" ({one.tap})" for name, one in pair.items()} for pair in self.pairs]
         return {
             "name": self.name,
-            "loss": f"{self.loss.__module__}.{self.loss.__qualname__}",
+            "loss": f"{self.loss.__module__}.{self.loss.__qualname__}" + behaviour(self.loss),
             "places": places,
             "options": {key: repr(value) for key, value in self.options.items()},
             "weight": repr(self.weight),

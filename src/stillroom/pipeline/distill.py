@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from stillroom.behaviour import behaviour
 from stillroom.contracts import Finding, Source
 from stillroom.data.arrays import as_source
 from stillroom.errors import ModelError, UserError, say
@@ -181,7 +182,7 @@ def _arm(
 
     first = make(seeds[0])
     described = {
-        "student": fingerprint_of(first),
+        "student": fingerprint_of(first) + behaviour(first),
         "train": settings.model_dump(mode="json"),
         "objectives": [_described(one) for one in build()],
         "encode": fingerprint(getattr(encode, "describe", dict)()),
@@ -192,7 +193,7 @@ def _arm(
 def _described(objective: Objective) -> list[str]:
     return [
         objective.name,
-        f"{objective.loss.__module__}.{objective.loss.__qualname__}",
+        f"{objective.loss.__module__}.{objective.loss.__qualname__}" + behaviour(objective.loss),
         str(sorted(objective.options.items())),
         str(objective.pairs),
         str(objective.weight),

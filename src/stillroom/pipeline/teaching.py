@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from stillroom.behaviour import behaviour
 from stillroom.contracts import Named, Teacher, tap
 from stillroom.data.splits import labelled_rows, labels_print
 from stillroom.errors import StoreError
@@ -184,8 +185,10 @@ def _link(place: Path, target: Path) -> None:
 def _fingerprints(experiment: Experiment, module: nn.Module, encode: nn.Module | None) -> dict[str, str]:
     views = getattr(experiment.data, "views", None)
     described = getattr(encode, "describe", None)
+    known = {"module": fingerprint_of(module), "encode": described() if described else None}
+    code = behaviour(module)
     return {
-        "teacher": fingerprint({"module": fingerprint_of(module), "encode": described() if described else None}),
+        "teacher": fingerprint(known | ({"code": code} if code else {})),
         "data": str(experiment.data.fingerprint),  # type: ignore[attr-defined]
         "transform": str(getattr(views, "fingerprint", "")),
     }
