@@ -110,6 +110,21 @@ def test_fingerprint_follows_examples_name_and_views_but_not_labels_or_splits():
     assert (base.hashes(torch.tensor([3, 9])) == others[0].hashes(torch.tensor([3, 9]))).all()
 
 
+def test_fingerprint_follows_further_columns_which_a_loss_or_a_model_may_read():
+    values = torch.arange(20.0).view(10, 2)
+    prints = [
+        ArraySource(values, columns=columns).fingerprint
+        for columns in (
+            None,
+            {"weight": values},
+            {"weight": values + 1},
+            {"offset": values},
+            {"weight": values.clone()},
+        )
+    ]
+    assert len(set(prints)) == 4 and prints[1] == prints[4]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -375,3 +375,13 @@ def test_a_loss_over_lists_gets_all_pairs_at_once():
     teacher = {"a": torch.full((2, 1), 1.0), "c": torch.full((2, 1), 2.0)}
     objective.size(student, teacher, {"labels": torch.zeros(2)})
     assert float(objective(student, teacher, {"labels": torch.zeros(2)})) == 4.0 * 6.0
+
+
+def test_a_list_of_taps_is_summed_though_no_teacher_is_read():
+    def size(student_maps: Tensor) -> Tensor:
+        return student_maps.mean()
+
+    objective = match(size, ["one", "two"])
+    signals = {"one": torch.full((2, 3), 1.0), "two": torch.full((2, 5), 10.0)}
+    assert [str(place.tap) for place in objective.places("student")] == ["one", "two"]
+    assert objective(signals, {}, {}).item() == 11.0

@@ -690,3 +690,10 @@ def test_a_part_that_is_frozen_stays():
     before = weights(student)
     fit(Learner(student, ["labels", match("l2", weight=0.1)]), source(), None, plain(optimizer="sgd"))
     assert torch.equal(student[0].weight, before["0.weight"]) and not torch.equal(student[4].weight, before["4.weight"])
+
+
+def test_training_leaves_the_store_it_was_given_as_it_was(tmp_path):
+    data = source()
+    store = record(Live(seeded(small, 3)), data, tmp_path)
+    fit(Learner(seeded(small), ["kd"]), data, store, plain(steps=1))
+    assert store.signals == ("logits",)

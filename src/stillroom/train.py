@@ -250,7 +250,8 @@ class _Run:
         for objective in self._objectives():
             if objective.prepared is not None:
                 source = objective.pairs[0]["teacher_logits"].key
-                teacher = teacher.derive(objective.prepared_name, source, _bound(objective))
+                # on a view of the store: what a caller asks of the store itself stays what it was
+                teacher = teacher.use([source]).derive(objective.prepared_name, source, _bound(objective))
                 derived.append(objective.prepared_name)
                 others = [
                     place.key

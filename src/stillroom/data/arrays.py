@@ -95,8 +95,11 @@ class ArraySource:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what a teacher may be shown: name, raw examples, shape, type and the settings of the views."""
+        extra = {name: values for name, values in self.columns.items() if name not in ("inputs", "labels")}
+        columns = {name: checksum_of(_row_prints(values)) for name, values in sorted(extra.items())}
         return fingerprint(
-            {
+            ({"columns": columns} if columns else {})
+            | {
                 "name": self.name,
                 "shape": list(self.inputs.shape),
                 "type": str(self.inputs.dtype),
@@ -152,6 +155,10 @@ class ArraySource:
         fewer = copy.copy(self)
         fewer.splits = trim(self.splits, None if self.labels is None else self.labels.numpy(), rows, seed)
         return fewer
+
+
+def _row_prints(values: Tensor) -> Tensor:
+    return torch.from_numpy(row_hashes(values.numpy()).view(np.int64))
 
 
 # --- making tensors of what was given --------------------------------------------------------------

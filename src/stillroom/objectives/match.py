@@ -368,7 +368,9 @@ def _pairs(title: str, reads: Signature, student: Where, teacher: Where) -> list
             "teacher. "
             "Name as many on both sides."
         )
-    pairs = [{**a, **b} for a, b in zip(ours, theirs, strict=len(ours) == len(theirs))]
+    if len(ours) != len(theirs):  # one side is not read at all
+        ours, theirs = ours * len(theirs), theirs * len(ours)
+    pairs = [{**a, **b} for a, b in zip(ours, theirs, strict=True)]
     for pair in pairs:
         for slot in reads.sides("bank"):
             pair[slot.name] = pair[reads.sides("teacher")[0].name]
