@@ -54,8 +54,14 @@ def headline(result: Mapping[str, Any]) -> str:
     )
     if ALONE in means:
         lead = result["lead"][ALONE]
-        text += f" and stand {100 * lead['mean']:+.1f} points [{100 * lead['low']:+.1f}, {100 * lead['high']:+.1f}] from"
-        text += " those of the same student trained on labels alone"
+        ends = sorted(abs(100 * lead[key]) for key in ("low", "high"))
+        who = "those of the same student trained on labels alone"
+        if lead["low"] > 0 or lead["high"] < 0:
+            text += f" and {'lead' if lead['low'] > 0 else 'trail'} {who} by {abs(100 * lead['mean']):.1f} points"
+            text += f" [{ends[0]:.1f}, {ends[1]:.1f}]"
+        else:
+            text += f" and cannot be told from {who} ({100 * lead['mean']:+.1f} points"
+            text += f" [{100 * lead['low']:+.1f}, {100 * lead['high']:+.1f}])"
     return f"{text}."
 
 
@@ -122,12 +128,12 @@ def _linear(result: Mapping[str, Any]) -> Finding:
     rows: list[list[Any]] = []
     for name in readers:
         cells = [_cell(result["tasks"][task]["readers"][name]["linear"]) for task in tasks]
-        rows.append([name, _width(result, name), *cells, 100 * result["mean"][name]])
+        rows.append([name, _width(result, name), 100 * result["mean"][name], *cells])
     columns = [
         {"name": "features"},
         {"name": "numbers", "unit": "count"},
-        *({"name": task, "unit": "%", "digits": 1} for task in tasks),
         {"name": "mean", "unit": "%", "digits": 1},
+        *({"name": task, "unit": "%", "digits": 1} for task in tasks),
     ]
     sizes = "; ".join(
         f"{task}: {held['train']} rows to learn from, {held['test']} to answer"
@@ -216,7 +222,7 @@ def _ways(result: Mapping[str, Any]) -> Finding:
 def _shots(result: Mapping[str, Any]) -> Finding:
     readers = [name for name in ORDER if name in result["mean"]]
     tasks = list(result["tasks"].values())
-    shots = list(next(iter(tasks))["readers"][readers[0]]["few_shot"])
+    shots = sorted(next(iter(tasks))["readers"][readers[0]]["few_shot"], key=int)  # JSON may have sorted them as text
     means = {
         name: [sum(task["readers"][name]["few_shot"][count]["mean"] for task in tasks) / len(tasks) for count in shots]
         for name in readers
