@@ -10,6 +10,7 @@ from stillroom.settings import Mixed, Training
 ROWS = 256
 LABELS = 128
 STEPS = 20
+TASK_ROWS = 80
 Change = TypeVar("Change", Arm, Stage)
 
 
@@ -24,7 +25,7 @@ def tiny(recipe: Recipe) -> Recipe:
             "arms": {name: _change(arm) for name, arm in recipe.arms.items()},
             "stages": tuple(_change(stage) for stage in recipe.stages),
             "seeds": recipe.seeds[:1],
-            "evaluate": None if recipe.evaluate is None else recipe.evaluate.model_copy(update={"rows": ROWS}),
+            "evaluate": None if recipe.evaluate is None else recipe.evaluate.model_copy(update={"rows": TASK_ROWS}),
         }
     )
 
