@@ -15,7 +15,7 @@ from stillroom.errors import StoreError
 from stillroom.randomness import row_hashes
 from stillroom.record import record
 from stillroom.store import Store, export_columns, inspect, list_stores, prune, verify
-from stillroom.store.encoding import DTYPES
+from stillroom.store.encoding import DTYPES, encode, lay_out
 from stillroom.store.store import _sample
 
 PRINTS = {"teacher": "net-1", "data": "rows-1", "transform": "plain"}
@@ -498,3 +498,12 @@ def test_exported_columns_are_read_by_pandas(make, tmp_path):
     assert [len(row) for row in table["boxes"]] == [example % 5 for example in range(40)]
     assert np.allclose(np.stack(table["boxes"][7]), source.inputs[7] + torch.arange(2)[:, None], atol=4e-3)
     assert np.allclose(np.stack(table["maps"][3]), source.inputs[3].view(2, 2), atol=1e-3)
+
+
+def test_small_numbers_are_not_lost_in_halves():
+    small = torch.rand(4, 8, generator=torch.Generator().manual_seed(0)) * 1e-7
+    columns = lay_out({"features": small})
+    kept = encode(columns, {"features": small}, torch.zeros(4, 2, dtype=torch.int64))["features"].values.view(4, 8)
+    torch.testing.assert_close(kept, small)
+    assert lay_out({"features": small * 1e4})["features"].dtype == "float16"
+    assert lay_out({"features": small * 0})["features"].dtype == "float16"

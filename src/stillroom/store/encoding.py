@@ -92,7 +92,8 @@ def lay_out(signals: Signals, dtypes: Mapping[str, str] | None = None) -> dict[s
     """Decide from an example batch how each signal is stored; ``dtypes`` overrides the rule by name.
 
     Logits are float32 up to 1,000 classes, else float16 less each row's maximum; gradients are float16
-    over each sample's norm; other floats float16 (bfloat16 keeps its bits); whole numbers as they are.
+    over each sample's norm; other floats float16 (bfloat16 keeps its bits; float32 where all lie below float16's
+    smallest normal number, 6e-5); whole numbers as they are.
 
     Raises:
         StoreError: a dtype cannot be stored, or ``dtypes`` names a signal that is not there.
@@ -141,6 +142,8 @@ def _rule(name: str, values: Tensor, wanted: str | None) -> tuple[str, Literal["
         return wanted or "float16", "shifted" if narrow else "plain"
     if "@gradient" in last:
         return wanted or "float16", "unit" if narrow else "plain"
+    if wanted is None and values.numel() and 0 < float(values.abs().max()) < torch.finfo(torch.float16).smallest_normal:
+        return "float32", "plain"  # halves would keep a few bits of such small numbers, or none
     return wanted or ("bfloat16" if given == "bfloat16" else "float16"), "plain"
 
 
