@@ -160,9 +160,9 @@ def _finish(
     # In this order a kill in between leaves what can be trained again: marks are never missing while they are listed.
     for rest in [folder / "checkpoint.safetensors", folder / "marks.json", *sorted(folder.glob("mark-*.safetensors"))]:
         rest.unlink(missing_ok=True)
+        faultpoint("job:tidied")
     for part in folder.glob("stage-*"):
         shutil.rmtree(part)
-        faultpoint("job:tidied")
 
 
 def choose(experiment: Experiment, arm: ArmPlan, trials: Path) -> float:
