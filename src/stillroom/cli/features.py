@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 LEARNT_FROM = 4000  # rows from which the order of the dimensions is learnt
 
 
-def evaluate_on(
-    model: Path, on: Sequence[str], rows: int, report: Path | None, as_json: bool, *, load: Load
-) -> None:
+def evaluate_on(model: Path, on: Sequence[str], rows: int, report: Path | None, as_json: bool, *, load: Load) -> None:
     """Try the features of a run's student (beside its teacher and controls) or of a bundle on other tasks."""
     from stillroom.cli import screen
     from stillroom.generality import findings, summary
@@ -59,7 +57,14 @@ def _show(result: dict[str, Any]) -> None:
     rows = []
     for name, mean in result["mean"].items():
         held = [task["readers"][name] for task in tasks.values()]
-        rows.append([name, f"{held[0]['dimensions']:,}", *(f"{100 * one['linear']['mean']:.1f} %" for one in held), f"{100 * mean:.1f} %"])
+        rows.append(
+            [
+                name,
+                f"{held[0]['dimensions']:,}",
+                *(f"{100 * one['linear']['mean']:.1f} %" for one in held),
+                f"{100 * mean:.1f} %",
+            ]
+        )
     show_table(["features", "numbers", *tasks, "mean"], rows, "Linear probe on other tasks")
 
 
@@ -75,15 +80,24 @@ def record_features(
     if dtype not in DTYPES:
         raise UserError(say("Features cannot be stored so", f"--dtype {dtype}", DTYPES))
     if out.is_dir():
-        raise UserError(f"{out} is a folder: features are written to one file. Name it, for example --out {out / 'features.parquet'}.")
+        raise UserError(
+            f"{out} is a folder: features are written to one file. Name it, for example --out "
+            f"{out / 'features.parquet'}."
+        )
     extractor = _extractor(model, load)
     if not hasattr(extractor, "center_") and (dimensions is not None or dtype in ("int8", "binary")):
-        extractor = FeatureExtractor(extractor.model, extractor.tap, "pca" if dimensions is not None else extractor.head)
+        extractor = FeatureExtractor(
+            extractor.model, extractor.tap, "pca" if dimensions is not None else extractor.head
+        )
         extractor.fit((source, source.splits["train"][:LEARNT_FROM]))
     with ticking(1, {"features": "features"}, quiet=quiet) as told:
         told("features", 0, 0, "")
         facts = write_features(
-            extractor, source, out, dimensions=dimensions, dtype=dtype,  # type: ignore[arg-type]
+            extractor,
+            source,
+            out,
+            dimensions=dimensions,
+            dtype=dtype,  # type: ignore[arg-type]
             progress=lambda done, of, what: told("features", done, max(of, 2), what),
         )
         told("features", 1, 1, "")

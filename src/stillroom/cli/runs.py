@@ -159,7 +159,9 @@ def record(
 
         if recipe is not None:
             raise UserError(f"A recipe and --model are given: got {recipe} and {model}. Keep one of them.")
-        record_features(model, _data(data, model), out or Path("features.parquet"), dimensions, dtype, quiet, load=_load)
+        record_features(
+            model, _data(data, model), out or Path("features.parquet"), dimensions, dtype, quiet, load=_load
+        )
         return
     if recipe is None:
         raise UserError(

@@ -141,7 +141,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         dtype: DType | None = None,
         normalise: bool | None = None,  # noqa: N803
     ) -> Iterator[NDArray[Any]]:
-        """Yield what :meth:`transform` returns, ``batch`` rows at a time, so that memory does not grow with the data."""
+        """Yield what :meth:`transform` returns, ``batch`` rows at a time: memory does not grow with the data."""
         dimensions, dtype = self.dimensions if dimensions is None else dimensions, dtype or self.dtype
         normalise = self.normalise if normalise is None else normalise
         self._check(dtype, normalise)
@@ -196,7 +196,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             raise UserError(say("There are not that many dimensions", dimensions, f"1 to {width}"))
         if dimensions < width and self.head == "identity":
             raise UserError(
-                f"Features as they are have no order, so {dimensions} of {width} cannot be chosen: got head='identity'. "
+                f"Features as they are have no order, so {dimensions} of {width} cannot be chosen: got "
+                "head='identity'. "
                 "Use head='pca' and fit it: the first dimensions then tell most."
             )
         return dimensions

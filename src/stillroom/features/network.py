@@ -1,4 +1,4 @@
-"""The network that gives features: raw inputs in, one vector an example out, the head included, so that it can be exported."""
+"""The network that gives features: raw inputs in, one vector an example out, head included, to be exported."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ def headline(result: Mapping[str, Any]) -> str:
         return ""
     share = _width(result, STUDENT) / _width(result, TEACHER)
     text = (
-        f"On {count} other task{'s' if count > 1 else ''} its features, {100 * share:.0f} % of the teacher's size, keep "
+        f"On {count} other task{'s' if count > 1 else ''} its features, {100 * share:.0f} % of the teacher's size, "
+        "keep "
         f"{_percent(result['kept'])} of the teacher's linear probe"
     )
     if ALONE in means:
@@ -109,7 +110,8 @@ def _next(result: Mapping[str, Any], share: float) -> str:
     lead = result["lead"]
     if result["kept"] < KEPT:
         return (
-            f" Less than {100 * KEPT:.0f} % of the teacher's is kept: give the student more dimensions, more steps or more "
+            f" Less than {100 * KEPT:.0f} % of the teacher's is kept: give the student more dimensions, more steps "
+            "or more "
             "transfer images before it replaces the teacher."
         )
     if ALONE in lead and (lead[ALONE]["low"] is None or lead[ALONE]["low"] <= 0):
@@ -192,7 +194,8 @@ def _ways(result: Mapping[str, Any]) -> Finding:
         "rows": rows,
         "apart": [index for index, name in enumerate(readers) if name == TEACHER],
         "main": [index for index, name in enumerate(readers) if name == STUDENT],
-        "note": "Means over the tasks. Nearest neighbours: 20 by cosine, temperature 0.07. NMI: k-means with as many clusters as "
+        "note": "Means over the tasks. Nearest neighbours: 20 by cosine, temperature 0.07. NMI: k-means with as many "
+        "clusters as "
         "classes. Found first / in first 5: an image asks for others of its class.",
     }
     sentence = "Search and grouping, which train nothing on top of the features."
@@ -209,7 +212,8 @@ def _ways(result: Mapping[str, Any]) -> Finding:
             if name in near
         ]
         sentence += f" ({'; '.join(others)})" if others else ""
-        sentence += f"; asked for more of the same class, the first image shown is right in {_percent(means[STUDENT]['recall_at_1'])}."
+        first = _percent(means[STUDENT]["recall_at_1"])
+        sentence += f"; asked for more of the same class, the first image shown is right in {first}."
     return Finding(
         "Search and grouping with the features",
         sentence,
@@ -236,7 +240,8 @@ def _shots(result: Mapping[str, Any]) -> Finding:
         "x_label": "accuracy",
         "labels": [f"{count} example{'s' if count != '1' else ''} a class" for count in shots],
         "series": series,
-        "note": f"The nearest class mean; means over {draws} draws and the tasks. 'distilled' are the student's features, "
+        "note": f"The nearest class mean; means over {draws} draws and the tasks. 'distilled' are the student's "
+        "features, "
         "'alone' those of the same student trained on labels only.",
     }
     if STUDENT not in means:
@@ -280,12 +285,14 @@ def _curve(result: Mapping[str, Any]) -> Finding:
     coarse = [one for one in points if one["dtype"] in ("int8", "binary")]
     if coarse:
         text += "; stored as " + " and as ".join(
-            f"{one['dtype']} ({one['bytes']} bytes instead of {whole['bytes']}) all of them keep {_percent(one['linear'] / whole['linear'])}"
+            f"{one['dtype']} ({one['bytes']} bytes instead of {whole['bytes']}) all of them keep "
+            f"{_percent(one['linear'] / whole['linear'])}"
             for one in coarse
         )
     good = [one for one in points if one["linear"] >= 0.98 * whole["linear"]]
     best = min(good, key=lambda one: one["bytes"])
-    text += f". Smallest that keeps 98 %: {best['dimensions']} dimensions as {best['dtype']}, {best['bytes']} bytes an example."
+    size = f"{best['dimensions']} dimensions as {best['dtype']}, {best['bytes']} bytes an example"
+    text += f". Smallest that keeps 98 %: {size}."
     figure = {
         "kind": "table",
         "title": "Quality by dimensions and precision",

@@ -91,7 +91,7 @@ def few_shot(
 
 
 def clustering(test: Rows, test_labels: Labels, *, seed: int = 0) -> float:
-    """Return the normalised mutual information of k-means on unit rows, as many clusters as classes, with the labels."""
+    """Return the normalised mutual information of the labels with k-means on unit rows, a cluster a class."""
     from sklearn.cluster import KMeans
     from sklearn.metrics import normalized_mutual_info_score
 

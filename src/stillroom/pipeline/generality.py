@@ -76,7 +76,9 @@ def generality_of(experiment: Experiment, run: Path, told: Told) -> dict[str, An
     main = experiment.main
     notes = [(_arm_folder(run, main, seed) / "done.json").read_text(encoding="utf-8") for seed in experiment.seeds]
     tasks = open_tasks(experiment.on, experiment.on_rows)
-    about = [(task.name, str(getattr(task.source, "fingerprint", "")), len(task.train), len(task.test)) for task in tasks]
+    about = [
+        (task.name, str(getattr(task.source, "fingerprint", "")), len(task.train), len(task.test)) for task in tasks
+    ]
     inputs = fingerprint({"version": VERSION, "students": notes, "tasks": about, "arms": list(experiment.arms)})
     folder = run / "generality"
     if (found := committed(folder, inputs)) is not None:
@@ -89,8 +91,12 @@ def generality_of(experiment: Experiment, run: Path, told: Told) -> dict[str, An
 
 
 def measured(
-    student: Sequence[Deployed], tasks: Sequence[Task], data: Source | None, *,
-    others: Mapping[str, Sequence[Deployed]], told: Told,
+    student: Sequence[Deployed],
+    tasks: Sequence[Task],
+    data: Source | None,
+    *,
+    others: Mapping[str, Sequence[Deployed]],
+    told: Told,
 ) -> dict[str, Any]:
     """Compare students (one a seed) with the ``others``, and draw the first one's curve of size and quality."""
     readers = {name: [_reads(one) for one in models] for name, models in {STUDENT: student, **others}.items()}
@@ -150,7 +156,9 @@ def _others(experiment: Experiment, run: Path) -> dict[str, list[Deployed]]:
     plan = experiment.teachers.get("")
     if plan is not None and plan.make is not None:
         module, encode = trained(experiment, "", run)
-        found[TEACHER] = [Deployed(module, encode, config={"input": plan.config.get("input", main.config["input"])}).eval()]
+        found[TEACHER] = [
+            Deployed(module, encode, config={"input": plan.config.get("input", main.config["input"])}).eval()
+        ]
     if (arm := labels_arm(experiment)) is not None:
         found[LABELS_ONLY] = [_student(run, arm, seed) for seed in experiment.seeds]
     start = main.make_student(experiment.seeds[0])
@@ -165,7 +173,9 @@ def generality_of_run(run: Path, tasks: Sequence[Task], told: Told) -> dict[str,
         UserError: the run is not finished.
     """
     experiment = experiment_of(read_recipe(run / "recipe.yaml"))
-    missing = [seed for seed in experiment.seeds if not (_arm_folder(run, experiment.main, seed) / "done.json").is_file()]
+    missing = [
+        seed for seed in experiment.seeds if not (_arm_folder(run, experiment.main, seed) / "done.json").is_file()
+    ]
     if missing:
         raise UserError(f"{run} is not finished: got no student of seed {missing[0]}. Run its recipe to the end first.")
     student = [_student(run, experiment.main, seed) for seed in experiment.seeds]
@@ -173,7 +183,7 @@ def generality_of_run(run: Path, tasks: Sequence[Task], told: Told) -> dict[str,
 
 
 def generality_of_model(model: Deployed, tasks: Sequence[Task], told: Told) -> dict[str, Any]:
-    """Ask a bundle that belongs to no run: beside it stand random weights, where they can be made, and the raw input."""
+    """Ask a bundle that belongs to no run: beside it stand random weights, where possible, and the raw input."""
     from stillroom.models.zoo import build
 
     others: dict[str, list[Deployed]] = {}
@@ -181,12 +191,16 @@ def generality_of_model(model: Deployed, tasks: Sequence[Task], told: Told) -> d
     if "use" in described:
         outputs = model.config.get("outputs") or len(model.classes or ())
         with forked(0, "weights"):
-            start: nn.Module = build(described["use"], shape=model.config["shape"], classes=outputs, **described["options"])
+            start: nn.Module = build(
+                described["use"], shape=model.config["shape"], classes=outputs, **described["options"]
+            )
         others[RANDOM] = [Deployed(start, model.encode, config={"input": model.config["input"]}).eval()]
     return measured([model], tasks, None, others=others, told=told)
 
 
-def add_generality(experiment: Experiment, run: Path, metrics: dict[str, Any], result: Mapping[str, Any] | None) -> None:
+def add_generality(
+    experiment: Experiment, run: Path, metrics: dict[str, Any], result: Mapping[str, Any] | None
+) -> None:
     """Put what was found on other tasks into metrics and verdict.
 
     Where nobody trained the student's logits, every model's score is what its features are worth on the run's own data.
@@ -215,10 +229,17 @@ def _score_by_features(experiment: Experiment, run: Path, metrics: dict[str, Any
         entry["score"] = {"mean": float(np.mean(values)), "per_seed": values} if values else None
     main = metrics["models"][experiment.main.name]
     metrics["models"]["distilled"] = main
-    share = "" if main["score"] is None else (
-        f": a vote of the nearest images by its features is right in {100 * main['score']['mean']:.1f} % of cases on the run's own data"
+    share = (
+        ""
+        if main["score"] is None
+        else (
+            f": a vote of the nearest images by its features is right in {100 * main['score']['mean']:.1f} % of "
+            "cases on the run's own data"
+        )
     )
-    metrics["verdict"] = f"'{experiment.main.name}' was trained without labels{share}. It has no control, so no gap is named."
+    metrics["verdict"] = (
+        f"'{experiment.main.name}' was trained without labels{share}. It has no control, so no gap is named."
+    )
 
 
 def _knn(model: Deployed, task: Task) -> float:
@@ -241,5 +262,14 @@ def check_tasks(experiment: Experiment, run: Path) -> None:
 
 
 __all__ = [
-    "add_generality", "check_tasks", "generality_of", "generality_of_model", "generality_of_run", "labels_arm", "measured", "open_task", "open_tasks", "source_of",
+    "add_generality",
+    "check_tasks",
+    "generality_of",
+    "generality_of_model",
+    "generality_of_run",
+    "labels_arm",
+    "measured",
+    "open_task",
+    "open_tasks",
+    "source_of",
 ]
