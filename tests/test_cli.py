@@ -489,3 +489,23 @@ def test_whatever_happens_is_said_in_words(command, monkeypatch, raised, code, w
     said = command("check", ROOT / "recipes/images.yaml", "--tiny")
     assert (said.code, said.out) == (code, "")
     assert words in said.err and "Traceback" not in said.err
+
+
+# --- features ---------------------------------------------------------------------------------------------
+
+
+def test_features_are_tried_on_another_task(command, finished, tmp_path):
+    page = tmp_path / "page.html"
+    said = command("evaluate", finished["features"], "--on", "digits", "--rows", 60, "--json", "--out", page)
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert "digits" in json.dumps(found["tasks"]) and page.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_features_are_written_to_a_file(command, finished, tmp_path):
+    target = tmp_path / "features.parquet"
+    words = ["record", "--model", finished["features"], "--data", "digits", "--dimensions", 4, "--dtype", "float16", "--quiet"]
+    said = command(*words, "--out", target)
+    assert said.code == 0, said.err
+    table = pq.read_table(target)
+    assert len(table) == 1797 and any(len(table[name][0].as_py()) == 4 for name in table.column_names if name == "features")
