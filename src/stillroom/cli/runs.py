@@ -255,7 +255,7 @@ def _plan(experiment: Experiment, folder: Path, as_json: bool, jobs: int | str) 
     tasks = pending(experiment, folder)
     expected = expectations(experiment)
     left = [task for task, done in tasks if not done]
-    seconds = seconds_of(experiment, left, processes_for(jobs, len(left)))
+    seconds = seconds_of(experiment, left, processes_for(jobs, len(left))) if left else None
     if seconds is not None:
         expected["time"] = (
             f"about {max(1, round(seconds))} s for what is to do, {processes_for(jobs, len(left))} at once"
