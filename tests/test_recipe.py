@@ -95,7 +95,7 @@ arms:
   passes: {train: {epochs: 2, clip: null}}
   wide: {student: {width: 32}}
   other: {student: {model: mlp, hidden: [8]}}
-  few: {data: {labels: 100}, record: {also: [features]}}
+  few: {data: {labels: 100}}
 """
     )
     recipe = read_recipe(text)
@@ -108,7 +108,6 @@ arms:
     assert recipe.arm("wide").student.options["width"] == 32
     assert recipe.arm("other").student.options == {"hidden": (8,), "dropout": 0.0}
     assert recipe.arm("few").data.labels == 100 and recipe.data.labels is None
-    assert recipe.arm("few").record.also == ("features",)
     assert read_recipe(recipe.to_yaml()) == recipe
 
 

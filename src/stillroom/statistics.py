@@ -103,12 +103,13 @@ def gap_closed(
             "no gap to close",
         )
     denominator = float(teacher.mean() - alone.mean())
+    share = float(distilled.mean() - alone.mean()) / denominator
 
     def ratio(rows: NDArray[np.int64]) -> float:
         gap = float(teacher[rows].mean() - alone[:, rows].mean())
         return float(distilled[:, rows].mean() - alone[:, rows].mean()) / gap if gap > 0 else math.nan
 
-    seeds = over_seeds(
-        [float(part.mean() - base.mean()) / denominator for part, base in zip(distilled, alone, strict=True)]
-    )
+    # The delta method: the denominator moves with the seed's control as the numerator does.
+    gains, leads = distilled.mean(1) - alone.mean(1), teacher.mean() - alone.mean(1)
+    seeds = over_seeds((share + (gains - share * leads) / denominator).tolist())
     return wider(seeds, over_examples(ratio, len(teacher), seeds=len(distilled))), ""

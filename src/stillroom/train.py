@@ -232,15 +232,16 @@ class _Run:
                 "gradients= fills .grad by itself, which several processes would not share: got "
                 f"{self.world} processes. Use one process, or leave gradients= out."
             )
-        if self.order.rows % self.world:
-            raise TrainError(
-                say(
-                    f"A batch is shared among {self.world} processes",
-                    f"{self.order.rows} rows",
-                    f"a multiple of {self.world}",
-                    "Change train.batch.",
+        for part in self.order.parts:
+            if part.count % self.world:
+                raise TrainError(
+                    say(
+                        f"A batch is shared among {self.world} processes",
+                        f"{part.count} {part.name} rows",
+                        f"a multiple of {self.world}",
+                        "Change train.batch.",
+                    )
                 )
-            )
 
     def _attached(self, teacher: Teacher | None) -> Teacher | None:
         """A store is asked for nothing but what is read, and prepares what does not depend on the student."""

@@ -28,6 +28,7 @@ from stillroom.files import (
 )
 from stillroom.learner import Learner
 from stillroom.models.bundle import save_bundle
+from stillroom.pipeline.code import code_print
 from stillroom.pipeline.plan import ArmPlan, Experiment, Told
 from stillroom.pipeline.stages import pass_through
 from stillroom.settings import Training
@@ -37,7 +38,6 @@ from stillroom.train import bank_rows, saves_after, train
 
 LOGGED = 120  # moments of the training curve that are kept
 NEAR_ZERO = 1e-3
-VERSION = 1
 
 
 def job_inputs(experiment: Experiment, arm: ArmPlan, seed: int, factor: float, knowledge: str) -> str:
@@ -48,7 +48,7 @@ def job_inputs(experiment: Experiment, arm: ArmPlan, seed: int, factor: float, k
     return fingerprint(
         {
             **also,
-            "version": VERSION,
+            "code": code_print(),
             "torch": torch.__version__,
             "capability": torch.backends.cpu.get_cpu_capability(),
             "data": experiment.data.fingerprint,
@@ -204,7 +204,7 @@ def _validate(student: nn.Module, data: Source, arm: ArmPlan) -> float | None:
 
 
 def _own_value(learner: Learner, data: Source, teacher: Teacher | None, seed: int) -> float:
-    """What a student is chosen by without labels, or with logits that nobody trained: minus its objectives, in validation.
+    """What a student is chosen by without labels, or with logits that nobody trained: minus its validation losses.
 
     Their values are added without weights, which may ramp to nought; penalties on weights say nothing here.
     """

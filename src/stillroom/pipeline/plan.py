@@ -127,7 +127,13 @@ def control_of(arm: ArmPlan, make_labels: Callable[[], Objective]) -> ArmPlan:
         kept = [one for one in arm.objectives() if one.role == "penalty"]
         return [make_labels(), *kept]
 
-    described = {**arm.described, "control": True}
+    # What the teacher's objectives are does not matter to it: a sweep over them pays for the control once.
+    kept = {key: value for key, value in arm.described.items() if key not in ("objectives", "stages", "record")}
+    described = {
+        **kept,
+        "control": [one.described() for one in objectives()],
+        "stages": [stage.training.model_dump(mode="json") for stage in arm.before if not stage.assistant],
+    }
     also = tuple(stage.training for stage in arm.before if not stage.assistant)
     return ArmPlan(
         ALONE, objectives, arm.training, arm.labels, arm.make_student, arm.encode, arm.config, described, also=also

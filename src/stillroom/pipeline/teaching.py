@@ -29,6 +29,7 @@ from stillroom.files import (
 from stillroom.learner import Learner
 from stillroom.models.bundle import load, save_bundle
 from stillroom.models.open_box import fingerprint as fingerprint_of
+from stillroom.pipeline.code import code_print
 from stillroom.pipeline.plan import Experiment, TeacherPlan, Told, combined
 from stillroom.record import record
 from stillroom.store import Store
@@ -54,6 +55,7 @@ def teacher_inputs(experiment: Experiment, plan: TeacherPlan) -> str:
     return fingerprint(
         {
             "teacher": dict(plan.described),
+            "code": code_print(),
             "data": data.fingerprint,
             "labels": labels_print(data),
             "train": [len(data.splits["train"]), int(data.splits["train"].sum())],
@@ -163,7 +165,9 @@ def _knowledge_place(experiment: Experiment, name: str, prints: Mapping[str, str
     """Return where the cache keeps what a teacher showed on this data through these taps."""
     rows = {split: [len(part), int(part.sum())] for split, part in experiment.data.splits.items()}
     taps = sorted(experiment.taps(name))
-    inputs = fingerprint({"prints": prints, "taps": taps, "views": experiment.views, "rows": rows})
+    inputs = fingerprint(
+        {"code": code_print(), "prints": prints, "taps": taps, "views": experiment.views, "rows": rows}
+    )
     return cache_folder() / "knowledge" / inputs[:2] / inputs
 
 

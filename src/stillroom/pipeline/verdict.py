@@ -72,7 +72,7 @@ def metrics_of(experiment: Experiment, run: Path, answers: Answers, told: Tensor
         "name": experiment.name,
         "notes": notes,
     }
-    found |= _compared(answers, told, labels, main)
+    found |= _compared(answers, told, labels, main, _comparable(experiment))
     found["verdict"] = verdict(found)
     return found
 
@@ -105,8 +105,20 @@ def _agrees(logits: list[Tensor], told: Tensor) -> np.ndarray:
     return np.stack([(part.argmax(1) == told.argmax(1)).double().numpy() for part in logits])
 
 
-def _compared(answers: Answers, told: Tensor | None, labels: Tensor | None, main: str) -> dict[str, Any]:
-    """The two headline numbers, or why there are none."""
+def _comparable(experiment: Experiment) -> list[str]:
+    """The arms that the control is a control of: the first arm's student, seeing as many labels."""
+    main = experiment.main
+    return [
+        name
+        for name, arm in experiment.arms.items()
+        if name != ALONE and arm.config == main.config and arm.labels == main.labels
+    ]
+
+
+def _compared(
+    answers: Answers, told: Tensor | None, labels: Tensor | None, main: str, comparable: list[str]
+) -> dict[str, Any]:
+    """The two headline numbers, or why there are none; every arm's share of the gap where the control is its own."""
     reason = ""
     if told is None:
         reason = "there is no teacher in this recipe, so there is no gap to close"
@@ -126,9 +138,7 @@ def _compared(answers: Answers, told: Tensor | None, labels: Tensor | None, main
     teacher = _correct([told], labels)[0]
     gap, why = gap_closed(ours, alone, teacher)
     found["score_gain"] = paired(ours, alone).plain()
-    found["gaps"] = {
-        name: _gap(_correct(seeds, labels), alone, teacher) for name, seeds in answers.items() if name != ALONE
-    }
+    found["gaps"] = {name: _gap(_correct(answers[name], labels), alone, teacher) for name in comparable}
     if gap is None:
         return found | {"reason": why}
     return found | {"gap_closed": gap.plain()}
@@ -163,7 +173,11 @@ def verdict(metrics: Mapping[str, Any]) -> str:
         )
         return f"{sure}: {numbers}.{closed}"
     if gain.high is not None and gain.high < 0:
-        return f"Distilling made the student worse: {numbers}.{closed}"
+        worse = "Distilling made the student worse"
+        sure = (
+            worse if seeds >= CLAIM_FROM else f"{worse} in {f'these {seeds} seeds' if seeds > 1 else 'this one seed'}"
+        )
+        return f"{sure}: {numbers}.{closed}"
     return f"Whether distilling helped cannot be told from chance: {numbers}.{closed}"
 
 

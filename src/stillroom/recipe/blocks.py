@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stillroom.recipe.mistakes import check, choose, unknown_keys
-from stillroom.recipe.models import RESERVED_ARMS, Arm, Data, Evaluate, Objective, Record, Stage, Student, Teacher
+from stillroom.recipe.models import RESERVED_ARMS, Arm, Data, Evaluate, Objective, Stage, Student, Teacher
 from stillroom.recipe.overrides import merged
 from stillroom.recipe.schema import Tables, block_of
 from stillroom.recipe.text import Mistakes, Node, shorten
@@ -25,6 +25,7 @@ _SHARED = {
     "teachers": "arms share their teachers; write a second recipe",
     "seeds": "arms are compared seed by seed, so they share the seeds; set them for the whole recipe",
     "control": "the control is common to all arms; set it for the whole recipe",
+    "record": "arms read what is recorded once for all; set it for the whole recipe",
     "trials": "every arm gets as many trials; set them for the whole recipe",
 }
 _LABELS_ONLY = "arms share their data; only 'labels' may differ"
@@ -178,7 +179,6 @@ class Reading:
             data=self._laid(parts, "data", self.data),
             student=self._laid(parts, "student", self.student),
             train=self._laid(parts, "train", lambda block: self.block(block, Training)),
-            record=self._laid(parts, "record", lambda block: self.block(block, Record)),
         )
 
     def _changes(self, node: Node, allowed: tuple[str, ...], reasons: dict[str, str]) -> bool:

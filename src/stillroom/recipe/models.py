@@ -142,7 +142,6 @@ class Arm(Settings):
     data: Data | None = None
     student: Student | None = None
     train: Training | None = None
-    record: Record | None = None
 
 
 class Recipe(Settings):
@@ -181,7 +180,7 @@ class Recipe(Settings):
             )
         change = self.arms[name]
         update: dict[str, Any] = {
-            key: value for key in ("data", "student", "train", "record") if (value := getattr(change, key)) is not None
+            key: value for key in ("data", "student", "train") if (value := getattr(change, key)) is not None
         }
         base = self.objectives if change.objectives is None else change.objectives
         return self.model_copy(update={**update, "objectives": base + change.add, "arms": {name: Arm()}})

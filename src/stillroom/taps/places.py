@@ -69,7 +69,7 @@ def as_signals(value: Any, name: str, rows: int) -> Signals:
     """
     if isinstance(value, Tensor):
         return {name: value}
-    if isinstance(value, list | tuple) and len(value) == rows and all(isinstance(row, Tensor) for row in value):
+    if isinstance(value, list) and len(value) == rows and all(isinstance(row, Tensor) for row in value):
         return pad_rows(value, name)
     if isinstance(value, Mapping):
         raise TapError(

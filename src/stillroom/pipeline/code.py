@@ -1,0 +1,26 @@
+"""Which code a result was made with: what is kept is used again only by the code that would make it anew."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+MAKERS = (
+    "data", "losses", "models", "objectives", "store", "taps", "tasks",
+    "checkpoint.py", "dot.py", "evaluate.py", "learner.py", "order.py", "randomness.py", "record.py", "settings.py",
+    "teachers.py", "train.py",
+)  # fmt: skip
+
+
+@functools.cache
+def code_print() -> str:
+    """Return a SHA-256 of the source of everything that computes: a changed loss or model must not find old results."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for name in MAKERS:
+        place = root / name
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(f"{file.relative_to(root)}\0".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
