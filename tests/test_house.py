@@ -40,9 +40,7 @@ PLACES = {name: number for number, (_, names) in enumerate(FLOORS) for name in n
 NOT_YET: set[str] = set()  # places that may still be empty
 
 LINES, BODY, ARGUMENTS, CHAIN = 500, 60, 10, 2
-MANY_ARGUMENTS = {
-    "pipeline/distill.py:distill",  # the one-call door: what it does not take could not be said without a recipe
-}
+MANY_ARGUMENTS: set[str] = set()
 FOREIGN_BASES = {
     "BaseModel",
     "Module",

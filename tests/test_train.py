@@ -697,3 +697,22 @@ def test_training_leaves_the_store_it_was_given_as_it_was(tmp_path):
     store = record(Live(seeded(small, 3)), data, tmp_path)
     fit(Learner(seeded(small), ["kd"]), data, store, plain(steps=1))
     assert store.signals == ("logits",)
+
+
+def test_a_checkpoint_of_another_store_is_refused(tmp_path):
+    data = ArraySource(torch.randn(20, 4), torch.arange(20) % 2, splits={"train": torch.arange(20)})
+    stores = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        stores.append(record(Live(nn.Linear(4, 2)), data, tmp_path / f"store-{seed}", taps=["logits"]))
+    settings = Training(steps=4, batch=10, checkpoint_every=2)
+
+    def learner():
+        torch.manual_seed(5)
+        return Learner(nn.Linear(4, 2), ["kd"])
+
+    for step in train(learner(), data, stores[0], settings, folder=tmp_path / "run"):
+        if step.number == 3:
+            break
+    with pytest.raises(TrainError, match="another training"):
+        next(train(learner(), data, stores[1], settings, folder=tmp_path / "run"))

@@ -281,6 +281,7 @@ class _Run:
                 ],
                 "data": [getattr(self.data, name, None) for name in ("fingerprint", "labels_fingerprint")],
                 "objectives": [one.described() for one in self._objectives()],
+                "teacher": getattr(self.teacher, "fingerprint", None),
             }
         )
 

@@ -240,12 +240,7 @@ def open_store(experiment: Experiment, name: str, folder: Path) -> Store:
 
 def knowledge_print(stores: Mapping[str, Store]) -> str:
     """Return a fingerprint of what the teachers showed: of every shard's content."""
-    return fingerprint(
-        {
-            name: [sorted(shard.sha256 for shard in store.manifest.shards), store.manifest.fingerprints]
-            for name, store in stores.items()
-        }
-    )
+    return fingerprint({name: store.fingerprint for name, store in stores.items()})
 
 
 def teacher_of(stores: Mapping[str, Store]) -> Teacher | None:

@@ -87,6 +87,12 @@ class Store:
         return self._names
 
     @property
+    def fingerprint(self) -> str:
+        """A name for what is stored: of every shard's content and of what it was recorded from."""
+        shards = sorted(shard.sha256 for shard in self.manifest.shards)
+        return files.fingerprint({"shards": shards, "from": self.manifest.fingerprints})
+
+    @property
     def classes(self) -> list[str] | None:
         """Names of the classes the teacher knows, where they were given."""
         return self.manifest.classes
