@@ -288,3 +288,11 @@ def test_write_int8_refuses_what_is_no_graph(tmp_path):
         write_int8(tmp_path / "x.onnx", tmp_path / "y.onnx", examples=EXAMPLES)
     assert os.listdir(tmp_path) == ["x.onnx"]
     assert AGREEMENT == 0.98
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(ExportError, match="An export is a folder"):
+        write_to = tmp_path / "taken"
+        export(Deployed(nn.Linear(2, 2)), write_to, examples=torch.rand(4, 2), check=(torch.rand(4, 2), None))
+    assert (tmp_path / "taken").read_text() == "mine"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stillroom.contracts import Hidden, Vectors
 from stillroom.errors import LossError, TapError
-from stillroom.objectives import Connector, masked_mean, match, pool, signature
+from stillroom.objectives import Connector, masked_mean, match, objectives_of, pool, signature
 from stillroom.settings import Ramp
 
 ROWS = 4
@@ -385,3 +385,25 @@ def test_a_list_of_taps_is_summed_though_no_teacher_is_read():
     signals = {"one": torch.full((2, 3), 1.0), "two": torch.full((2, 5), 10.0)}
     assert [str(place.tap) for place in objective.places("student")] == ["one", "two"]
     assert objective(signals, {}, {}).item() == 11.0
+
+
+def test_what_a_person_gives_becomes_fresh_objectives():
+    def own(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+        return (student_logits - teacher_logits).abs().mean()
+
+    kept = match("hint", "a", "b")
+    made = objectives_of(["labels", own, kept, lambda: match("kd", temperature=2.0)])
+    assert [one.name for one in made] == ["labels", "own", "hint", "kd"]
+    assert made[2] is not kept and made[3].options == {"temperature": 2.0}
+    assert [one.name for one in objectives_of("kd")] == ["kd"]
+    for wrong in ([], [3], [lambda: 3]):
+        with pytest.raises(LossError):
+            objectives_of(wrong)
+
+
+def test_a_loss_that_keeps_its_axes_is_refused():
+    def unreduced(student_logits: torch.Tensor) -> torch.Tensor:
+        return student_logits.sum(1)
+
+    with pytest.raises(LossError, match=r"must return one number: got shape \(2,\)"):
+        match(unreduced)({"logits": torch.ones(2, 3)}, {}, {})

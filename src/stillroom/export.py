@@ -70,6 +70,8 @@ def export(
     tell = progress or (lambda done, of, what: None)
     steps = 3 if int8 else 2
     _check_rows(examples, check)
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(say("An export is a folder", f"the file {folder}", "a folder, new or not", "Name another."))
     _clear(folder)
     tell(0, steps, "bundle")
     save_bundle(folder, deployed, config=_configuration(deployed, examples, config))

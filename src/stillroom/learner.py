@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stillroom.contracts import Batch, Gradient, Place, Signals, Tap, place
 from stillroom.errors import LossError
-from stillroom.objectives import Objective, match
+from stillroom.objectives import Given, Objective, objectives_of
 from stillroom.taps import Reader, Takes, read, sizing
 
 Precision = Literal["float32", "bf16"]
@@ -31,7 +31,7 @@ class Learner(nn.Module):
     def __init__(
         self,
         student: nn.Module,
-        objectives: Sequence[Objective | str],
+        objectives: Sequence[Given],
         *,
         encode: Callable[..., Any] | None = None,
         takes: Takes = ("inputs",),
@@ -41,7 +41,9 @@ class Learner(nn.Module):
         if not objectives:
             raise LossError("A learner needs at least one objective: got none. Add one, for example 'labels' or 'kd'.")
         self.student = student
-        self.objectives = nn.ModuleList(match(one) if isinstance(one, str) else one for one in objectives)
+        self.objectives = nn.ModuleList(
+            one if isinstance(one, Objective) else objectives_of(one)[0] for one in objectives
+        )
         names = [objective.name for objective in self._each()]
         doubled = {name for name in names if names.count(name) > 1}
         if doubled or "loss" in names:

@@ -75,4 +75,5 @@ class Lines(Ticker):
         """Note that a task begins (of = 0), moves on, or ends (done = of = 1)."""
         if of == 1 and done == 1:
             self.count += 1
-            err.print(f"[{self.count}/{self.tasks}] {self.titles.get(name, name)}", markup=False)
+            note = f" ({what})" if what else ""
+            err.print(f"[{self.count}/{self.tasks}] {self.titles.get(name, name)}{note}", markup=False)

@@ -269,6 +269,11 @@ def _data(text: str, model: Path | None) -> Source:
         name, _, path = text.partition(":")
         if path and "path" not in options_of(name):
             raise DataError(say(f"Data '{name}' takes no path", f"'{path}'", f"--data {name}"))
+        needed = options_of(name).get("path")
+        if needed is not None and needed.default is needed.empty and not path:
+            raise DataError(
+                say(f"Data '{name}' needs a path", f"'{name}'", f"{name}:PATH, for example {name}:pictures/")
+            )
         return open_source(name, **({"path": path} if path else {}))
     if model is not None and (model / "recipe.yaml").is_file():
         return open_data(read_recipe(model / "recipe.yaml").data)

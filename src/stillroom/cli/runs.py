@@ -127,6 +127,8 @@ def run(
     screen.show_metrics(outcome.metrics)
     for note in outcome.metrics.get("notes", []):
         screen.out.print(f"note: {note}", markup=False)
+    if tiny:
+        screen.out.print("note: --tiny only tries the path; its numbers say nothing.", markup=False)
     screen.out.print(f"Report: {folder / 'report.html'}", markup=False)
 
 

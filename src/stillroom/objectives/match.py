@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_type_hints
 
@@ -127,13 +129,21 @@ class Objective(nn.Module):
             self._must_be_equal(pair["student_logits"], logits, pair["teacher_logits"], teacher[name])
             return self.prepared.loss(logits, teacher[name], **self.options)
         if any(slot.several for slot in self.reads.slots):
-            return self.loss(*self._lists(student, teacher, batch), **self.options)
+            return self._scalar(self.loss(*self._lists(student, teacher, batch), **self.options))
         total: Tensor | None = None
         for index, pair in enumerate(self.pairs):
-            value = self.loss(*self._arguments(index, pair, student, teacher, batch), **self.options)
+            value = self._scalar(self.loss(*self._arguments(index, pair, student, teacher, batch), **self.options))
             total = value if total is None else total + value
         assert total is not None
         return total
+
+    def _scalar(self, value: Tensor) -> Tensor:
+        if not isinstance(value, Tensor) or value.dim():
+            given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise LossError(
+                say(f"The loss '{self.name}' must return one number", given, "a tensor without axes", "Take its mean.")
+            )
+        return value
 
     def _lists(self, student: Signals, teacher: Signals, batch: Batch) -> list[Any]:
         """Arguments of a loss over lists: a slot annotated ``list[...]`` gets the tensors of all pairs at once."""
@@ -305,6 +315,50 @@ def match(
     if every < 1:
         raise LossError(say(f"The objective '{title}' is to be computed every so many steps", every, "1 or more"))
     return Objective(title, function, options, pairs, own=own, weight=ramp, connect=connector, every=every, role=role)
+
+
+Given = str | Objective | Callable[..., Any]
+
+
+def objectives_of(given: str | Objective | Callable[..., Any] | Sequence[Given]) -> list[Objective]:
+    """Return fresh objectives from what a person gives: names, losses of their own, objectives, or makers of them.
+
+    A function without parameters to fill makes an objective; any other is a loss, bound where its parameters say.
+    An objective is copied, so that each training begins with its own.
+
+    Raises:
+        LossError: there is none, or one is something else.
+    """
+    listed = [given] if isinstance(given, str | Objective) or callable(given) else list(given)
+    if not listed:
+        raise LossError("A student needs at least one objective: got none. Add one, for example 'labels' or 'kd'.")
+    return [_objective(one) for one in listed]
+
+
+def _objective(one: Given) -> Objective:
+    if isinstance(one, Objective):
+        return copy.deepcopy(one)
+    if isinstance(one, str):
+        return match(one)
+    if not callable(one):
+        raise LossError(
+            say(
+                "This is no objective",
+                repr(one),
+                "a loss's name, a loss function, match(...), or a function that makes one",
+            )
+        )
+    wanted = [
+        part
+        for part in inspect.signature(one).parameters.values()
+        if part.default is part.empty and part.kind in (part.POSITIONAL_ONLY, part.POSITIONAL_OR_KEYWORD)
+    ]
+    made = match(one) if wanted else one()
+    if not isinstance(made, Objective):
+        raise LossError(
+            say("A function that makes an objective made something else", type(made).__name__, "match(...)")
+        )
+    return made
 
 
 def _function(loss: str | Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -19,7 +19,7 @@ from stillroom.files import fingerprint
 from stillroom.models.bundle import load
 from stillroom.models.encode import encode_for
 from stillroom.models.open_box import fingerprint as fingerprint_of
-from stillroom.objectives import Objective, match
+from stillroom.objectives import Given, Objective, match, objectives_of
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, TeacherPlan, control_of
 from stillroom.pipeline.recipes import input_of
 from stillroom.pipeline.run import perform
@@ -72,7 +72,7 @@ def distill(
     teacher: nn.Module | Store,
     student: nn.Module | MakeStudent,
     data: Any,
-    objectives: Sequence[str | Callable[[], Objective]] = ("kd",),
+    objectives: str | Sequence[Given] = ("kd",),
     *,
     steps: int,
     seeds: Sequence[int] = (0,),
@@ -85,8 +85,8 @@ def distill(
 
     ``teacher``: a trained module, or a Store. ``student``: a function that makes it (needed for several seeds), or an
     untrained module. ``data``: a source, ``(inputs, labels)``, a Dataset, or a dictionary of those by split; ``labels``
-    is how many labels the student may see (None: all). ``objectives``: names, or functions that make an Objective, such
-    as ``lambda: match("hint", "layer2", "layer3")``. With ``control`` the same student is also trained without the
+    is how many labels the student may see (None: all). ``objectives``: names, losses of your own, or
+    ``match("hint", "layer2", "layer3")``. With ``control`` the same student is also trained without the
     teacher, on labels alone. uint8 images are normalised for both models alike; other inputs are given as they are.
     ``training`` holds batch, optimizer, rate and the rest; ``steps`` wins. Three learning rates (x0.3, x1, x3) are
     tried with the first seed, for the control as well. Everything is kept in ``out``, and a second call resumes from
@@ -118,6 +118,8 @@ def distill(
 
 
 def _check_call(student: nn.Module | MakeStudent, seeds: Sequence[int], steps: int) -> None:
+    if isinstance(seeds, int):
+        raise UserError(say("Seeds are several", f"seeds={seeds}", f"a list, for example seeds=[{seeds}]"))
     if steps < 1:
         raise UserError(say("A student needs at least one step of training", f"steps={steps}", "1 or more"))
     if not seeds or len(set(seeds)) != len(seeds):
@@ -158,7 +160,7 @@ def _teacher(teacher: nn.Module | Store, source: Source, encode: nn.Module | Non
 def _arm(
     student: nn.Module | MakeStudent,
     source: Source,
-    objectives: Sequence[str | Callable[[], Objective]],
+    objectives: str | Sequence[Given],
     settings: Training,
     labels: int | None,
     encode: nn.Module | None,
@@ -178,7 +180,7 @@ def _arm(
         return made
 
     def build() -> list[Objective]:
-        return [match(one) if isinstance(one, str) else one() for one in objectives]
+        return objectives_of(objectives)
 
     first = make(seeds[0])
     described = {

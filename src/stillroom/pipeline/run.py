@@ -64,7 +64,7 @@ def perform(experiment: Experiment, folder: Path, *, processes: int = 1, told: T
         check_tasks(experiment, folder)
         for task in tasks:
             if task not in left:
-                told(task.name, 1, 1, "")
+                told(task.name, 1, 1, "done before")
         if left and processes > 1:
             perform_apart(folder, left, processes, events)
         else:

@@ -69,6 +69,7 @@ def metrics_of(experiment: Experiment, run: Path, answers: Answers, told: Tensor
         "models": models,
         "main": main,
         "arms": arms,
+        "data": {"fingerprint": experiment.data.fingerprint, "test": len(experiment.data.splits["test"])},
         "name": experiment.name,
         "notes": notes,
     }

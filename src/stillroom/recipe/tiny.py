@@ -18,6 +18,7 @@ def tiny(recipe: Recipe) -> Recipe:
     """Return the recipe cut down; teachers and arms too."""
     return recipe.model_copy(
         update={
+            "name": f"{recipe.name}-tiny",  # its folder must not take the real run's place
             "data": _data(recipe.data),
             "train": _training(recipe.train),
             "teacher": None if recipe.teacher is None else _teacher(recipe.teacher),

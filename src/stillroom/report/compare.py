@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -161,6 +162,9 @@ def _costs(runs: Sequence[Run]) -> Finding | None:
 
 
 def _sentence(runs: Sequence[Run], scores: Sequence[str]) -> str:
+    data = {json.dumps(metrics.get("data"), sort_keys=True) for _, metrics, _ in runs}
+    if len(data) > 1:
+        return "The runs were measured on different data, so their scores cannot be compared."
     if len(scores) > 1:
         return f"The runs are scored differently ({', '.join(scores)}), so their scores cannot be ranked."
     teachers = {round(mean, 6) for _, metrics, _ in runs if (mean := _score(metrics, "teacher")["mean"]) is not None}

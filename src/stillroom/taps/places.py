@@ -26,8 +26,8 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
             say(
                 f"{type(module).__name__} has no submodule to tap",
                 f"'{path}'",
-                paths,
-                "Name one of these, or logits, features or output.",
+                paths or "logits, features or output, since it has no submodules",
+                "Name one of these, or logits, features or output." if paths else "",
             )
         ) from error
 
