@@ -144,7 +144,13 @@ def started(lab: Lab, name: str, fault: str = "") -> subprocess.Popen[str]:
     source = str(Path(__file__).parents[1] / "src")
     environment = {**os.environ, **lab.environment(name, fault), "PYTHONPATH": source}
     command = [sys.executable, "-m", "stillroom", *lab.command(name, jobs=2)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, preexec_fn=_hears_ctrl_c, **pipes)
+
+
+def _hears_ctrl_c() -> None:
+    """A test runner begun in the background hands down that Ctrl-C is ignored; a person's shell does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def family(parent: int) -> set[int]:
