@@ -22,7 +22,10 @@ Batch = dict[str, Tensor]
 Signals = dict[str, Tensor]
 """What a model showed on a batch: the first axis is the example. Three suffixes are reserved:
 ``<name>.mask`` (bool, B x length) beside a padded tensor, and ``<name>.bank`` (rows x ...) with
-``<name>.bank.mask`` (bool, B x rows; False where a bank row is the example itself)."""
+``<name>.bank.mask`` (bool, B x rows; False where a bank row is the example itself). ``spans`` (int32, B x T x 2, with
+``spans.mask``) says which bytes of its text each of a model's steps stands for: [first, end), equal for none."""
+
+SPANS = "spans"
 
 UNLABELLED = -1
 
@@ -84,9 +87,10 @@ class Attention:
 class State:
     """Memory of the ``nn.LSTM`` or ``nn.GRU`` at ``path``.
 
-    Gives ``<path>@h`` (B, T, layers x directions, hidden) at every step and, for an LSTM, ``<path>@c``
-    (B, ceil(T / every), layers x directions, hidden) at the border after each ``every`` steps, each
-    with its mask. The reverse direction counts steps from the end of each row's own length.
+    Gives ``<path>@h`` (B, T, layers, directions, hidden) at every step, both directions at the step they stand at, and,
+    for an LSTM, ``<path>@c`` (B, ceil(T / every), layers, directions, hidden) after each ``every`` steps and after the
+    row's own last one, counted in the order of reading: the reverse direction begins at the row's end. Each has its
+    mask.
     """
 
     path: str
@@ -259,6 +263,15 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class HasSteps(Protocol):
+    """An ``encode`` of texts or sequences that says which of the steps it makes are real, and what they stand for."""
+
+    def steps(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the mask (bool, B x T; real steps first) and the spans (int32, B x T x 2, in bytes) or None."""
+        ...
+
+
 # --- what a loss accepts: the annotation of its tensors --------------------------------------------
 
 
@@ -287,6 +300,8 @@ FreeMaps = Annotated[Tensor, Kind("maps", ("example", "channel", "height", "widt
 FreeVectors = Annotated[Tensor, Kind("vectors", ("example", "feature"), "features", "free")]
 Tokens = Annotated[Tensor, Kind("tokens", ("example", "time", "feature"))]
 FreeTokens = Annotated[Tensor, Kind("tokens", ("example", "time", "feature"), fit="free")]
+States = Annotated[Tensor, Kind("states", ("example", "time", "layer", "direction", "feature"))]
+FreeStates = Annotated[Tensor, Kind("states", ("example", "time", "layer", "direction", "feature"), fit="free")]
 Features = Annotated[Tensor, Kind("features", ("example", "..."), "features")]
 Labels = Annotated[Tensor, Kind("labels", ("example",))]
 
