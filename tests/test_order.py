@@ -61,3 +61,31 @@ def test_the_rows_drawn_do_not_depend_on_the_number_of_views():
 def test_nothing_to_train_on_is_said_by_name():
     with pytest.raises(DataError, match="nothing to train on: got no transfer rows.*at least one"):
         Order([Part("labelled", EXAMPLES, 2), Part("transfer", torch.arange(0), 2)], seed=0)
+
+
+def bucketed(count, total=640, seed=0) -> Order:
+    lengths = torch.randint(1, 200, (1000,), generator=torch.Generator().manual_seed(1))
+    return Order([Part("labelled", torch.arange(200, 200 + total), count)], seed=seed, lengths=lengths)
+
+
+@pytest.mark.parametrize(("count", "total"), [(8, 640), (7, 640), (64, 100), (1, 30), (200, 30)])
+def test_buckets_pass_every_row_once_an_epoch_in_full_batches(count, total):
+    made = bucketed(count, total)
+    batches = [made.ids(step) for step in range(-(-3 * total // count))]
+    assert all(len(batch) == count for batch in batches)
+    passed = torch.cat(batches)[: 3 * total, 0].view(3, -1)
+    assert torch.equal(passed.sort(1).values, torch.arange(200, 200 + total).expand(3, -1))
+
+
+def test_buckets_hold_rows_of_like_length_and_take_turns():
+    made = bucketed(8, 800)
+    lengths = [made.lengths[made.ids(step)[:, 0].numpy()] for step in range(300)]
+    plain = Order(made.parts, seed=0)
+    loose = [made.lengths[plain.ids(step)[:, 0].numpy()] for step in range(300)]
+    spread = sum(float(part.max() - part.mean()) for part in lengths) / 300
+    assert spread < 0.2 * sum(float(part.max() - part.mean()) for part in loose) / 300
+    means = torch.tensor([float(part.mean()) for part in lengths[:50]])
+    assert not torch.equal(means, means.sort().values), "short texts must not all come first"
+    assert torch.equal(made.ids(7), bucketed(8, 800).ids(7)) and not torch.equal(
+        made.ids(7), bucketed(8, 800, seed=1).ids(7)
+    )

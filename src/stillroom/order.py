@@ -1,16 +1,31 @@
-"""Which rows make up which batch: a pure function of (seed, step), so that nothing of it is ever saved."""
+"""Which rows make up which batch: a pure function of (seed, step), so that nothing of it is ever saved.
+
+Texts of about equal length go together (buckets): a batch is padded to its longest row, and padding costs as much as
+text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from stillroom.contracts import Source
 from stillroom.errors import DataError
 from stillroom.randomness import integers, permutation
+
+Rows = NDArray[np.int64]
+POOL = 50  # batches whose rows are sorted by length together: enough to be alike, few enough to stay random
+
+
+def lengths_of(data: Source) -> Tensor | None:
+    """Return the length of every example (int64, by number) where the source tells it, as texts do; else None."""
+    lengths: Callable[[Tensor], Tensor] | None = getattr(data, "lengths", None)
+    return lengths(torch.arange(len(data))) if callable(lengths) else None
 
 
 @dataclass(frozen=True)
@@ -27,12 +42,14 @@ class Order:
 
     Each part is passed through in a new order each epoch; a batch may take the end of one epoch and the start of
     the next, so that all batches are full. With ``views`` above 1 each passing of an example draws one of its views.
+    ``lengths`` (by example number) puts rows of about equal length into the same batch; each row still comes once an
+    epoch, and batches of all lengths take turns.
 
     Raises:
         DataError: a part is empty.
     """
 
-    def __init__(self, parts: Sequence[Part], *, seed: int, views: int = 1) -> None:
+    def __init__(self, parts: Sequence[Part], *, seed: int, views: int = 1, lengths: Tensor | None = None) -> None:
         for part in parts:
             if len(part.examples) == 0:
                 raise DataError(
@@ -40,6 +57,7 @@ class Order:
                     "Check the splits and how many labels the student may see."
                 )
         self.parts, self.seed, self.views = tuple(parts), seed, views
+        self.lengths = None if lengths is None else lengths.numpy()
         self._epochs: dict[str, tuple[int, Tensor]] = {}
 
     @property
@@ -66,6 +84,8 @@ class Order:
         if kept is not None and kept[0] == epoch:
             return kept[1]
         examples = part.examples.numpy()[permutation(len(part.examples), self.seed, part.name, epoch)]
+        if self.lengths is not None:
+            examples = self._bucketed(part, epoch, examples, self.lengths[examples])
         views = (
             integers(self.views, self.seed, "view", examples, epoch)
             if self.views > 1
@@ -74,3 +94,17 @@ class Order:
         ids = torch.from_numpy(np.stack([examples, views], axis=1))
         self._epochs[part.name] = (epoch, ids)
         return ids
+
+    def _bucketed(self, part: Part, epoch: int, examples: Rows, lengths: Rows) -> Rows:
+        """Sort pools of rows by length, cut them into batches, and shuffle the batches of each pool."""
+        begun = -epoch * len(examples) % part.count  # these fill the batch that the epoch before began
+        pieces = [examples[:begun]]
+        size = POOL * part.count
+        for number, start in enumerate(range(begun, len(examples), size)):
+            chosen = slice(start, start + size)
+            rows = examples[chosen][np.argsort(lengths[chosen], kind="stable")]
+            full = len(rows) // part.count
+            batches = [rows[place * part.count : (place + 1) * part.count] for place in range(full)]
+            turns = permutation(full, self.seed, part.name, epoch, "bucket", number)
+            pieces += [batches[turn] for turn in turns] + [rows[full * part.count :]]
+        return np.concatenate(pieces)

@@ -20,7 +20,7 @@ from stillroom.files import faultpoint, fingerprint
 from stillroom.learner import Learner
 from stillroom.losses import l2
 from stillroom.objectives import Objective
-from stillroom.order import Order, Part
+from stillroom.order import Order, Part, lengths_of
 from stillroom.randomness import reseed, stream
 from stillroom.settings import Mixed, Training
 
@@ -44,8 +44,8 @@ class Rows:
         train = data.splits["train"]
         return cls(getattr(data, "labelled", train), train)
 
-    def order(self, settings: Training, *, seed: int, views: int = 1) -> Order:
-        """Return the batches of a training on these rows."""
+    def order(self, settings: Training, *, seed: int, views: int = 1, lengths: Tensor | None = None) -> Order:
+        """Return the batches of a training on these rows; ``lengths`` (by example number) for texts."""
         if isinstance(settings.batch, Mixed):
             transfer = self.labelled if self.transfer is None else self.transfer
             parts = [
@@ -54,7 +54,7 @@ class Rows:
             ]
         else:
             parts = [Part("labelled", self.labelled, settings.batch)]
-        return Order(parts, seed=seed, views=views)
+        return Order(parts, seed=seed, views=views, lengths=lengths)
 
 
 def saves_after(settings: Training, number: int, steps: int) -> bool:
@@ -195,7 +195,7 @@ class _Run:
             gradients = Dot(momentum=settings.momentum, delta=settings.delta, weight_decay=settings.weight_decay)
         self.gradients = gradients
         self.total = settings.total_steps(len(rows.labelled))
-        self.order = rows.order(settings, seed=seed, views=views)
+        self.order = rows.order(settings, seed=seed, views=views, lengths=lengths_of(data))
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank, self.world = (
             (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
@@ -483,4 +483,14 @@ def check_labels(batch: Batch) -> None:
         )
 
 
-__all__ = ["Gradients", "Prepare", "Rows", "bank_rows", "fit", "learning_rate", "optimizer_of", "saves_after", "train"]
+__all__ = [
+    "Gradients",
+    "Prepare",
+    "Rows",
+    "bank_rows",
+    "fit",
+    "learning_rate",
+    "optimizer_of",
+    "saves_after",
+    "train",
+]
