@@ -149,6 +149,9 @@ class BasicBlock(nn.Module):
         return leaving
 
 
+TEXTS = ("bilstm", "bigru", "textcnn", "textmlp")
+"""The models that read texts: tokens and their mask."""
+
 ZOO: dict[str, Callable[..., nn.Module]] = {"net": Net, "mlp": MLP, "cnn": CNN, "resnet": ResNet}
 
 
