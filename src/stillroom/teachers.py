@@ -17,6 +17,9 @@ from stillroom.taps import Takes, read
 class Live:
     """A model that answers while training runs: in eval mode, detached, never trained.
 
+    ``precision`` "bf16" lets matrix products run in bfloat16, which large teachers answer up to twice as fast in; what
+    they show is given back as float32.
+
     Example:
         >>> teacher = Live(network, ["logits", "layer3"])
     """
@@ -28,8 +31,9 @@ class Live:
         *,
         encode: Callable[..., Any] | None = None,
         takes: Takes = ("inputs",),
+        precision: Literal["float32", "bf16"] = "float32",
     ) -> None:
-        self.module = module
+        self.module, self.precision = module, precision
         self.reader = read(module, taps, encode, takes=takes)
 
     def __call__(self, batch: Batch) -> Signals:
@@ -38,7 +42,13 @@ class Live:
         try:
             self.module.eval()
             with torch.no_grad():
-                return {name: value.detach() for name, value in self.reader(batch).items()}
+                if self.precision == "float32":
+                    return {name: value.detach() for name, value in self.reader(batch).items()}
+                with torch.autocast(batch["id"].device.type, dtype=torch.bfloat16):
+                    shown = self.reader(batch)
+                return {
+                    name: value.float() if value.dtype == torch.bfloat16 else value for name, value in shown.items()
+                }
         finally:
             for part in modes:
                 part.training = True

@@ -206,7 +206,7 @@ def show(
     Example: stillroom data show fashion-mnist-sample
     """
     from stillroom.cli.screen import out, show_json
-    from stillroom.pipeline.recipes import input_of
+    from stillroom.pipeline.making import input_of
 
     opened = _data(source, None)
     facts: dict[str, Any] = {
@@ -235,7 +235,7 @@ def _load(place: Path) -> Deployed:
 
 def _fits(deployed: Deployed, source: Source) -> None:
     """See that a model takes the rows of a source, and knows its classes."""
-    from stillroom.pipeline.recipes import input_of
+    from stillroom.pipeline.making import input_of
 
     wanted, given = dict(deployed.config["input"]), input_of(source)
     if list(wanted["shape"]) != given["shape"] or wanted["dtype"] != given["dtype"]:

@@ -20,8 +20,8 @@ from stillroom.models.bundle import load
 from stillroom.models.encode import encode_for
 from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.objectives import Given, Objective, match, objectives_of
+from stillroom.pipeline.making import input_of
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, TeacherPlan, control_of
-from stillroom.pipeline.recipes import input_of
 from stillroom.pipeline.run import perform
 from stillroom.pipeline.tasks import tasks_of
 from stillroom.progress import err, ticking

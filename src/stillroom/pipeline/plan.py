@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -157,6 +157,7 @@ class Experiment:
     recipe: str = ""
     on: Sequence[tuple[str, Mapping[str, Any]]] = ()
     on_rows: int = 2000
+    precision: Literal["float32", "bf16"] = "float32"
 
     @property
     def main(self) -> ArmPlan:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from stillroom.contracts import Source
 from stillroom.data.table import open_source, options_of
 from stillroom.errors import ModelError, RecipeError, say
-from stillroom.evaluate import plain_ids
 from stillroom.models.bundle import load
-from stillroom.models.encode import encode_for
 from stillroom.models.open_box import fingerprint as fingerprint_of
-from stillroom.models.zoo import build
 from stillroom.objectives import Objective, match
+from stillroom.pipeline.making import Making
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, TeacherPlan, control_of
-from stillroom.randomness import forked
 from stillroom.recipe import Data, Own, Recipe, Stage, Teacher, written
 from stillroom.recipe import Objective as ObjectiveEntry
 from stillroom.settings import Ramp
@@ -41,10 +35,10 @@ def experiment_of(recipe: Recipe) -> Experiment:
     if recipe.device not in ("auto", "cpu"):
         raise RecipeError(say("A run trains on the processor so far", f"device: {recipe.device}", "auto or cpu"))
     data = open_data(recipe.data, recipe.record.views)
-    classes = class_count(data)
     blocks = {"": recipe.teacher} if recipe.teacher is not None else dict(recipe.teachers)
-    teachers = {name: _teacher(block, data, classes) for name, block in blocks.items()}
-    arms = {name: _arm(recipe.arm(name), name, data, classes) for name in recipe.arms}
+    making = Making(data, class_count(data))
+    teachers = {name: _teacher(block, making) for name, block in blocks.items()}
+    arms = {name: _arm(recipe.arm(name), name, making) for name in recipe.arms}
     first = next(iter(arms.values()))
     if recipe.control and teachers and first.reads_labels:
         labels = next(one for one in recipe.arm(first.name).objectives if one.use == "labels")
@@ -64,6 +58,7 @@ def experiment_of(recipe: Recipe) -> Experiment:
         recipe.to_yaml(),
         [(one.use, one.options) for one in recipe.evaluate.on] if recipe.evaluate else (),
         recipe.evaluate.rows if recipe.evaluate else 2000,
+        recipe.record.precision,
     )
 
 
@@ -99,35 +94,8 @@ def class_count(data: Source) -> int:
     return len(data.classes)
 
 
-def input_of(data: Source) -> dict[str, Any]:
-    """Return dtype and shape of one raw example, as a bundle's configuration notes it."""
-    first = data.batch(plain_ids(torch.tensor([int(data.splits["train"][0])])))["inputs"]
-    return {"dtype": str(first.dtype).removeprefix("torch."), "shape": list(first.shape[1:])}
-
-
-def _model(
-    name: str, options: Mapping[str, Any], size: int | None, data: Source, classes: int
-) -> tuple[Callable[[int], nn.Module], nn.Module | None, dict[str, Any]]:
-    """Return a maker (seed -> module), its encode and the bundle's configuration for a model of the zoo."""
-    raw = input_of(data)
-    shape = list(raw["shape"])
-    if size is not None:
-        shape[1:] = [size, size]
-    encode = encode_for(data, size)
-
-    def make(seed: int) -> nn.Module:
-        with forked(seed, "weights"):
-            return build(name, shape=tuple(shape), classes=classes, **options)
-
-    model = {"use": name, "options": dict(options)}
-    names = [str(one) for one in data.classes or ()]
-    return make, encode, {"model": model, "shape": shape, "input": raw, "classes": names}
-
-
-def _arm(recipe: Recipe, name: str, data: Source, classes: int) -> ArmPlan:
-    make, encode, config = _model(
-        recipe.student.model, recipe.student.options, recipe.student.encode.size, data, classes
-    )
+def _arm(recipe: Recipe, name: str, making: Making) -> ArmPlan:
+    student = making.zoo(recipe.student.model, recipe.student.options, recipe.student.encode)
     parts = recipe.parts()
     described = {key: parts[key] for key in ("student", "objectives", "train", "record", "stages")}
     last = recipe.stages[-1] if recipe.stages else Stage()
@@ -136,18 +104,16 @@ def _arm(recipe: Recipe, name: str, data: Source, classes: int) -> ArmPlan:
         _objectives(last.objectives or recipe.objectives),
         last.train or recipe.train,
         recipe.data.labels,
-        make,
-        encode,
-        config,
+        student.make,
+        student.encode,
+        student.config,
         described,
     )
-    before = tuple(
-        _stage(number, stage, recipe, plan, data, classes) for number, stage in enumerate(recipe.stages[:-1], 1)
-    )
+    before = tuple(_stage(number, stage, recipe, plan, making) for number, stage in enumerate(recipe.stages[:-1], 1))
     return replace(plan, before=before)
 
 
-def _stage(number: int, stage: Stage, recipe: Recipe, plan: ArmPlan, data: Source, classes: int) -> ArmPlan:
+def _stage(number: int, stage: Stage, recipe: Recipe, plan: ArmPlan, making: Making) -> ArmPlan:
     """Return an earlier stage: of the arm's own student, or of an assistant."""
     changed = replace(
         plan,
@@ -157,8 +123,8 @@ def _stage(number: int, stage: Stage, recipe: Recipe, plan: ArmPlan, data: Sourc
     )
     if stage.student is None:
         return changed
-    make, encode, config = _model(stage.student.model, stage.student.options, stage.student.encode.size, data, classes)
-    return replace(changed, make_student=make, encode=encode, config=config, assistant=True)
+    made = making.zoo(stage.student.model, stage.student.options, stage.student.encode)
+    return replace(changed, make_student=made.make, encode=made.encode, config=made.config, assistant=True)
 
 
 def _objectives(entries: tuple[ObjectiveEntry, ...]) -> Callable[[], list[Objective]]:
@@ -186,7 +152,7 @@ def _objective(entry: ObjectiveEntry, among: tuple[ObjectiveEntry, ...]) -> Obje
     )
 
 
-def _teacher(block: Teacher, data: Source, classes: int) -> TeacherPlan:
+def _teacher(block: Teacher, making: Making) -> TeacherPlan:
     if block.store is not None:
         return TeacherPlan({"store": str(Path(block.store).resolve())}, store=block.store)
     if block.load is not None:
@@ -195,7 +161,11 @@ def _teacher(block: Teacher, data: Source, classes: int) -> TeacherPlan:
         return TeacherPlan(
             {"load": fingerprint_of(deployed)}, lambda: deployed.model, deployed.encode, None, None, config
         )
-    assert block.model is not None
-    make, encode, config = _model(block.model, block.options, block.encode.size, data, classes)
-    described = {**written(block), "views": getattr(getattr(data, "views", None), "count", 1)}
-    return TeacherPlan(described, lambda: make(0), encode, block.train, None, config)
+    if block.hf is not None:
+        made = making.hugging_face(block.hf, block.options, block.encode)
+    else:
+        assert block.model is not None
+        made = making.zoo(block.model, block.options, block.encode)
+    views = getattr(getattr(making.data, "views", None), "count", 1)
+    described = {**written(block), "views": views, **made.facts}
+    return TeacherPlan(described, lambda: made.make(0), made.encode, block.train, None, made.config)

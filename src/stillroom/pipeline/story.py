@@ -50,6 +50,8 @@ def findings_of(
         found.append(_by_class(experiment, answers, told, labels))
     if told is not None:
         found.append(_disagreements(experiment, answers[main][0], told, labels))
+    if labels is not None and ALONE in answers and told is not None:
+        found.append(_changed(experiment, answers, told, labels))
     found += _weights(experiment, run)
     return [*found, run_costs.sizes(metrics), *_parity(facts)]
 
@@ -92,9 +94,7 @@ def _disagreements(experiment: Experiment, student: Tensor, told: Tensor, labels
     names = experiment.data.classes or [str(number) for number in range(told.shape[1])]
     rows, items = experiment.data.splits["test"], []
     for row in surest.tolist():
-        picture = experiment.data.show(int(rows[row]))
-        item: dict[str, Any] = {"text": picture} if isinstance(picture, str) else {"pixels": picture.tolist()}
-        item |= {
+        item = _shown(experiment, int(rows[row])) | {
             "true": names[int(labels[row])] if labels is not None and int(labels[row]) >= 0 else None,
             "teacher": names[int(theirs[row].argmax())],
             "student": names[int(ours[row].argmax())],
@@ -103,6 +103,38 @@ def _disagreements(experiment: Experiment, student: Tensor, told: Tensor, labels
         }
         items.append(item)
     return run_findings.disagreements(items, len(apart), len(told))
+
+
+def _shown(experiment: Experiment, example: int) -> dict[str, Any]:
+    """An example as a figure takes it: a text, or pixels."""
+    picture = experiment.data.show(example)
+    return {"text": picture} if isinstance(picture, str) else {"pixels": picture.tolist()}
+
+
+def _changed(experiment: Experiment, answers: Answers, told: Tensor, labels: Tensor) -> Finding:
+    """The examples whose true class gained or lost most probability from ``alone`` to the main arm."""
+    known = (labels >= 0).nonzero()[:, 0]
+    truth = labels[known][:, None]
+    alone, distilled, teacher = (
+        torch.stack([part[known].softmax(1).gather(1, truth)[:, 0] for part in parts]).mean(0)
+        for parts in (answers[ALONE], answers[experiment.main.name], [told])
+    )
+    moved = distilled - alone
+    order = moved.argsort(descending=True)
+    half = SHOWN // 2
+    picked = [*order[:half][moved[order[:half]] > 0], *order[-half:].flip(0)[moved[order[-half:].flip(0)] < 0]]
+    rows, names = experiment.data.splits["test"], experiment.data.classes or ()
+    items = [
+        _shown(experiment, int(rows[known[place]]))
+        | {
+            "true": names[int(truth[place])],
+            "alone": float(alone[place]),
+            "distilled": float(distilled[place]),
+            "teacher": float(teacher[place]),
+        }
+        for place in map(int, picked)
+    ]
+    return run_findings.changed(items, int((moved > 0.1).sum()), int((moved < -0.1).sum()), len(known))
 
 
 def _weights(experiment: Experiment, run: Path) -> list[Finding]:

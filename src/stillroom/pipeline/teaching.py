@@ -136,10 +136,11 @@ def record_teacher(experiment: Experiment, name: str, run: Path, told: Told) -> 
     kept = _knowledge_place(experiment, name, prints)
     sweep(kept, older_than=3600)  # another run may be at work there
     record(
-        Live(module, taps, encode=encode),
+        Live(module, taps, encode=encode, precision=experiment.precision),
         experiment.data,
         kept,
         views=experiment.views,
+        order_by=getattr(experiment.data, "lengths", None),  # rows of like length are asked together
         taps=taps,
         fingerprints=prints,
         classes=experiment.data.classes,
@@ -166,7 +167,14 @@ def _knowledge_place(experiment: Experiment, name: str, prints: Mapping[str, str
     rows = {split: [len(part), int(part.sum())] for split, part in experiment.data.splits.items()}
     taps = sorted(experiment.taps(name))
     inputs = fingerprint(
-        {"code": code_print(), "prints": prints, "taps": taps, "views": experiment.views, "rows": rows}
+        {
+            "code": code_print(),
+            "prints": prints,
+            "taps": taps,
+            "views": experiment.views,
+            "rows": rows,
+            "precision": experiment.precision,
+        }
     )
     return cache_folder() / "knowledge" / inputs[:2] / inputs
 

@@ -16,6 +16,7 @@ from stillroom.settings import Settings, Training
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,63}")
 _NAMED = "letters, digits and . _ + = -, beginning with a letter or digit, at most 64 of them"
+HF = "hugging-face"  # how the zoo calls the encoders that come from a folder
 _DATA = ("use", "labels")
 _MODEL = ("model", "encode")
 _OBJECTIVE = ("use", "student", "teacher", "weight", "connector", "every", "name")
@@ -53,29 +54,36 @@ class Reading:
             self.note(node.value.pop("views"), _ELSEWHERE["views"])
         return self._flat(node, "sources", use, Data, _DATA)
 
+    @property
+    def models(self) -> dict[str, Any]:
+        """The models that ``model:`` may name: those that need no folder."""
+        return {name: maker for name, maker in self.tables.models.items() if name != HF}
+
     def student(self, node: Node | None) -> Student | None:
         """Read a ``student`` block."""
-        if node is None or (model := choose(node, "model", self.tables.models, "model", self.mistakes)) is None:
+        if node is None or (model := choose(node, "model", self.models, "model", self.mistakes)) is None:
             return None
         found: Student | None = self._flat(node, "models", model, Student, _MODEL)
         return found
 
     def teacher(self, node: Node) -> Teacher | None:
-        """Read one teacher: a model to train, a bundle to load or a store."""
+        """Read one teacher: a model to train, an encoder to train further, a bundle to load or a store."""
         if not isinstance(node.value, dict):
             self.note(
                 node,
-                f"must be a block such as {{model: resnet}}, {{load: folder}} or {{store: folder}}, "
+                "must be a block such as {model: resnet}, {hf: folder}, {load: folder} or {store: folder}, "
                 f"got {shorten(node.value)}",
             )
             return None
-        ways = [way for way in ("model", "load", "store") if way in node.value]
+        ways = [way for way in ("model", "hf", "load", "store") if way in node.value]
         if len(ways) > 1:
             self.note(node, f"{' and '.join(ways)} are given; a teacher comes from one of them")
             return None
         if not ways or ways == ["model"]:
-            model = choose(node, "model", self.tables.models, "model", self.mistakes)
+            model = choose(node, "model", self.models, "model", self.mistakes)
             return None if model is None else self._flat(node, "models", model, Teacher, (*_MODEL, "train"))
+        if ways == ["hf"]:
+            return self._flat(node, "models", HF, Teacher, ("hf", "encode", "train"))
         return self._flat(node, None, "", Teacher, tuple(ways))
 
     def _flat(self, node: Node, kind: Any, name: str, base: type[Any], keys: tuple[str, ...]) -> Any:

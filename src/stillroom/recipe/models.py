@@ -40,9 +40,16 @@ class Own(Settings):
 
 
 class Encode(Settings):
-    """What a model does to raw inputs before its own layers; ``size`` is the side images are resized to."""
+    """What a model does to raw inputs before its own layers.
+
+    ``size`` is the side images are resized to. Texts: ``longest`` is how many tokens are read, ``unit`` and
+    ``vocabulary`` what a model with words of its own reads (the most frequent ones of the training texts).
+    """
 
     size: Count | None = None
+    unit: Literal["auto", "word", "character"] = "auto"
+    vocabulary: Annotated[int, Field(ge=10)] = 8000
+    longest: Count | None = None
 
 
 class Data(Settings):
@@ -54,9 +61,10 @@ class Data(Settings):
 
 
 class Teacher(Settings):
-    """One of: a zoo ``model`` to train, a bundle to ``load``, a ``store`` recorded earlier."""
+    """One of: a zoo ``model`` to train, an ``hf`` encoder to train further, a bundle to ``load``, a ``store``."""
 
     model: str | None = None
+    hf: str | None = None
     load: str | None = None
     store: str | None = None
     options: dict[str, Any] = {}
@@ -94,10 +102,11 @@ class Objective(Settings):
 
 
 class Record(Settings):
-    """What is recorded besides what the objectives read, and under how many views of each example."""
+    """What is recorded besides what the objectives read, under how many views of each example, in which precision."""
 
     also: tuple[TapText, ...] = ()
     views: Count = 1
+    precision: Literal["float32", "bf16"] = "float32"
 
 
 class Onnx(Settings):
@@ -224,10 +233,10 @@ def written(value: Any) -> Any:
     """Return a part of a recipe as its author could have written it: plain, options beside the other keys."""
     if isinstance(value, Objective | Data | Student | Teacher):
         block = {key: written(getattr(value, key)) for key in type(value).model_fields if key != "options"}
-        if isinstance(value, Teacher) and value.model is None:
+        if isinstance(value, Teacher) and value.model is None and value.hf is None:
             block = {key: block[key] for key in ("load", "store")}
         kept = {key: part for key, part in block.items() if part is not None or key == "labels"}
-        first = {key: kept[key] for key in ("use", "model") if key in kept}
+        first = {key: kept[key] for key in ("use", "model", "hf") if key in kept}
         return {**first, **written(value.options), **kept}
     if isinstance(value, Evaluate):
         return {"on": written(value.on), "rows": value.rows}

@@ -14,8 +14,8 @@ from pydantic import ConfigDict, TypeAdapter, create_model
 from stillroom.errors import Bug
 from stillroom.settings import Settings
 
-SUPPLIED = ("shape", "classes", "views")
-"""Options that a run fills in itself: shape and classes from the data, views from ``record``."""
+SUPPLIED = ("shape", "classes", "views", "config")
+"""Options that a run fills in itself: shape and classes from the data, views from ``record``, config from a folder."""
 
 
 class _Block(Settings):

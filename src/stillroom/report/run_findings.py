@@ -28,9 +28,11 @@ from stillroom.report.readings import (
     score_unit,
 )
 from stillroom.report.run_costs import parity, sizes, weights
+from stillroom.report.run_examples import changed, disagreements
 
 __all__ = [
     "arms_table",
+    "changed",
     "disagreements",
     "lost_by_class",
     "parity",
@@ -378,40 +380,3 @@ def lost_by_class(
         "note": "Ordered by loss against the teacher." + cut,
     }  # fmt: skip
     return Finding(title, sentence, loss, control, figure)
-
-
-def disagreements(
-    items: Sequence[Mapping[str, Any]], disagreeing: int | None = None, examples: int | None = None
-) -> Finding:
-    """Show examples on which teacher and student differ.
-
-    Each item: ``pixels`` (as the figure kind "pictures" takes them) or ``text``; ``true``, ``teacher``, ``student``
-    (class names; ``true`` may be None); ``teacher_share``, ``student_share`` (their probability, 0..1).
-    ``disagreeing`` of ``examples`` is how often it happens over the whole test set.
-    """
-    title = "Where teacher and student differ"
-    if not items:
-        return Finding(title, "Teacher and student gave the same first choice on every example that was looked at.")
-    labelled = [item for item in items if item.get("true") is not None]
-    sides = [sum(1 for item in labelled if item[who] == item["true"]) for who in ("teacher", "student")]
-    sentence = ""
-    if disagreeing is not None and examples:
-        share = number(100 * disagreeing / examples, 1)
-        sentence = f"They differ on {number(disagreeing, 0)} of {number(examples, 0)} test examples ({share} %). "
-    if labelled:
-        neither = len(labelled) - sum(sides)
-        sentence += f"Of the {len(labelled)} shown the teacher is right in {sides[0]}, "
-        sentence += f"the student in {sides[1]}, neither in {neither}."
-    else:
-        sentence += f"{len(items)} of them are shown."
-    drawn = []
-    for item in items:
-        rows = [[who, f"{item[who]}{_share(item.get(f'{who}_share'))}"] for who in ("teacher", "student")]
-        caption = f"true: {item['true']}" if item.get("true") is not None else "unlabelled"
-        drawn.append({"pixels": item.get("pixels"), "text": item.get("text", ""), "caption": caption, "rows": rows})
-    return Finding(title, sentence, finite(disagreeing), "", {"kind": "pictures", "items": drawn})
-
-
-def _share(value: object) -> str:
-    held = finite(value)
-    return "" if held is None else f" {number(held, 2)}"
