@@ -1,4 +1,7 @@
-"""From raw pixels to what a network wants: a small module that goes into the exported graph with it."""
+"""From raw pixels to what a network wants: a small module that goes into the exported graph with it.
+
+Texts have theirs in :mod:`stillroom.models.text_encode`; all are made again here, from their descriptions.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch.nn import functional
 
 from stillroom.contracts import Source
 from stillroom.errors import ModelError, say
+from stillroom.models.text_encode import HuggingFaceEncode, WordEncode
 
 
 class ImageEncode(nn.Module):
@@ -52,16 +56,27 @@ class ImageEncode(nn.Module):
         return {"kind": "image", "mean": list(self.mean), "std": list(self.std), "size": size}
 
 
-def from_description(description: dict[str, Any] | None) -> ImageEncode | None:
-    """Make the encode that ``describe`` described; None (no encode) gives None.
+def from_description(description: dict[str, Any] | None) -> nn.Module | None:
+    """Make the encode that ``describe`` described, of images or texts; None (no encode) gives None.
 
     Raises:
-        ModelError: the description is not one of an image encode.
+        ModelError: the description is not one of an encode, or what it says cannot be used.
+        MissingPart: the package that this kind of text needs is not installed.
     """
     if description is None:
         return None
-    if description.get("kind") != "image" or not {"mean", "std"} <= set(description):
-        raise ModelError(say("Unknown kind of encode", description, "kind 'image' with mean and std"))
+    needed = {"image": ("mean", "std"), "words": ("vocabulary",), "hugging-face": ("tokenizer",)}
+    kind = description.get("kind")
+    if kind not in needed or not set(needed[kind]) <= set(description):
+        given = {key: value for key, value in description.items() if len(str(value)) < 100}
+        allowed = ", ".join(f"kind '{name}' with {' and '.join(parts)}" for name, parts in needed.items())
+        raise ModelError(say("Unknown kind of encode", given, allowed))
+    if kind == "words":
+        unit, longest = description.get("unit", "word"), description.get("longest", 64)
+        return WordEncode(description["vocabulary"], unit=unit, longest=longest)
+    if kind == "hugging-face":
+        longest, padding = description.get("longest", 128), description.get("padding")
+        return HuggingFaceEncode(description["tokenizer"], longest=longest, padding=padding)
     return ImageEncode(description["mean"], description["std"], description.get("size"))
 
 
