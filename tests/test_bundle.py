@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from stillroom import tensors
+from stillroom import tensors, utf8
 from stillroom.errors import ModelError, UserError
 from stillroom.models.bundle import CONFIG, WEIGHTS, Deployed, load, save_bundle
 from stillroom.models.encode import ImageEncode
@@ -241,3 +241,37 @@ def test_killed_between_its_two_files_a_bundle_is_refused_not_mixed(tmp_path):
     assert done.returncode == -signal.SIGKILL
     with pytest.raises(ModelError, match="two exports were mixed"):
         load(tmp_path)
+
+
+class Bytes(nn.Module):
+    outside = True
+
+    def forward(self, inputs):
+        return {"ids": inputs.long()}
+
+
+class ByByte(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(256, 3, padding_idx=0)
+
+    def forward(self, ids):
+        return self.embedding(ids).sum(1)
+
+
+def test_texts_are_given_as_strings_or_bytes_and_nothing_else():
+    deployed = Deployed(ByByte(), Bytes()).eval()
+    texts = ["a fine film", "", "味道不错"]
+    assert deployed.reads_text and torch.equal(deployed(texts), deployed(utf8.pack(texts)))
+    assert torch.equal(deployed("a fine film"), deployed(texts[:1]))
+    for wrong, words in [
+        (torch.zeros(2, 3), "float32 of shape"),
+        (IMAGES, "uint8 of shape"),
+        ([], "an empty list"),
+        (["a", 3], "with int in it"),
+    ]:
+        with pytest.raises(ModelError, match=words):
+            deployed(wrong)
+    pictures = Deployed(a_student(), ENCODE, config=a_config())
+    with pytest.raises(ModelError, match=r"does not take texts.*uint8"):
+        pictures(["a fine film"])

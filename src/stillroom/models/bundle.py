@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from stillroom import files, tensors
+from stillroom import files, tensors, utf8
 from stillroom.errors import ModelError, StillroomError, nearest, say
 from stillroom.models.encode import from_description
 from stillroom.models.zoo import build
@@ -27,6 +27,7 @@ from stillroom.taps.places import find_logits
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+TEXT = "text"  # the dtype of an input that is text; its shape is then []
 
 
 class Deployed(nn.Module):
@@ -50,14 +51,48 @@ class Deployed(nn.Module):
         named = self.config.get("classes") if classes is None else classes
         self.classes: list[str] | None = None if named is None else [str(name) for name in named]
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return logits (B, classes) of raw ``inputs`` (B, ...): uint8 for images, as the source has them."""
-        encoded = inputs if self.encode is None else self.encode(inputs)
+    @property
+    def reads_text(self) -> bool:
+        """Whether a raw input is a text: its bytes as uint8, or a string."""
+        outside = bool(getattr(self.encode, "outside", False))
+        return outside or dict(self.config.get("input") or {}).get("dtype") == TEXT
+
+    def forward(self, inputs: Tensor | Sequence[str]) -> Tensor:
+        """Return logits (B, classes) of raw ``inputs`` (B, ...), as the source has them.
+
+        Those are uint8 (B, C, H, W) for images and uint8 (B, bytes) for texts (see :mod:`stillroom.utf8`), or simply
+        a list of B strings.
+
+        Raises:
+            ModelError: texts for a model of something else, or something else for a model of texts.
+        """
+        rows = inputs if isinstance(inputs, Tensor) and not self.reads_text else self._texts(inputs)
+        encoded = rows if self.encode is None else self.encode(rows)
         if isinstance(encoded, Mapping):
             output = self.model(**encoded)
         else:
             output = self.model(*encoded) if isinstance(encoded, tuple) else self.model(encoded)
         return find_logits(output, type(self.model).__name__)
+
+    def _texts(self, inputs: Tensor | Sequence[str]) -> Tensor:
+        """Return texts as their bytes, uint8 (B, longest)."""
+        if isinstance(inputs, Tensor):
+            if inputs.dtype == torch.uint8 and inputs.ndim == 2:
+                return inputs
+            given = f"{str(inputs.dtype).removeprefix('torch.')} of shape {tuple(inputs.shape)}"
+            raise ModelError(
+                say("This model takes texts", given, "a list of strings, or their bytes, uint8 (B, bytes)")
+            )
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        if not self.reads_text:
+            input_ = dict(self.config.get("input") or {})
+            allowed = f"a tensor, {input_['dtype']} (B, {input_['shape']})" if input_ else "a tensor of raw inputs"
+            raise ModelError(say("This model does not take texts", type(inputs).__name__, allowed))
+        odd = next((type(text).__name__ for text in texts if not isinstance(text, str)), None)
+        if odd is not None or not texts:
+            given = "an empty list" if odd is None else f"a list with {odd} in it"
+            raise ModelError(say("This model takes texts", given, "a list of strings"))
+        return utf8.pack(texts)
 
 
 # --- the configuration -----------------------------------------------------------------------------
