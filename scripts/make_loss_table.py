@@ -27,6 +27,7 @@ TITLES = {
     "divergences": "Divergences, token by token",
     "features": "Representations",
     "attention": "Attention",
+    "memory": "Memory",
     "relations": "Relations between examples",
     "penalties": "Penalties on weights",
 }
@@ -40,9 +41,10 @@ toolbox that restates it; the docstring of each (`help(stillroom.losses.dkd)`) s
 differ. Every one is compared with its formula, written a second time in another way, in `tests/parity/`.
 
 Shapes: B examples, C classes or channels, D features, T time, N rows of the bank. Logits and features are found by
-themselves; maps and tokens want a place: `student: block3, teacher: layer3`. *connected* means that a linear map,
-trained with the student and thrown away after, stands between two widths; *free* that the two sides need not agree in
-the last axes or the number of channels; *equal* that they must. This page is written by `scripts/make_loss_table.py`.
+themselves; maps, tokens and states want a place: `student: block3, teacher: layer3`, or `student: memory@h`.
+*connected* means that a linear map, trained with the student and thrown away after, stands between two widths; *free*
+that the two sides need not agree in the last axes or the number of channels; *equal* that they must. This page is
+written by `scripts/make_loss_table.py`.
 """
 AXES = {"example": "B", "class": "C", "feature": "D", "channel": "C", "height": "H", "width": "W", "time": "T"}
 FITS = {"connect": "connected", "free": "free", "equal": "equal"}
@@ -81,7 +83,8 @@ def _row(name: str, loss: Callable[..., Any]) -> list[str]:
 
 
 def _label(link: str) -> str:
-    return link.removeprefix("https://").removeprefix("arxiv.org/abs/").removeprefix("doi.org/")
+    label = link.removeprefix("https://").removeprefix("arxiv.org/abs/").removeprefix("doi.org/")
+    return label if len(label) < 40 else label.split("/")[0]
 
 
 def _reads(loss: Callable[..., Any]) -> str:

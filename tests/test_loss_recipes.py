@@ -34,7 +34,25 @@ MAPS = {
     for name, loss in LOSSES.items()
     if any(slot.kind and slot.kind.name == "maps" for slot in signature(loss).slots)
 }
+STATES = {
+    name
+    for name, loss in LOSSES.items()
+    if any(slot.kind and slot.kind.name == "states" for slot in signature(loss).slots)
+}
 BANKS = {name for name, loss in LOSSES.items() if signature(loss).sides("bank")}
+
+
+class Remembers(nn.Module):
+    """Rows of the image in time, its states shown as an output."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.memory = nn.LSTM(SHAPE[2], width, batch_first=True)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        states = self.memory(inputs.squeeze(1))[0]
+        return {"logits": self.head(states[:, -1]), "states": states[:, :, None, None], "tokens": states}
 
 
 class Reads(nn.Module):
@@ -68,6 +86,8 @@ def images() -> ArraySource:
 
 def models(name: str) -> tuple[nn.Module, nn.Module]:
     """Student and teacher."""
+    if name in STATES:
+        return seeded(lambda: Remembers(8), 1), seeded(lambda: Remembers(12), 2)
     if name in TOKENS:
         return seeded(lambda: Reads(8), 1), seeded(lambda: Reads(12), 2)
     student = seeded(lambda: build("cnn", shape=SHAPE, classes=CLASSES, width=4), 1)
@@ -75,6 +95,9 @@ def models(name: str) -> tuple[nn.Module, nn.Module]:
 
 
 def places(name: str) -> dict[str, object]:
+    if name in STATES:
+        theirs = "output[tokens]" if name in TOKENS else "output[states]"
+        return {"student": "output[states]", "teacher": theirs}
     if name in TOKENS:
         return {"student": ["query", "key", "value"], "teacher": ["query", "key", "value"], "heads": 4}
     return {"student": "block3", "teacher": "layer3"} if name in MAPS else {}
@@ -119,7 +142,7 @@ def recipe(*names: str) -> str:
     return RECIPE % "\n".join(f"  - {line(name)}" for name in names)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name not in TOKENS])
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in TOKENS | STATES])
 def test_a_recipe_may_name_the_loss_and_its_options(name):
     read = read_recipe(recipe("kd" if name != "kd" else "labels", name))
     assert read.objectives[-1].use == name
@@ -128,7 +151,7 @@ def test_a_recipe_may_name_the_loss_and_its_options(name):
 
 def test_all_losses_at_once_run_from_a_recipe(tmp_path, monkeypatch):
     path = tmp_path / "all.yaml"
-    path.write_text(recipe(*(name for name in LOSSES if name not in TOKENS)))  # no network of the zoo reads tokens
+    path.write_text(recipe(*(name for name in LOSSES if name not in TOKENS | STATES)))  # a CNN has neither
     monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "argv", ["stillroom", "run", str(path), "--tiny", "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as stop:

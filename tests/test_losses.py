@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stillroom.errors import LossError
 from stillroom.losses import LOSSES, PREPARED
+from stillroom.losses.memory import _prefixes
 from stillroom.objectives import match, signature
 from stillroom.objectives.signature import Slot
 from stillroom.taps import read
@@ -15,6 +16,7 @@ from stillroom.teachers import Live
 
 ROWS, OTHERS = 6, 9
 SIZES = {"class": 5, "feature": 4, "channel": 3, "height": 6, "width": 6, "time": 7, "...": 4}
+SIZES |= {"layer": 2, "direction": 2}
 SMALLER = {**SIZES, "channel": 5, "height": 3, "width": 3, "feature": 6}  # a teacher whose shapes are free to differ
 
 # Losses that are not least where the student shows what the teacher shows: others of the bank push away (crd), and
@@ -91,7 +93,10 @@ def call(name: str, made: dict, **options) -> Tensor:
 
 
 def equal(name: str, made: dict) -> dict:
-    """The student shows what the teacher shows."""
+    """The student shows what the teacher shows, or what the loss makes of it."""
+    if name == "memory_prefix":
+        states = _prefixes(made["teacher_tokens"], made["teacher_mask"], directions=SIZES["direction"])
+        return {**made, "student_states": states}
     ours, theirs = signature(LOSSES[name]).sides("student"), signature(LOSSES[name]).sides("teacher")
     same = dict(made)
     for mine, teachers in zip(ours, theirs, strict=True):
@@ -263,17 +268,18 @@ def test_a_student_that_shows_the_same_for_all_pulls_with_ordinary_strength(name
 
 
 class Small(nn.Module):
-    """Maps, then tokens (one a channel), then features, then logits."""
+    """Maps, then tokens (one a channel; the same in the shape of a memory), then features, then logits."""
 
     def __init__(self, seed: int):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.maps, self.head = nn.Conv2d(1, 3, 3), nn.Linear(3, SIZES["class"])
-            self.tokens = nn.Flatten(2)
+            self.tokens, self.states = nn.Flatten(2), nn.Unflatten(2, (2, 2, 4))
 
     def forward(self, inputs):
-        return self.head(self.tokens(self.maps(inputs)).mean(2))
+        tokens = self.tokens(self.maps(inputs))
+        return self.head(self.states(tokens).flatten(2).mean(2))
 
 
 def bound(name: str):
@@ -282,7 +288,8 @@ def bound(name: str):
     for side in ("student", "teacher"):
         kinds = [slot.kind for slot in signature(LOSSES[name]).sides(side)]
         if kinds and kinds[0] is not None and kinds[0].default is None:
-            places[side] = "tokens" if "time" in kinds[0].axes else "maps"
+            where = {"states": "states", "tokens": "tokens"}
+            places[side] = where.get(kinds[0].name, "maps")
     return match(name, **places)
 
 
@@ -325,6 +332,7 @@ def test_masks_stand_beside_the_place_they_belong_to(name):
     keys = [objective.places(side)[0].key for side in ("student", "teacher")]
     shown = {keys[0]: made[ours.name], f"{keys[0]}.mask": made["student_mask"]}
     told = {keys[1]: made[theirs.name], f"{keys[1]}.mask": made["teacher_mask"]}
+    objective.size(shown, told, {})
     assert torch.allclose(objective(shown, told, {}), call(name, made), rtol=1e-6)
     assert not torch.allclose(objective({keys[0]: made[ours.name]}, {keys[1]: made[theirs.name]}, {}), call(name, made))
 

@@ -9,6 +9,7 @@ from stillroom.losses.attention import attention_relations, attention_transfer
 from stillroom.losses.decoupled import dkd, nkd
 from stillroom.losses.divergences import forward_kl, jsd, reverse_kl, skew_kl
 from stillroom.losses.features import hcl, hint, nst
+from stillroom.losses.memory import memory, memory_cells, memory_prefix, memory_updates
 from stillroom.losses.penalties import l1, l2
 from stillroom.losses.relations import bank, crd, pkt, rkd, sp
 from stillroom.losses.response import dist, kd, kd_multilabel, kd_soft, labels, lskd, mse_logits, regression, soften
@@ -38,6 +39,10 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "l2": l2,
     "labels": labels,
     "lskd": lskd,
+    "memory": memory,
+    "memory_cells": memory_cells,
+    "memory_prefix": memory_prefix,
+    "memory_updates": memory_updates,
     "mse_logits": mse_logits,
     "nkd": nkd,
     "nst": nst,
@@ -71,6 +76,10 @@ __all__ = [
     "l2",
     "labels",
     "lskd",
+    "memory",
+    "memory_cells",
+    "memory_prefix",
+    "memory_updates",
     "mse_logits",
     "nkd",
     "nst",

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from stillroom.errors import LossError
 
+STATE = 5  # axes of a memory: example, time, layer, direction, feature
+
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of (B, T, ...) over time where ``mask`` (B, T) is true; 0 for a row without any step."""
@@ -53,12 +55,13 @@ def pool(
 class Connector(nn.Module):
     """A linear map from the student's width to the teacher's, without bias, orthogonal at the start.
 
-    Maps (B, C, H, W) go through it place by place. It is trained with the student and is no part of it.
+    Maps (B, C, H, W) go through it place by place; states (B, T, layers, directions, D) all layers by the same map, and
+    each direction by one of its own. It is trained with the student and is no part of it.
     """
 
     def __init__(self, student: Tensor, teacher: Tensor) -> None:
         super().__init__()
-        if student.dim() != teacher.dim():
+        if student.dim() != teacher.dim() and student.dim() != STATE:
             raise LossError(
                 f"No connector fits these shapes: got a student's {tuple(student.shape)} and a teacher's "
                 f"{tuple(teacher.shape)}. "
@@ -66,11 +69,15 @@ class Connector(nn.Module):
             )
         axis = 1 if student.dim() == 4 else -1
         self.maps = student.dim() == 4
-        self.weight = nn.Parameter(torch.empty(teacher.shape[axis], student.shape[axis]))
-        nn.init.orthogonal_(self.weight)
+        blocks = (student.shape[3],) if student.dim() == STATE and student.shape[3] > 1 else ()
+        self.weight = nn.Parameter(torch.empty(*blocks, teacher.shape[axis], student.shape[axis]))
+        for block in self.weight if blocks else [self.weight]:
+            nn.init.orthogonal_(block)
 
     def forward(self, values: Tensor) -> Tensor:
         """(B, ..., student width) -> (B, ..., teacher width), or the same for the channels of maps."""
         if self.maps:
             return F.conv2d(values, self.weight[:, :, None, None])
+        if self.weight.dim() == 3:
+            return torch.einsum("btldi,doi->btldo", values, self.weight)
         return F.linear(values, self.weight)

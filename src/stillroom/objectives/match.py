@@ -12,15 +12,16 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from stillroom.behaviour import behaviour
-from stillroom.contracts import Batch, Place, Role, Signals, Tap, place
+from stillroom.contracts import Batch, Place, Role, Signals
 from stillroom.errors import LossError, say
 from stillroom.losses import LOSSES, PREPARED
-from stillroom.objectives.connectors import Connector, pool
-from stillroom.objectives.signature import Signature, Slot, default_place, signature
+from stillroom.objectives.binding import Where, owner_slot, pairs_of
+from stillroom.objectives.connectors import STATE, Connector, pool
+from stillroom.objectives.signature import Signature, Slot, signature
+from stillroom.objectives.timing import align, rows_of
 from stillroom.randomness import forked
 from stillroom.settings import Ramp
 
-Where = str | Tap | Sequence[str | Tap] | Mapping[str, str | Tap] | None
 Weight = float | Ramp
 
 
@@ -154,23 +155,39 @@ class Objective(nn.Module):
     def _arguments(
         self, index: int, pair: Mapping[str, Place], student: Signals, teacher: Signals, batch: Batch
     ) -> list[Any]:
-        if self.own:
-            teacher = {name: value.detach() for name, value in student.items()}
-        values: dict[str, Any] = {}
-        for slot in self.reads.slots:
-            values[slot.name] = self._value(slot, pair, student, teacher, batch)
+        values = self._together(pair, student, teacher, batch)
         if self.equals is not None:
             ours, theirs = self.equals
             self._must_be_equal(pair[ours], values[ours], pair[theirs], values[theirs])
-        self._meet(index, pair, values, student, teacher)
+        self._meet(index, pair, values)
         return [values[slot.name] for slot in self.reads.slots]
+
+    def _together(self, pair: Mapping[str, Place], student: Signals, teacher: Signals, batch: Batch) -> dict[str, Any]:
+        """Return the value of each slot, at the same steps and places on both sides where the loss wants that."""
+        if self.own:
+            teacher = {name: value.detach() for name, value in student.items()}
+        values = {slot.name: self._value(slot, pair, student, teacher, batch) for slot in self.reads.slots}
+        steps = None if self.own else align(self.name, self.reads, pair, values, student, teacher)
+        if self.meeting is None or (self.meeting[0].kind and self.meeting[0].kind.name == "states"):
+            return values
+        ours, theirs = (slot.name for slot in self.meeting)
+        if steps is not None:
+            values[ours], values[theirs] = rows_of(values[ours], steps), rows_of(values[theirs], steps)
+        elif self.connect != "none":
+            masked = bool({"student_mask", "teacher_mask"} & values.keys())
+            masks = [
+                None if masked else signals.get(f"{pair[name].key}.mask")
+                for name, signals in ((ours, student), (theirs, teacher))
+            ]
+            values[ours], values[theirs] = pool(values[ours], values[theirs], *masks)
+        return values
 
     def _value(self, slot: Slot, pair: Mapping[str, Place], student: Signals, teacher: Signals, batch: Batch) -> Any:
         if slot.side == "parameters":
             return self.parameters_read
         if slot.side == "column":
             return _column(batch, slot.name, self.name)
-        place = pair[_owner_slot(slot, pair)]
+        place = pair[owner_slot(slot, pair)]
         signals = student if slot.side == "student" else teacher
         if slot.side == "bank":
             return (
@@ -182,22 +199,17 @@ class Objective(nn.Module):
             return signals.get(f"{place.key}.mask")
         return _floats(_entry(signals, place.key, self))
 
-    def _meet(
-        self, index: int, pair: Mapping[str, Place], values: dict[str, Any], student: Signals, teacher: Signals
-    ) -> None:
-        """Pool and connect the pair's tensors where the loss wants equal shapes."""
+    def _meet(self, index: int, pair: Mapping[str, Place], values: dict[str, Any]) -> None:
+        """Connect the pair's tensors where the loss wants equal shapes."""
         if self.meeting is None:
             return
         ours, theirs = self.meeting
-        masks = {"student_mask", "teacher_mask"} & values.keys()
-        mask_ours = None if masks else student.get(f"{pair[ours.name].key}.mask")
-        mask_theirs = None if masks else teacher.get(f"{pair[theirs.name].key}.mask")
         mine, target = values[ours.name], values[theirs.name]
-        if self.connect != "none":
-            mine, target = pool(mine, target, mask_ours, mask_theirs)
         if str(index) in self.connectors:
             mine = self.connectors[str(index)](mine)
-        if mine.shape != target.shape:
+        states = ours.kind is not None and ours.kind.name == "states"  # whose loss says what else must be equal
+        fits = mine.shape[-1] == target.shape[-1] if states else mine.shape == target.shape
+        if not fits:
             raise LossError(
                 f"The objective '{self.name}' compares the student's '{pair[ours.name].key}' {tuple(mine.shape)} "
                 "with the "
@@ -229,27 +241,23 @@ class Objective(nn.Module):
         Raises:
             LossError: the shapes do not fit; names both.
         """
-        slots = self.meeting
-        if slots is not None and self.connect != "none":
+        if self.meeting is not None and self.connect != "none":
             with forked(seed, "connector", self.name):
                 for index, pair in enumerate(self.pairs):
-                    self._size_pair(index, pair, slots, student, student if self.own else teacher)
+                    self._size_pair(index, pair, student, teacher, batch)
         self.sized = True
         with torch.no_grad():
             self(student, teacher, batch)
 
     def _size_pair(
-        self, index: int, pair: Mapping[str, Place], slots: tuple[Slot, Slot], student: Signals, teacher: Signals
+        self, index: int, pair: Mapping[str, Place], student: Signals, teacher: Signals, batch: Batch
     ) -> None:
-        ours, theirs = pair[slots[0].name].key, pair[slots[1].name].key
-        mine, target = pool(
-            _floats(_entry(student, ours, self)),
-            _floats(_entry(teacher, theirs, self)),
-            student.get(f"{ours}.mask"),
-            teacher.get(f"{theirs}.mask"),
-        )
+        assert self.meeting is not None
+        values = self._together(pair, student, teacher, batch)
+        mine, target = (values[slot.name] for slot in self.meeting)
         axis = 1 if mine.dim() == 4 else -1
-        if (mine.dim() != target.dim() or mine.shape[axis] != target.shape[axis] or self.connect == "linear") and (
+        apart = mine.dim() != target.dim() and mine.dim() != STATE
+        if (apart or mine.shape[axis] != target.shape[axis] or self.connect == "linear") and (
             str(index) not in self.connectors
         ):
             self.connectors[str(index)] = Connector(mine, target).to(mine.device)
@@ -308,7 +316,7 @@ def match(
             raise LossError(say(f"The loss '{title}' has no such option", f"'{option}'", reads.options))
     own = isinstance(teacher, Mapping) and set(teacher) == {"student"}
     theirs: Where = teacher["student"] if own and isinstance(teacher, Mapping) else teacher
-    pairs = _pairs(title, reads, student, theirs)
+    pairs = pairs_of(title, reads, student, theirs)
     role: Role = "penalty" if reads.sides("parameters") else "distil" if reads.sides("teacher") else "task"
     options = _checked(title, function, options)
     ramp = _ramp(title, weight) if isinstance(weight, Mapping) else weight
@@ -400,54 +408,6 @@ def _ramp(title: str, weight: Mapping[str, float]) -> Ramp:
         ) from None
 
 
-def _pairs(title: str, reads: Signature, student: Where, teacher: Where) -> list[dict[str, Place]]:
-    """Return, for each pair of taps, the place of every slot that reads a model."""
-    sides: dict[str, list[dict[str, Place]]] = {}
-    for side, where in (("student", student), ("teacher", teacher)):
-        slots = reads.sides(side)  # type: ignore[arg-type]
-        if not slots:
-            if where is not None:
-                raise LossError(f"The loss '{title}' reads nothing of the {side}: got '{where}'. Leave '{side}:' out.")
-            sides[side] = [{}]
-        elif isinstance(where, Mapping):
-            sides[side] = [{slot.name: _place(title, slot, where.get(slot.name)) for slot in slots}]
-        elif isinstance(where, Sequence) and not isinstance(where, str):
-            sides[side] = [{slots[0].name: place(one)} for one in where]
-        else:
-            sides[side] = [{slot.name: _place(title, slot, where) for slot in slots}]
-    ours, theirs = sides["student"], sides["teacher"]
-    if len(ours) != len(theirs) and reads.sides("student") and reads.sides("teacher"):
-        raise LossError(
-            f"The objective '{title}' pairs taps one to one: got {len(ours)} of the student and {len(theirs)} of the "
-            "teacher. "
-            "Name as many on both sides."
-        )
-    if len(ours) != len(theirs):  # one side is not read at all
-        ours, theirs = ours * len(theirs), theirs * len(ours)
-    pairs = [{**a, **b} for a, b in zip(ours, theirs, strict=True)]
-    for pair in pairs:
-        for slot in reads.sides("bank"):
-            pair[slot.name] = pair[reads.sides("teacher")[0].name]
-    return pairs
-
-
-def _place(title: str, slot: Slot, where: str | Tap | None) -> Place:
-    named = where if where is not None else default_place(slot)
-    if named is None:
-        raise LossError(
-            f"The loss '{title}' does not know where to read '{slot.name}'"
-            + (f" ({slot.kind})" if slot.kind else "")
-            + f". Name the place: {slot.side}: layer3, for example."
-        )
-    return place(named)
-
-
-def _owner_slot(slot: Slot, pair: Mapping[str, Place]) -> str:
-    """The slot whose place a mask or bank belongs to: of its own name, else the first of its side (student_logits)."""
-    name = slot.name.removesuffix("_mask") if slot.mask else slot.name
-    return name if name in pair else next(other for other in pair if other.startswith(f"{name}_"))
-
-
 def _entry(signals: Signals, key: str, objective: Objective) -> Tensor:
     try:
         return signals[key]
@@ -457,7 +417,7 @@ def _entry(signals: Signals, key: str, objective: Objective) -> Tensor:
                 f"The objective '{objective.name}' reads a signal that was not shown",
                 f"'{key}'",
                 signals,
-                "Read or record that tap too.",
+                "A GRU has no cell: read '@h'." if key.endswith("@c") else "Read or record that tap too.",
             )
         ) from None
 

@@ -1,0 +1,59 @@
+"""Where each parameter of a loss is read: the places a person names, or those its kinds read by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from stillroom.contracts import Place, Tap, place
+from stillroom.errors import LossError
+from stillroom.objectives.signature import Signature, Slot, default_place
+
+Where = str | Tap | Sequence[str | Tap] | Mapping[str, str | Tap] | None
+
+
+def pairs_of(title: str, reads: Signature, student: Where, teacher: Where) -> list[dict[str, Place]]:
+    """Return, for each pair of taps, the place of every slot that reads a model."""
+    sides: dict[str, list[dict[str, Place]]] = {}
+    for side, where in (("student", student), ("teacher", teacher)):
+        slots = reads.sides(side)  # type: ignore[arg-type]
+        if not slots:
+            if where is not None:
+                raise LossError(f"The loss '{title}' reads nothing of the {side}: got '{where}'. Leave '{side}:' out.")
+            sides[side] = [{}]
+        elif isinstance(where, Mapping):
+            sides[side] = [{slot.name: _place(title, slot, where.get(slot.name)) for slot in slots}]
+        elif isinstance(where, Sequence) and not isinstance(where, str):
+            sides[side] = [{slots[0].name: place(one)} for one in where]
+        else:
+            sides[side] = [{slot.name: _place(title, slot, where) for slot in slots}]
+    ours, theirs = sides["student"], sides["teacher"]
+    if len(ours) != len(theirs) and reads.sides("student") and reads.sides("teacher"):
+        raise LossError(
+            f"The objective '{title}' pairs taps one to one: got {len(ours)} of the student and {len(theirs)} of the "
+            "teacher. "
+            "Name as many on both sides."
+        )
+    if len(ours) != len(theirs):  # one side is not read at all
+        ours, theirs = ours * len(theirs), theirs * len(ours)
+    pairs = [{**a, **b} for a, b in zip(ours, theirs, strict=True)]
+    for pair in pairs:
+        for slot in reads.sides("bank"):
+            pair[slot.name] = pair[reads.sides("teacher")[0].name]
+    return pairs
+
+
+def _place(title: str, slot: Slot, where: str | Tap | None) -> Place:
+    named = where if where is not None else default_place(slot)
+    if named is None:
+        raise LossError(
+            f"The loss '{title}' does not know where to read '{slot.name}'"
+            + (f" ({slot.kind})" if slot.kind else "")
+            + f". Name the place: {slot.side}: layer3, for example."
+        )
+    return place(named)
+
+
+def owner_slot(slot: Slot, pair: Mapping[str, Place]) -> str:
+    """The slot whose place a mask or bank belongs to: of its own name, else the first of its side (student_logits)."""
+    name = slot.name.removesuffix("_mask") if slot.mask else slot.name
+    return name if name in pair else next(other for other in pair if other.startswith(f"{name}_"))
