@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stillroom.errors import ModelError, say
+from stillroom.models.hugging_face import HuggingFaceClassifier
 
 Shape = Sequence[int]
 
@@ -153,6 +154,7 @@ TEXTS = ("bilstm", "bigru", "textcnn", "textmlp")
 """The models that read texts: tokens and their mask."""
 
 ZOO: dict[str, Callable[..., nn.Module]] = {"net": Net, "mlp": MLP, "cnn": CNN, "resnet": ResNet}
+ZOO["hugging-face"] = HuggingFaceClassifier  # checks its own options
 
 
 def build(name: str, *, shape: Shape, classes: int, **options: Any) -> nn.Module:
@@ -167,7 +169,8 @@ def build(name: str, *, shape: Shape, classes: int, **options: Any) -> nn.Module
     for option, value in options.items():
         if option not in allowed:
             raise ModelError(say(f"Unknown option of model '{name}'", f"'{option}'", allowed))
-        _check_option(name, option, value)
+        if name != "hugging-face":
+            _check_option(name, option, value)
     if name in ("cnn", "resnet") and len(shape) != 3:
         do = "Use net or mlp for vectors."
         raise ModelError(
