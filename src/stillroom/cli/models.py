@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,36 +81,32 @@ def evaluate(
 def predict(
     model: Model,
     inputs: Annotated[
-        list[Path], typer.Argument(help="Pictures, folders of pictures, or .npy/.npz arrays", show_default=False)
+        list[Path],
+        typer.Argument(help="Pictures, folders of them, .npy/.npz arrays, or files of texts", show_default=False),
     ],
     out: Annotated[Path, typer.Option("--out", help="A CSV file to write")] = Path("predictions.csv"),
+    column: Annotated[str, typer.Option("--column", help="The column that holds the texts", show_default=False)] = "",
+    as_json: Json = False,
 ) -> None:
-    """Classify pictures or arrays and write class and probability of each to a CSV file.
+    """Classify pictures, arrays or texts and write class and probability of each to a CSV file.
+
+    Texts are the rows of a .csv, .tsv or .jsonl file, or the lines of a .txt file.
 
     Example: stillroom predict runs/images photos/ --out predictions.csv
     """
-    import csv
-    import io
-
-    import torch
-
-    from stillroom.cli import screen
-    from stillroom.cli.reading import rows_of
+    from stillroom.cli.predicting import predictions, table
+    from stillroom.cli.screen import out as screen
+    from stillroom.cli.screen import show_json
     from stillroom.files import write_bytes
 
-    deployed = _load(model)
-    names, rows = rows_of(inputs, dict(deployed.config["input"]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["input", "class", "probability"])
-    with torch.no_grad():
-        for start in range(0, len(rows), 256):
-            probabilities = deployed(rows[start : start + 256]).softmax(1)
-            for name, row in zip(names[start : start + 256], probabilities, strict=True):
-                top = int(row.argmax())
-                writer.writerow([name, deployed.classes[top] if deployed.classes else top, f"{float(row[top]):.4f}"])
-    write_bytes(out, text.getvalue().encode())
-    screen.out.print(f"Wrote {len(rows)} predictions to {out}", markup=False)
+    answers, notes = predictions(_load(model), inputs, column)
+    write_bytes(out, table(answers))
+    if as_json:
+        show_json({"file": str(out), "rows": len(answers), "notes": notes, "predictions": answers})
+        return
+    screen.print(f"Wrote {len(answers)} predictions to {out}", markup=False)
+    for note in notes:
+        screen.print(note, markup=False)
 
 
 def export(
@@ -238,12 +235,12 @@ def _fits(deployed: Deployed, source: Source) -> None:
     from stillroom.pipeline.making import input_of
 
     wanted, given = dict(deployed.config["input"]), input_of(source)
-    if list(wanted["shape"]) != given["shape"] or wanted["dtype"] != given["dtype"]:
+    if list(wanted["shape"]) != list(given["shape"]) or wanted["dtype"] != given["dtype"]:
         raise DataError(
             say(
                 "This data does not fit the model",
-                f"rows of shape {tuple(given['shape'])} and {given['dtype']}",
-                f"shape {tuple(wanted['shape'])} and {wanted['dtype']}",
+                _rows(given),
+                _rows(wanted),
                 "Name the data it was trained for with --data.",
             )
         )
@@ -257,6 +254,11 @@ def _fits(deployed: Deployed, source: Source) -> None:
                 "Name the data it was trained for with --data.",
             )
         )
+
+
+def _rows(input_: Mapping[str, Any]) -> str:
+    shape = tuple(input_["shape"])
+    return "texts" if input_["dtype"] == "text" else f"rows of shape {shape} and {input_['dtype']}"
 
 
 def _data(text: str, model: Path | None) -> Source:
