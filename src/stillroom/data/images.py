@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillroom.data.arrays import ArraySource, as_images, as_labels, as_tensor, check_columns
+from stillroom.data.arrays import ArraySource
+from stillroom.data.columns import as_images, as_labels, as_tensor, check_columns
 from stillroom.data.idx import find_idx, read_idx
 from stillroom.data.splits import by_hash, trim
 from stillroom.data.views import Views

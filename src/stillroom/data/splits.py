@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -204,6 +204,17 @@ class LabelledSubset:
     def views(self) -> Any:
         """The views of the source beneath, or None."""
         return getattr(self.source, "views", None)
+
+    @property
+    def modality(self) -> str:
+        """What the examples beneath are: "text", or nothing where the source does not say."""
+        return str(getattr(self.source, "modality", ""))
+
+    @property
+    def lengths(self) -> Callable[[Tensor], Tensor] | None:
+        """How the source beneath tells the lengths of examples, or None where all are of one length."""
+        lengths: Callable[[Tensor], Tensor] | None = getattr(self.source, "lengths", None)
+        return lengths
 
     def __len__(self) -> int:
         return len(self.source)

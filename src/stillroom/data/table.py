@@ -15,8 +15,11 @@ SOURCES: dict[str, str] = {
     "fashion-mnist-sample": "stillroom.data.images:fashion_mnist_sample",
     "images": "stillroom.data.images:folder",
     "mnist": "stillroom.data.images:mnist",
+    "movie-reviews-sample": "stillroom.data.text_files:movie_reviews_sample",
     "npz": "stillroom.data.images:npz",
+    "reviews-zh-sample": "stillroom.data.text_files:reviews_zh_sample",
     "rotations": "stillroom.data.derived:rotations",
+    "text": "stillroom.data.text_files:text",
 }
 
 

@@ -57,16 +57,7 @@ class Views:
         Raises:
             DataError: a view is below 0 or not below ``count``.
         """
-        if views.size and (views.min() < 0 or views.max() >= self.count):
-            wrong = views[(views < 0) | (views >= self.count)]
-            raise DataError(
-                say(
-                    "No such view",
-                    f"view {int(wrong[0])}",
-                    f"0 to {self.count - 1}",
-                    "Make the source with more views (views: N), or ask for fewer.",
-                )
-            )
+        check_views(views, self.count)
 
     def apply(self, images: NDArray[Any], examples: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[Any]:
         """Return the views of ``images`` (B, C, H, W; any number type): a new array of the same shape and type."""
@@ -96,3 +87,21 @@ class Views:
         top[plain] = self.pad
         left[plain] = self.pad
         return top, left, flipped & ~plain
+
+
+def check_views(views: NDArray[np.int64], count: int) -> None:
+    """Refuse view numbers below 0 or not below ``count``.
+
+    Raises:
+        DataError: naming the first of them.
+    """
+    if views.size and (views.min() < 0 or views.max() >= count):
+        wrong = views[(views < 0) | (views >= count)]
+        raise DataError(
+            say(
+                "No such view",
+                f"view {int(wrong[0])}",
+                f"0 to {count - 1}",
+                "Make the source with more views (views: N), or ask for fewer.",
+            )
+        )

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from stillroom import files, tensors
 from stillroom.contracts import Batch, Source, place
-from stillroom.data.arrays import as_images, as_tensor
+from stillroom.data.columns import as_images, as_tensor
 from stillroom.errors import DataError, ModelError, UserError, say
 from stillroom.features.network import FeatureNetwork, Head, pooled
 from stillroom.models.bundle import CONFIG, WEIGHTS, Deployed, load, save_bundle
