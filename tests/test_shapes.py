@@ -137,7 +137,8 @@ def test_a_two_tokenizers_and_a_memory_of_unequal_lengths(tmp_path):
     batch = data.batch(torch.stack([torch.arange(7), torch.zeros(7, dtype=torch.long)], 1))
     shown = live(batch)
     assert (
-        shown["lstm@h"].shape == (7, int(longs[:7].max()), 4, 4) and shown["lstm@c"].shape[1] < shown["lstm@h"].shape[1]
+        shown["lstm@h"].shape == (7, int(longs[:7].max()), 2, 2, 4)
+        and shown["lstm@c"].shape[1] < shown["lstm@h"].shape[1]
     )
     assert shown["lstm@h.mask"].sum(1).tolist() == longs[:7].tolist()
     store = stored(live, data, tmp_path / "store", ["logits", "lstm@state/4"])

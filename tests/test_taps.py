@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from stillroom.contracts import Attention, Gradient, Hidden, Named, Output, State, place, tap
 from stillroom.errors import ModelError, TapError
@@ -71,6 +70,8 @@ def left_behind(module: nn.Module) -> list[str]:
         ("logits:out", Hidden("logits")),
         ("lstm@state", State("lstm")),
         ("lstm@state/8", State("lstm", 8)),
+        ("lstm@h", State("lstm", part="h")),
+        ("lstm@c/8", State("lstm", 8, "c")),
         ("mha@attention", Attention("mha")),
         ("logits@gradient", Gradient()),
         ("logits@gradient(label)", Gradient(along="label")),
@@ -89,8 +90,9 @@ def test_what_is_not_a_tap_is_refused_with_the_forms_there_are(text):
 
 def test_a_place_names_its_owner_and_its_entry():
     assert place("big/layer3") == ("big", Hidden("layer3"), "big/layer3")
-    assert place("lstm@c/8") == ("", State("lstm", 8), "lstm@c")
-    assert place("big/lstm@h") == ("big", State("lstm"), "big/lstm@h")
+    assert place("lstm@c/8") == ("", State("lstm", 8, "c"), "lstm@c")
+    assert place("big/lstm@h/8") == ("big", State("lstm", part="h"), "big/lstm@h")
+    assert place("lstm@state/8").key == "lstm@state/8"
 
 
 # --- nothing is left behind ------------------------------------------------------------------------------------------
@@ -447,154 +449,6 @@ def test_attention_of_a_transformer_whose_fast_path_hides_it(training):
     expected = first(batch["inputs"], batch["inputs"], batch["inputs"], average_attn_weights=False)[1]
     assert torch.allclose(shown["encoder.layers.0.self_attn@attention"], expected, atol=1e-6)
     assert torch.allclose(shown["logits"], plain, atol=1e-5) and not left_behind(model)
-
-
-# --- memory ----------------------------------------------------------------------------------------------------------
-
-
-class Remembers(nn.Module):
-    """A recurrent model; ``packed`` by lengths, or over the whole sequence."""
-
-    def __init__(self, kind=nn.LSTM, *, packed=False, start=False, **options):
-        super().__init__()
-        self.packed, self.start = packed, start
-        self.rnn = kind(4, 3, batch_first=True, **options)
-        self.last = None
-
-    def forward(self, inputs, lengths):
-        given = None
-        if self.start:
-            count = self.rnn.num_layers * (2 if self.rnn.bidirectional else 1)
-            sizes = [self.rnn.proj_size or 3, 3] if isinstance(self.rnn, nn.LSTM) else [3]
-            given = tuple(drawn(count, len(inputs), size, seed=index) for index, size in enumerate(sizes))
-            given = given if len(given) > 1 else given[0]
-        values = (
-            pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False) if self.packed else inputs
-        )
-        answer, self.last = self.rnn(values, given)
-        return pad_packed_sequence(answer, batch_first=True)[0] if self.packed else answer
-
-
-LENGTHS = torch.tensor([5, 9, 1, 8, 3])
-WORDS = batch_of(drawn(ROWS, 9, 4), lengths=LENGTHS)
-KINDS = [
-    (nn.LSTM, {}),
-    (nn.LSTM, {"num_layers": 2, "bidirectional": True}),
-    (nn.LSTM, {"proj_size": 2, "num_layers": 2, "bidirectional": True}),
-    (nn.LSTM, {"bias": False}),
-    (nn.GRU, {"num_layers": 2, "bidirectional": True}),
-    (nn.GRU, {"bias": False}),
-]
-
-
-def both(values):
-    return values if isinstance(values, tuple) else (values,)
-
-
-@pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
-@pytest.mark.parametrize("start", [False, True], ids=["from zero", "given"])
-@pytest.mark.parametrize("every", [1, 2, 4, 5, 9, 20])
-@pytest.mark.parametrize(("kind", "options"), KINDS, ids=lambda part: getattr(part, "__name__", None) or "-".join(part))
-def test_a_model_whose_memory_is_read_answers_as_before(kind, options, every, start, packed):
-    model = Remembers(kind, packed=packed, start=start, **options)
-    takes = ("inputs", "lengths")
-    plain, last = model(WORDS["inputs"], LENGTHS), both(model.last)
-    shown = read(model, ["output", f"rnn@state/{every}" if every > 1 else "rnn@state"], takes=takes)(WORDS)
-    assert torch.allclose(shown["output"], plain, atol=1e-6)
-    for mine, theirs in zip(both(model.last), last, strict=True):
-        assert mine.shape == theirs.shape and torch.allclose(mine, theirs, atol=1e-6)
-    directions = 2 if model.rnn.bidirectional else 1
-    top = shown["rnn@h"][:, :, -directions:]
-    valid = shown["rnn@h.mask"]
-    assert torch.equal(valid, torch.arange(9) < LENGTHS[:, None])
-    width = plain.shape[2] // directions
-    assert torch.allclose(top[:, :, 0][valid], plain[..., :width][valid], atol=1e-6)
-    assert not left_behind(model)
-
-
-@pytest.mark.parametrize("every", [1, 2, 4])
-def test_the_cells_at_the_borders_are_those_of_a_shorter_run(every):
-    model = Remembers(nn.LSTM, num_layers=2)
-    shown = read(model, [f"rnn@state/{every}"], takes=("inputs", "lengths"))(
-        batch_of(drawn(ROWS, 9, 4)) | {"lengths": LENGTHS}
-    )
-    cells, mask = shown["rnn@c"], shown["rnn@c.mask"]
-    assert cells.shape == (ROWS, -(-9 // every), 2, 3)
-    for index in range(cells.shape[1]):
-        steps = min((index + 1) * every, 9)
-        _, (hidden, cell) = model.rnn(WORDS["inputs"][:, :steps])
-        assert torch.allclose(cells[:, index], cell.transpose(0, 1), atol=1e-6)
-        assert torch.allclose(shown["rnn@h"][:, steps - 1], hidden.transpose(0, 1), atol=1e-6)
-        assert mask[:, index].tolist() == (LENGTHS >= steps).tolist()
-
-
-def test_the_reverse_direction_counts_from_the_end_of_each_row():
-    model = Remembers(nn.LSTM, packed=True, bidirectional=True)
-    shown = read(model, ["rnn@state", "output"], takes=("inputs", "lengths"))(WORDS)
-    for row, length in enumerate(LENGTHS.tolist()):
-        backwards = shown["output"][row, :length, 3:].flip(0)
-        assert torch.allclose(shown["rnn@h"][row, :length, 1], backwards, atol=1e-6)
-
-
-def test_batches_may_be_second():
-    model = nn.LSTM(4, 3)
-    inputs = drawn(9, ROWS, 4)
-    wrapped = nn.Sequential()
-    wrapped.rnn = model
-    wrapped.forward = lambda inputs: wrapped.rnn(inputs.transpose(0, 1))[0]  # type: ignore[method-assign]
-    shown = read(wrapped, ["rnn@state"])(batch_of(inputs.transpose(0, 1).contiguous()))
-    assert torch.allclose(shown["rnn@h"][:, :, 0], model(inputs)[0].transpose(0, 1), atol=1e-6)
-
-
-def test_dropout_between_layers_is_on_in_training_only():
-    model = Remembers(nn.LSTM, num_layers=2, dropout=0.5)
-    reader = read(model, ["output", "rnn@state"], takes=("inputs", "lengths"))
-    model.eval()
-    assert torch.allclose(reader(WORDS)["output"], model(WORDS["inputs"], LENGTHS), atol=1e-6)
-    model.train()
-    first, second = reader(WORDS), reader(WORDS)
-    assert not torch.equal(first["output"], second["output"])
-    assert torch.equal(first["rnn@h"][:, :, 0], second["rnn@h"][:, :, 0]), "the first layer comes before the dropout"
-    model.rnn.dropout = 0.0
-    assert torch.allclose(reader(WORDS)["output"], model(WORDS["inputs"], LENGTHS), atol=1e-6)
-
-
-@pytest.mark.parametrize("every", [1, 4])
-def test_gradients_through_the_memory_are_those_of_the_model(every):
-    model = Remembers(nn.LSTM, packed=True, num_layers=2, bidirectional=True)
-    model(WORDS["inputs"], LENGTHS).square().sum().backward()
-    expected = {name: value.grad.clone() for name, value in model.named_parameters()}
-    model.zero_grad()
-    read(model, ["output", f"rnn@state/{every}"], takes=("inputs", "lengths"))(WORDS)[
-        "output"
-    ].square().sum().backward()
-    for name, value in model.named_parameters():
-        assert torch.allclose(value.grad, expected[name], atol=1e-5), name
-
-
-def test_a_memory_is_read_at_one_spacing():
-    model = Remembers(nn.LSTM)
-    with pytest.raises(TapError, match=r"two spacings: got 'rnn@state/2' and 'rnn@state'\. Allowed: one"):
-        read(model, ["rnn@state/2", "rnn@state"])
-    assert read(model, ["rnn@state/2", "rnn@state/2"]).names == ["rnn@state/2"]
-
-
-def test_a_forward_that_was_replaced_before_is_put_back():
-    model = Remembers(nn.LSTM)
-    of_the_author = model.rnn.forward
-    model.rnn.forward = lambda *values: of_the_author(*values)  # type: ignore[method-assign]
-    before = model.rnn.forward
-    read(model, ["rnn@state"], takes=("inputs", "lengths"))(WORDS)
-    assert model.rnn.forward is before
-
-
-def test_a_memory_without_a_batch_is_refused():
-    wrapped = nn.Sequential()
-    wrapped.rnn = nn.GRU(4, 3, batch_first=True)
-    wrapped.forward = lambda inputs: wrapped.rnn(inputs[0])[0]  # type: ignore[method-assign]
-    with pytest.raises(TapError, match="needs a batch"):
-        read(wrapped, ["rnn@state"])(WORDS)
-    assert not left_behind(wrapped.rnn)
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------

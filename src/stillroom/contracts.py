@@ -90,14 +90,15 @@ class State:
     Gives ``<path>@h`` (B, T, layers, directions, hidden) at every step, both directions at the step they stand at, and,
     for an LSTM, ``<path>@c`` (B, ceil(T / every), layers, directions, hidden) after each ``every`` steps and after the
     row's own last one, counted in the order of reading: the reverse direction begins at the row's end. Each has its
-    mask.
+    mask. ``part`` is the one of the two that is wanted; ``every`` says nothing about ``h``.
     """
 
     path: str
     every: int = 1
+    part: Literal["state", "h", "c"] = "state"
 
     def __str__(self) -> str:
-        return f"{self.path}@state" + ("" if self.every == 1 else f"/{self.every}")
+        return f"{self.path}@{self.part}" + ("" if self.every == 1 else f"/{self.every}")
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ Tap = Output | Named | Hidden | Attention | State | Gradient
 
 RESERVED = ("logits", "features", "output")
 _PLACE = re.compile(r"^(?P<path>[^\[\]#@:]*)(?P<side>:in|:out)?(?:\[(?P<pick>[^\]]+)\])?(?:#(?P<call>\d+))?$")
-_STATE = re.compile(r"^(?P<path>[^@]+)@(?:state|h|c)(?:/(?P<every>[1-9]\d*))?$")
+_STATE = re.compile(r"^(?P<path>[^@]+)@(?P<part>state|h|c)(?:/(?P<every>[1-9]\d*))?$")
 _GRADIENT = re.compile(r"^logits@gradient(?:\((?P<options>[^)]*)\))?$")
 
 
@@ -144,7 +145,8 @@ def tap(text: str | Tap) -> Tap:
     elif text.endswith("@attention"):
         return Attention(text.removesuffix("@attention"))
     elif found := _STATE.match(text):
-        return State(found["path"], int(found["every"] or 1))
+        every = 1 if found["part"] == "h" else int(found["every"] or 1)
+        return State(found["path"], every, found["part"])  # type: ignore[arg-type]
     elif (found := _PLACE.match(text)) and text:
         part: str | None = found["pick"]
         pick = int(part) if part is not None and part.isdigit() else part
@@ -178,8 +180,8 @@ def place(text: str | Tap) -> Place:
         owner, _, rest = text.partition("/")
     found = tap(rest)
     key = str(found)
-    if isinstance(found, State) and isinstance(rest, str) and not rest.split("@")[1].startswith("state"):
-        key = rest.split("/")[0]
+    if isinstance(found, State) and found.part != "state":
+        key = f"{found.path}@{found.part}"
     return Place(owner, found, f"{owner}/{key}" if owner else key)
 
 

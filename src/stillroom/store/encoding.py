@@ -165,8 +165,8 @@ def _axes(name: str, shape: list[int | None]) -> tuple[str, ...]:
     last = name.rsplit("/", 1)[-1]
     if last.endswith("@attention") and len(shape) == 3:
         return ("head", "query", "key")
-    if last.endswith(("@h", "@c")) and len(shape) == 3:
-        return ("time", "layer", "unit")
+    if last.endswith(("@h", "@c")) and len(shape) == 4:
+        return ("time", "layer", "direction", "unit")
     if last == "logits" and shape:
         return (*_axes("", shape[:-1]), "class") if len(shape) > 1 else ("class",)
     known = {1: ("feature",), 2: ("time", "feature"), 3: ("channel", "height", "width")}

@@ -10,11 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from stillroom.contracts import Attention, Batch, Gradient, Hidden, Named, Output, Signals, State, Tap, tap
+from stillroom.contracts import (
+    SPANS,
+    Attention,
+    Batch,
+    Gradient,
+    HasSteps,
+    Hidden,
+    Named,
+    Output,
+    Signals,
+    State,
+    Tap,
+    tap,
+)
 from stillroom.errors import ModelError, TapError, say
 from stillroom.randomness import forked
 from stillroom.taps.places import as_signals, find_logits, leaves, pick, submodule
-from stillroom.taps.recurrent import StateReading
+from stillroom.taps.recurrent import StateReading, refuse_cells
+from stillroom.taps.timing import Timing, timing
 
 Encode = Callable[..., Any]
 Takes = Sequence[str] | Mapping[str, str]
@@ -46,6 +60,7 @@ class Reader:
         self.taps = tuple(dict.fromkeys(taps))
         self._inner = [one for one in self.taps if isinstance(one, Hidden | Attention | State)]
         self._gradients = [one for one in self.taps if isinstance(one, Gradient)]
+        self._keeps_time = isinstance(encode, HasSteps)
         self._features: Hidden | None = None
         self._wants_features = Named("features") in self.taps
         self._fragile: set[str] = set()
@@ -53,10 +68,14 @@ class Reader:
         self._seen: dict[str, list[tuple[Any, int]]] = {}
         self._states: Signals = {}
         self._stand_ins: list[StateReading] = []
+        self._time: Timing | None = None
+        self._untimed: set[str] = set()
         self._open: ExitStack | None = None
         self._listens = False
         for one in self._inner:
-            submodule(self.module, one.path)
+            target = submodule(self.module, one.path)
+            if isinstance(one, State) and one.part == "c":
+                refuse_cells(target, str(one))
         _one_reading_a_memory([one for one in self._inner if isinstance(one, State)])
 
     @property
@@ -85,28 +104,29 @@ class Reader:
         """
         if not self._ready:
             self.prepare(batch)
-        skipped = frozenset(skip)
+        skipped, self._time = frozenset(skip), None
         gradients = [one for one in self._gradients if one not in skipped]
         if not (self._inner or self._wants_features or gradients):
             return self._collect(self._run(batch), batch, {}, skipped)
-        with nullcontext() if self._open is not None else self._hooks(), self._listening():
+        with nullcontext() if self._open is not None else self._hooks(), self._listening(skipped):
             if gradients:
                 return self._with_gradients(batch, given or {}, gradients, skipped)
             return self._collect(self._run(batch), batch, {}, skipped)
 
     @contextmanager
-    def _listening(self) -> Iterator[None]:
+    def _listening(self, skipped: frozenset[Tap] = frozenset()) -> Iterator[None]:
         """Take note of what passes the hooks for one pass; at other times they let everything go by."""
+        states = [one for one in self._inner if isinstance(one, State) and one not in skipped]
+        spacings = {one.path: one.every for one in states if one.part != "h"}
         with ExitStack() as stack:
-            for one in self._inner:
-                if isinstance(one, State):
-                    stack.enter_context(self._standing_in(one))
+            for path in dict.fromkeys(one.path for one in states):
+                stack.enter_context(self._standing_in(path, spacings.get(path)))
             self._listens = True
             try:
                 yield
             finally:
                 self._listens = False
-                self._seen, self._states = {}, {}
+                self._seen, self._states, self._time = {}, {}, None
 
     # --- one pass ---------------------------------------------------------------------------------
 
@@ -138,7 +158,7 @@ class Reader:
     def _run(self, batch: Batch, replaced: Mapping[str, Tensor] | None = None) -> Any:
         positional, keyword = self._arguments(batch, replaced or {})
         for stand_in in self._stand_ins:
-            stand_in.lengths = batch.get("lengths")
+            stand_in.lengths = self._timing(batch).of
         return self.run(*positional, **keyword)
 
     def _peers(self, *positional: Any, **keyword: Any) -> dict[str, Any]:
@@ -151,9 +171,7 @@ class Reader:
             if one in skipped or isinstance(one, Gradient):
                 continue
             if isinstance(one, State):
-                signals.update({key: value for key, value in self._states.items() if key.startswith(f"{one.path}@")})
-                if f"{one.path}@h" not in self._states:
-                    raise _never_ran(self.module, one)
+                signals.update(self._memory(one))
             elif isinstance(one, Named) and one.name == "logits":
                 signals["logits"] = find_logits(output, type(self.module).__name__)
             elif isinstance(one, Output):
@@ -162,7 +180,48 @@ class Reader:
                 place = self._features if isinstance(one, Named) else one
                 assert isinstance(place, Hidden | Attention)
                 signals.update(as_signals(self._captured(place), str(one), rows))
-        return signals | extra
+        return self._timed(signals, batch) | extra
+
+    def _memory(self, one: State) -> Signals:
+        if f"{one.path}@h" not in self._states:
+            raise _never_ran(self.module, one)
+        parts = ("h", "c") if one.part == "state" else (one.part,)
+        names = [f"{one.path}@{part}{end}" for part in parts for end in ("", ".mask")]
+        return {name: self._states[name] for name in names if name in self._states}
+
+    def _timing(self, batch: Batch) -> Timing:
+        """What is known of this batch's steps, found out once a pass and only when it matters."""
+        if self._time is None:
+            names = list(self.takes.values()) if isinstance(self.takes, Mapping) else list(self.takes)
+            self._time = timing(batch, names[0] if names else None, self.encode)
+        return self._time
+
+    def _timed(self, signals: Signals, batch: Batch) -> Signals:
+        """Give what runs along the model's steps (B, T, ...) its mask, and say once what the steps stand for.
+
+        A tap that was ever seen with another second axis than T does not run along time, however long that axis
+        happens to be this time.
+        """
+        if not (self._keeps_time or "lengths" in batch):
+            return signals
+        memories = any("@" in name and name.rsplit("@", 1)[1] in ("h", "c") for name in signals)
+        masks: Signals = {}
+        for name, value in signals.items():
+            if value.dim() < 3 or "@" in name or name.endswith(".mask") or f"{name}.mask" in signals:
+                continue
+            mask = None if name in self._untimed else self._timing(batch).mask(value.shape[1])
+            if mask is None:
+                self._untimed.add(name)
+            else:
+                masks[f"{name}.mask"] = mask
+        if not (masks or memories):
+            return signals
+        spans = self._timing(batch).spans
+        if spans is not None:
+            mask = self._timing(batch).mask(spans.shape[1])
+            assert mask is not None
+            masks |= {SPANS: spans.to(torch.int32), f"{SPANS}.mask": mask}
+        return signals | masks
 
     def _captured(self, place: Hidden | Attention) -> Any:
         key = _key(place)
@@ -264,10 +323,10 @@ class Reader:
             self._seen.setdefault(key, []).append((value, 0))
 
     @contextmanager
-    def _standing_in(self, one: State) -> Iterator[None]:
-        target = submodule(self.module, one.path)
+    def _standing_in(self, path: str, every: int | None) -> Iterator[None]:
+        target = submodule(self.module, path)
         before = target.__dict__.get("forward")
-        reading = StateReading(target, one.path, one.every, lambda seen: self._states.update(seen))  # type: ignore[arg-type]
+        reading = StateReading(target, path, every, lambda seen: self._states.update(seen))  # type: ignore[arg-type]
         target.forward = reading  # type: ignore[method-assign]
         self._stand_ins.append(reading)
         try:
@@ -282,7 +341,7 @@ class Reader:
 
     def prepare(self, batch: Batch) -> None:
         """Find what can only be found by running once: what makes the logits, and which places are overwritten."""
-        was_open = self._open is not None
+        was_open, self._time = self._open is not None, None
         self.__exit__()
         with sizing(self.module):
             if self._wants_features and self._features is None:
@@ -358,8 +417,9 @@ def _ask_for_weights(
 
 def _one_reading_a_memory(states: Sequence[State]) -> None:
     """One memory is read at one spacing: its entries have no other name."""
-    for one in states:
-        others = [str(other) for other in states if other.path == one.path and other != one]
+    cells = [one for one in states if one.part != "h"]
+    for one in cells:
+        others = [str(other) for other in cells if other.path == one.path and other.every != one.every]
         if others:
             raise TapError(
                 f"The memory of '{one.path}' is read at two spacings: got '{one}' and '{others[0]}'. "

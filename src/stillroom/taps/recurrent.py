@@ -1,22 +1,27 @@
 """Reading the memory of an nn.LSTM or nn.GRU: its states at every step, layer and direction.
 
-The module's own forward gives only the last state. For the time of one reading it is replaced by a walk
-over layers and directions in chunks of ``every`` steps, each row reversed within its own length, so that
-what leaves the module stays what it was and every state on the way is seen.
+The module's own forward gives only the last state. :func:`walk` goes through layers and directions itself, in chunks
+where cells are wanted on the way, each row reversed within its own length, so that what leaves the module stays what
+it was and every state on the way is seen. For the time of one reading it stands in for the module's forward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from stillroom.errors import TapError
+from stillroom.errors import TapError, say
 
 Seen = dict[str, Tensor]
+State = tuple[Tensor, ...]
 RECURRENT = (nn.LSTM, nn.GRU)
+
+SHUT = 1e4
+"""What is added to a gate to shut it (or, with the other sign, to open it) to the last bit of its sigmoid."""
 
 
 def reverse_within(values: Tensor, lengths: Tensor) -> Tensor:
@@ -24,7 +29,98 @@ def reverse_within(values: Tensor, lengths: Tensor) -> Tensor:
     steps = torch.arange(values.shape[1], device=values.device)
     places = lengths[:, None] - 1 - steps
     places = torch.where(places >= 0, places, steps)
-    return values.gather(1, places[..., None].expand_as(values))
+    return values.gather(1, places.view(*places.shape, *[1] * (values.dim() - 2)).expand_as(values))
+
+
+def at_ends(values: Tensor, lengths: Tensor) -> Tensor:
+    """Return what ``values`` (B, T, H) holds at each row's last step: (B, H)."""
+    places = (lengths - 1).clamp(min=0)
+    return values.gather(1, places[:, None, None].expand(-1, 1, values.shape[2]))[:, 0]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a walk saw: outputs (B, T, directions x H), the last state (layers x directions, B, H) of each kind,
+
+    and, where they were wanted, ``hidden`` (B, T, layers, directions, H) in the order of time and ``cells``
+    (B, borders, layers, directions, H) in the order of reading.
+    """
+
+    outputs: Tensor
+    last: State
+    hidden: Tensor | None
+    cells: Tensor | None
+
+
+@dataclass
+class _Notes:
+    """Gathered while walking, an entry for each layer and direction."""
+
+    lasts: list[State] = field(default_factory=list)
+    hidden: list[Tensor] = field(default_factory=list)
+    cells: list[Tensor] = field(default_factory=list)
+
+
+def walk(
+    module: nn.RNNBase,
+    values: Tensor,
+    start: State | None = None,
+    *,
+    lengths: Tensor | None = None,
+    own: Tensor | None = None,
+    every: int | None = None,
+    noting: bool = False,
+) -> Walk:
+    """Run ``module`` (an nn.LSTM or nn.GRU) over ``values`` (B, T, F; the batch first, whatever the module says).
+
+    With ``lengths`` (B) each row is read as if it stood alone: the reverse direction begins at its own end, and the
+    last state is that of its own last step; outputs behind it mean nothing. Without, every row is T long to the
+    module, as it is when nn.LSTM is called on padded values; ``own`` then says how much of it is the row's, which
+    decides where ``cells`` begin and end and nothing else. ``every``: note an LSTM's cells after so many steps each.
+    ``noting``: note ``hidden``.
+    """
+    directions = 2 if module.bidirectional else 1
+    notes = _Notes()
+    held = None if lengths is None or not isinstance(module, nn.LSTM) else _behind(values, lengths)
+    for layer in range(module.num_layers):
+        sides = []
+        for side in range(directions):
+            weights = _weights(module, layer, bool(side))
+            first = _start(module, values, start, layer * directions + side)
+            facing = _turn(values, lengths) if side else values
+            out, borders = _run(module, facing, weights, first, every, held)
+            ending = out[:, -1] if lengths is None else at_ends(out, lengths)
+            notes.lasts.append((ending, borders[-1]) if borders else (ending,))
+            if every and borders:
+                cells = torch.stack(borders, 1)
+                if own is not None:
+                    reading = _Reading(module, facing, weights, first, out, cells, every)
+                    cells = _backwards(reading, own) if side else _forwards(reading, own)
+                notes.cells.append(cells)
+            out = _turn(out, lengths) if side else out
+            sides.append(out)
+        if noting:
+            notes.hidden += sides
+        values = sides[0] if directions == 1 else torch.cat(sides, 2)
+        if module.dropout and module.training and layer + 1 < module.num_layers:
+            values = nn.functional.dropout(values, module.dropout)
+    shape = (module.num_layers, directions)
+    return Walk(
+        values,
+        tuple(torch.stack(part) for part in zip(*notes.lasts, strict=True)),
+        torch.stack(notes.hidden, 2).unflatten(2, shape) if notes.hidden else None,
+        torch.stack(notes.cells, 2).unflatten(2, shape) if notes.cells else None,
+    )
+
+
+def _turn(values: Tensor, lengths: Tensor | None) -> Tensor:
+    return values.flip(1) if lengths is None else reverse_within(values, lengths)
+
+
+def _behind(values: Tensor, lengths: Tensor) -> Tensor:
+    """Return 1 behind each row's end, else 0: (B, T, 1)."""
+    steps = torch.arange(values.shape[1], device=values.device)
+    return (steps >= lengths[:, None])[..., None].to(values.dtype)
 
 
 def _weights(module: nn.RNNBase, layer: int, reverse: bool) -> list[Tensor]:
@@ -32,51 +128,120 @@ def _weights(module: nn.RNNBase, layer: int, reverse: bool) -> list[Tensor]:
     names = [f"weight_ih{suffix}", f"weight_hh{suffix}"]
     if module.bias:
         names += [f"bias_ih{suffix}", f"bias_hh{suffix}"]
-    if getattr(module, "proj_size", 0):
+    if module.proj_size:
         names.append(f"weight_hr{suffix}")
     return [getattr(module, name) for name in names]
 
 
-def _walk(
-    module: nn.RNNBase, values: Tensor, weights: list[Tensor], start: tuple[Tensor, ...], every: int
-) -> tuple[Tensor, list[Tensor]]:
-    """Run one layer in one direction; return its outputs (B, T, H) and the cell after each chunk."""
-    outputs, cells, state = [], [], start
-    for begin in range(0, values.shape[1], every):
-        chunk = values[:, begin : begin + every]
-        options = (module.bias, 1, 0.0, False, False, True)
-        if isinstance(module, nn.LSTM):
-            out, *rest = torch.lstm(chunk, state, weights, *options)
-            state = tuple(rest)
-            cells.append(state[1][0])
-        else:
-            out, hidden = torch.gru(chunk, state[0], weights, *options)
-            state = (hidden,)
-        outputs.append(out)
-    return torch.cat(outputs, 1), cells
-
-
-def _starts(module: nn.RNNBase, values: Tensor, given: tuple[Tensor, ...] | None, index: int) -> tuple[Tensor, ...]:
+def _start(module: nn.RNNBase, values: Tensor, given: State | None, index: int) -> State:
     if given is not None:
         return tuple(part[index : index + 1].contiguous() for part in given)
-    sizes = [getattr(module, "proj_size", 0) or module.hidden_size, module.hidden_size]
+    sizes = [module.proj_size or module.hidden_size, module.hidden_size]
     count = 2 if isinstance(module, nn.LSTM) else 1
-    return tuple(values.new_zeros(1, len(values), size) for size in sizes[:count])
+    return tuple(values.new_zeros(1, values.shape[0], size) for size in sizes[:count])
+
+
+def _holding(values: Tensor, weights: list[Tensor], held: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Let an LSTM keep its cell, bit for bit, at the steps where ``held`` (B, T, 1) is 1.
+
+    One more input shuts the input gate and opens the forget gate (the first two of the four blocks of rows), so that
+    rows of unequal length run in one call and each ends with its own last cell.
+    """
+    quarter = len(weights[0]) // 4
+    column = weights[0].new_zeros(4, quarter)
+    column[0], column[1] = -SHUT, SHUT
+    return torch.cat([values, held], 2), [torch.cat([weights[0], column.view(-1, 1)], 1), *weights[1:]]
+
+
+def _run(
+    module: nn.RNNBase, values: Tensor, weights: list[Tensor], state: State, every: int | None, held: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Run one layer in one direction; return its outputs (B, T, H) and an LSTM's cell (B, H) after each chunk."""
+    if not isinstance(module, nn.LSTM):
+        return torch.gru(values, state[0], weights, module.bias, 1, 0.0, False, False, True)[0], []
+    if held is not None:
+        values, weights = _holding(values, weights, held)
+    outputs, cells = [], []
+    for chunk in values.split(every, 1) if every else [values]:
+        out, *rest = torch.lstm(chunk, state, weights, module.bias, 1, 0.0, False, False, True)
+        state = tuple(rest)
+        outputs.append(out)
+        cells.append(state[1][0])
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), cells
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One LSTM layer's walk in one direction over padding too: what goes in and what came out."""
+
+    module: nn.RNNBase
+    values: Tensor
+    weights: list[Tensor]
+    first: State
+    out: Tensor
+    cells: Tensor
+    every: int
+
+
+def _forwards(one: _Reading, own: Tensor) -> Tensor:
+    """Return the cells with the border that a row ends before replaced by the row's own last one."""
+    ends = (own - 1).clamp(min=0) // one.every
+    borders = torch.arange(one.cells.shape[1], device=own.device)
+    return torch.where((borders == ends[:, None])[..., None], _cells_at(one, own[:, None]), one.cells)
+
+
+def _backwards(one: _Reading, own: Tensor) -> Tensor:
+    """Return the cells at borders counted from each row's own end: before it the padding was read, as the model did."""
+    borders = torch.arange(1, one.cells.shape[1] + 1, device=own.device) * one.every
+    return _cells_at(one, torch.minimum(borders, own[:, None]) + (one.out.shape[1] - own)[:, None])
+
+
+def _cells_at(one: _Reading, places: Tensor) -> Tensor:
+    """Return the cells after ``places`` (B, n) steps: from the border before, the few steps up to there."""
+    rows, count = places.shape
+    chunk = places // one.every
+    rest = places - chunk * one.every
+
+    def choose(many: Tensor, index: Tensor) -> Tensor:
+        return many.gather(1, index[..., None].expand(-1, -1, many.shape[2]))
+
+    before = choose(torch.cat([one.first[1][0][:, None], one.cells], 1), chunk)
+    if not bool(rest.any()):
+        return before
+    hidden = choose(torch.cat([one.first[0][0][:, None], one.out], 1), chunk * one.every)
+    steps = torch.arange(one.every - 1, device=places.device)
+    index = ((chunk * one.every)[..., None] + steps).clamp(max=one.values.shape[1] - 1)
+    few = choose(one.values, index.flatten(1)).view(rows * count, len(steps), -1)
+    held = (steps >= rest.view(-1, 1))[..., None].to(few.dtype)
+    few, weights = _holding(few, one.weights, held)
+    state = tuple(part.reshape(1, rows * count, -1) for part in (hidden, before))
+    return torch.lstm(few, state, weights, one.module.bias, 1, 0.0, False, False, True)[2].view_as(before)
 
 
 class StateReading:
-    """A stand-in for one recurrent module's forward that also notes its states in ``seen``."""
+    """A stand-in for one recurrent module's forward that also notes its states in ``seen``.
 
-    def __init__(self, module: nn.RNNBase, path: str, every: int, seen: Callable[[Seen], None]) -> None:
+    ``every`` is the spacing of an LSTM's cells, None where only ``h`` is wanted: that costs one call for each layer
+    and direction. ``lengths`` says of T steps how long each row is (B), where the module itself is not told.
+    """
+
+    def __init__(self, module: nn.RNNBase, path: str, every: int | None, seen: Callable[[Seen], None]) -> None:
         if not isinstance(module, RECURRENT):
             raise TapError(
                 f"The tap '{path}@state' reads the memory of an nn.LSTM or nn.GRU: got {type(module).__name__}. "
                 f"For a module that returns its state itself, tap its output: '{path}[1]'."
             )
         self.module, self.path, self.every, self.seen = module, path, every, seen
-        self.lengths: Tensor | None = None
+        self.lengths: Callable[[int], Tensor | None] = lambda steps: None
 
-    def __call__(self, values: Tensor | PackedSequence, state: object = None) -> tuple[object, object]:
+    def __call__(
+        self,
+        values: Tensor | PackedSequence,
+        state: object = None,
+        *,
+        lengths: Tensor | None = None,
+        last: bool = True,
+    ) -> tuple[object, object]:
         """Answer as the module's forward does: (outputs, last state)."""
         packed = values if isinstance(values, PackedSequence) else None
         if packed is not None:
@@ -86,73 +251,54 @@ class StateReading:
             if values.dim() == 2:
                 raise TapError(f"The tap '{self.path}@state' needs a batch: got an input without a batch axis.")
             padded = values if self.module.batch_first else values.transpose(0, 1)
-            lengths = torch.full((len(padded),), padded.shape[1])
-        given = (state,) if isinstance(state, Tensor) else state
-        reading = self.lengths if packed is None and self.lengths is not None else lengths
-        outputs, last = self._layers(padded, lengths.to(padded.device), reading.to(padded.device), given)  # type: ignore[arg-type]
+        given: State | None = (state,) if isinstance(state, Tensor) else state  # type: ignore[assignment]
+        run = None if lengths is None else lengths.to(padded.device)
+        own = self._own(padded) if run is None else None
+        seen = walk(self.module, padded, given, lengths=run, own=own, every=self.every, noting=True)
+        self._note(seen, padded, run if run is not None else own)
         if packed is not None:
-            answer: object = pack_padded_sequence(outputs, lengths, batch_first=True, enforce_sorted=False)
-            answer = PackedSequence(answer.data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)  # type: ignore[attr-defined]
+            assert lengths is not None
+            answer: object = _packed_as(packed, seen.outputs, lengths)
         else:
-            answer = outputs if self.module.batch_first else outputs.transpose(0, 1)
-        return answer, (last if isinstance(self.module, nn.LSTM) else last[0])
+            answer = seen.outputs if self.module.batch_first else seen.outputs.transpose(0, 1)
+        return answer, (seen.last if isinstance(self.module, nn.LSTM) else seen.last[0]) if last else None
 
-    def _layers(
-        self, values: Tensor, lengths: Tensor, reading: Tensor, given: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        module, hidden, cells, lasts = self.module, [], [], []
-        directions = 2 if module.bidirectional else 1
-        for layer in range(module.num_layers):
-            sides = []
-            for side in range(directions):
-                index = layer * directions + side
-                start = _starts(module, values, given, index)
-                facing = reverse_within(values, lengths) if side else values
-                out, borders = _walk(module, facing, _weights(module, layer, bool(side)), start, self.every)
-                hidden.append(out)
-                cells.append(borders)
-                lasts.append(self._last(facing, out, start, borders, lengths, index))
-                out = out * (torch.arange(out.shape[1], device=out.device) < lengths[:, None])[..., None]
-                sides.append(reverse_within(out, lengths) if side else out)
-            values = torch.cat(sides, 2)
-            if module.dropout and module.training and layer + 1 < module.num_layers:
-                values = nn.functional.dropout(values, module.dropout)
-        self._note(hidden, cells, reading)
-        return values, tuple(torch.stack(part) for part in zip(*lasts, strict=True))
+    def _own(self, values: Tensor) -> Tensor | None:
+        """Return the rows' lengths where they are known, and differ from T."""
+        own = self.lengths(values.shape[1])
+        if own is None or len(own) != len(values):
+            return None
+        own = own.to(values.device)
+        return own if bool((own < values.shape[1]).any()) else None
 
-    def _last(
-        self, values: Tensor, out: Tensor, start: tuple[Tensor, ...], borders: list[Tensor], lengths: Tensor, index: int
-    ) -> tuple[Tensor, ...]:
-        """The state of each row at its own last step: the border before it, and the few steps from there."""
-        rows = torch.arange(len(out), device=out.device)
-        ending = out[rows, lengths - 1]
-        if not isinstance(self.module, nn.LSTM):
-            return (ending,)
-        chunk = torch.div(lengths, self.every, rounding_mode="floor")
-        before = torch.stack([start[1][0], *borders], 1)[rows, chunk.clamp(max=len(borders))]
-        cell = before
-        weights = _weights(
-            self.module, index // (2 if self.module.bidirectional else 1), bool(self.module.bidirectional and index % 2)
-        )
-        for step in range(1, self.every):
-            alive = (chunk * self.every + step) <= lengths
-            if not bool(alive.any()):
-                break
-            at = (chunk * self.every + step - 1).clamp(max=out.shape[1] - 1)
-            previous = torch.where((at > 0)[:, None], out[rows, (at - 1).clamp(min=0)], start[0][0])
-            gates = nn.functional.linear(values[rows, at], weights[0]) + nn.functional.linear(previous, weights[1])
-            if self.module.bias:
-                gates = gates + weights[2] + weights[3]
-            enter, keep, new, _ = gates.chunk(4, 1)
-            moved = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
-            cell = torch.where(alive[:, None], moved, cell)
-        return ending, cell
-
-    def _note(self, hidden: list[Tensor], cells: list[list[Tensor]], lengths: Tensor) -> None:
-        steps = torch.arange(1, hidden[0].shape[1] + 1, device=lengths.device)
-        noted = {f"{self.path}@h": torch.stack(hidden, 2), f"{self.path}@h.mask": steps <= lengths[:, None]}
-        if isinstance(self.module, nn.LSTM):
-            noted[f"{self.path}@c"] = torch.stack([torch.stack(part, 1) for part in cells], 2)
-            ends = torch.arange(1, len(cells[0]) + 1, device=lengths.device) * self.every
-            noted[f"{self.path}@c.mask"] = ends.clamp(max=hidden[0].shape[1]) <= lengths[:, None]
+    def _note(self, seen: Walk, values: Tensor, lengths: Tensor | None) -> None:
+        longest = values.shape[1]
+        if lengths is None:
+            lengths = torch.full((len(values),), longest, device=values.device)
+        assert seen.hidden is not None
+        steps = torch.arange(longest, device=values.device)
+        noted = {f"{self.path}@h": seen.hidden, f"{self.path}@h.mask": steps < lengths[:, None]}
+        if seen.cells is not None:
+            assert self.every is not None
+            noted[f"{self.path}@c"] = seen.cells
+            noted[f"{self.path}@c.mask"] = steps[: seen.cells.shape[1]] * self.every < lengths[:, None]
         self.seen(noted)
+
+
+def _packed_as(packed: PackedSequence, outputs: Tensor, lengths: Tensor) -> PackedSequence:
+    """Return ``outputs`` (B, T, H) packed in the order in which ``packed`` is."""
+    if packed.sorted_indices is not None:
+        outputs = outputs.index_select(0, packed.sorted_indices)
+        lengths = lengths.index_select(0, packed.sorted_indices.cpu())
+    data = pack_padded_sequence(outputs, lengths, batch_first=True).data
+    return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)  # type: ignore[attr-defined]
+
+
+def refuse_cells(module: nn.Module, name: str) -> None:
+    """See that the module which ``name`` reads has cells.
+
+    Raises:
+        TapError: it is a GRU, whose memory is ``h`` alone.
+    """
+    if isinstance(module, nn.GRU):
+        raise TapError(say("A GRU has no cells", f"'{name}'", [f"{name.split('@')[0]}@h"], "Its h is all its memory."))
