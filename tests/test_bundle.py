@@ -17,6 +17,7 @@ from stillroom import tensors, utf8
 from stillroom.errors import ModelError, UserError
 from stillroom.models.bundle import CONFIG, WEIGHTS, Deployed, load, save_bundle
 from stillroom.models.encode import ImageEncode
+from stillroom.models.text_encode import WordEncode
 from stillroom.models.zoo import build
 
 SHAPE = (1, 12, 12)
@@ -275,3 +276,33 @@ def test_texts_are_given_as_strings_or_bytes_and_nothing_else():
     pictures = Deployed(a_student(), ENCODE, config=a_config())
     with pytest.raises(ModelError, match=r"does not take texts.*uint8"):
         pictures(["a fine film"])
+
+
+class ByWord(nn.Module):
+    def __init__(self, words=5):
+        super().__init__()
+        self.embedding = nn.Embedding(words, 2)
+
+    def forward(self, ids, mask):
+        return (self.embedding(ids) * mask.unsqueeze(2)).sum(1)
+
+
+def test_a_tokenizer_is_in_the_bundle_and_must_be_the_models_own(tmp_path):
+    encode = WordEncode(["fine", "dull", "好"], longest=4)
+    config = {"shape": [5], "input": {"dtype": "text", "shape": []}, "classes": ["bad", "good"]}
+    model = ByWord()
+    save_bundle(tmp_path, model, encode=encode, config=config)
+    loaded = load(tmp_path, model=ByWord())
+    assert loaded.reads_text and loaded.encode.vocabulary == encode.vocabulary
+    texts = ["fine dull", "", "好 fine fine fine fine fine"]
+    assert torch.equal(loaded(texts), Deployed(model, encode)(texts))
+    with pytest.raises(ModelError, match="two models"):
+        save_bundle(tmp_path / "out", ByWord(), encode=WordEncode([*"abcdef"]), config=config)
+    assert not (tmp_path / "out").exists()
+    described = encode.describe()
+    rewrite(tmp_path, encode=described | {"vocabulary": [*described["vocabulary"], "more"]})
+    with pytest.raises(ModelError, match=r"6 ids of the tokenizer and the shape \[5\]"):
+        load(tmp_path, model=ByWord())
+    rewrite(tmp_path, encode=described | {"vocabulary": ["fine", "fine"]})
+    with pytest.raises(ModelError, match="cannot be built"):
+        load(tmp_path, model=ByWord())

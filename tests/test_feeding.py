@@ -15,6 +15,7 @@ from stillroom.errors import ExportError
 from stillroom.export import FLOAT32, INT8, export, measure, write_int8, write_onnx
 from stillroom.export.feeding import feed, to_trace
 from stillroom.models.bundle import CONFIG, Deployed, load
+from stillroom.models.text_encode import WordEncode
 
 WORDS = ["a", "film", "fine", "dull", "the", "actor", "plot", "was", "and", "really", "never", "good", "bad"]
 GOOD, BAD = {"fine", "good"}, {"dull", "bad"}
@@ -26,20 +27,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-class Words(nn.Module):
-    """Words of the list; 0 pads, 1 is unknown."""
-
-    outside = True
-
-    def forward(self, inputs):
-        known = {word: index for index, word in enumerate(WORDS, 2)}
-        rows = [[known.get(word, 1) for word in text.split()] or [1] for text in utf8.unpack(inputs)]
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-        for row, numbers in zip(ids, rows, strict=True):
-            row[: len(numbers)] = torch.tensor(numbers)
-        return {"ids": ids, "mask": ids > 0}
 
 
 class Reader(nn.Module):
@@ -86,7 +73,7 @@ def trained(model):
     for part in model.modules():
         if hasattr(part, "reset_parameters"):
             part.reset_parameters()
-    optimizer, encode = torch.optim.Adam(model.parameters(), 1e-2), Words()
+    optimizer, encode = torch.optim.Adam(model.parameters(), 1e-2), WordEncode(WORDS, longest=400)
     for step in range(60):
         texts, labels = reviews(32, step)
         optimizer.zero_grad()
@@ -133,7 +120,7 @@ def test_a_graph_takes_ids_and_mask_of_any_batch_and_length(reader, name):
     assert all(isinstance(axis, str) for _, shape in entering.values() for axis in shape)
     assert session.get_outputs()[0].name == "logits"
     for texts in (["fine"], ["dull", "the plot was good"], TEXTS[:7], ["the " * 300 + "good"]):
-        feeds = {key: value.numpy() for key, value in Words()(utf8.pack(texts)).items()}
+        feeds = {key: value.numpy() for key, value in deployed.encode(utf8.pack(texts)).items()}
         with torch.no_grad():
             expected = deployed.eval()(texts).numpy()
         answer = session.run(None, feeds)[0]
@@ -146,7 +133,7 @@ def test_the_bundle_says_what_its_graph_takes_and_answers_strings(reader):
     config = json.loads((folder / CONFIG).read_text())
     assert config["notes"]["graph"]["takes"] == {"ids": "int64 (batch, time)", "mask": "bool (batch, time)"}
     assert config["input"] == {"dtype": "text", "shape": []} and config["shape"] == [15]
-    loaded = load(folder, model=Reader(), encode=Words())
+    loaded = load(folder, model=Reader())
     with torch.no_grad():
         assert torch.equal(loaded(TEXTS[:5]), loaded(utf8.pack(TEXTS[:5])))
         assert torch.equal(loaded("a fine film"), loaded(["a fine film"]))
@@ -164,9 +151,9 @@ def test_a_network_of_convolutions_is_quantised_on_texts(tmp_path):
 def test_the_weights_of_a_gru_are_said_to_stay(tmp_path):
     facts = write_onnx(trained(Reader("GRU")), tmp_path / "gru.onnx", examples=EXAMPLES, check=ROWS)
     assert facts["agreement"] == 1
-    coarse = write_int8(tmp_path / "gru.onnx", tmp_path / "int8.onnx", examples=EXAMPLES, encode=Words())
+    coarse = write_int8(tmp_path / "gru.onnx", tmp_path / "int8.onnx", examples=EXAMPLES, encode=WordEncode(WORDS))
     assert "GRU" in coarse["note"]
-    assert measure(tmp_path / "int8.onnx", EXAMPLES, encode=Words(), calls=3)["latency_ms"] > 0
+    assert measure(tmp_path / "int8.onnx", EXAMPLES, encode=WordEncode(WORDS), calls=3)["latency_ms"] > 0
 
 
 def test_texts_of_one_word_do_not_fix_the_length(tmp_path):
@@ -189,13 +176,13 @@ def test_a_graph_that_fixes_its_length_is_refused(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-class Bare(Words):
+class Bare(WordEncode):
     def forward(self, inputs):
         return super().forward(inputs)["ids"]
 
 
 def test_what_is_no_text_is_refused(tmp_path):
     with pytest.raises(ExportError, match="dictionary of tensors"):
-        feed(EXAMPLES, Bare())
+        feed(EXAMPLES, Bare(WORDS))
     with pytest.raises(ExportError, match="texts as uint8"):
         write_onnx(trained(Reader()), tmp_path / "x.onnx", examples=torch.zeros(4, 5))

@@ -204,6 +204,7 @@ def save_bundle(
         whole = Deployed(model, encode)
     tensors.refuse_not_finite(whole, source=f"the weights for {folder}")
     packed = tensors.pack(tensors.state_of(whole))
+    _must_fit(encode, config.get("shape"), f"The bundle {folder}")
     content = dict(config)
     content.setdefault("model", {"class": _class_name(model)})
     content["encode"] = _describe(encode)
@@ -241,6 +242,17 @@ def _describe(encode: nn.Module | None) -> dict[str, Any] | None:
     return dict(describe()) if callable(describe) else {"class": _class_name(encode)}
 
 
+def _must_fit(encode: nn.Module | None, shape: object, source: str) -> None:
+    """Refuse a tokenizer with more ids than the model has tokens: a text would ask for one that is not there."""
+    size = getattr(encode, "size", None)
+    if not getattr(encode, "outside", False) or not isinstance(size, int) or not isinstance(shape, list | tuple):
+        return
+    if len(shape) != 1 or size > shape[0]:
+        given = f"{size} ids of the tokenizer and the shape {list(shape)}"
+        do = "Give the model and the encode that were trained together."
+        raise ModelError(say(f"{source} holds parts of two models", given, f"[{size}], the size of its vocabulary", do))
+
+
 def _class_name(module: nn.Module) -> str:
     kind = type(module)
     return f"{kind.__module__}.{kind.__qualname__}"
@@ -271,9 +283,11 @@ def load(folder: Path | str, *, model: nn.Module | None = None, encode: nn.Modul
                 "A byte may have changed, or two exports were mixed: copy the folder again, or export again.",
             )
         )
+    encode = _build_encode(config, folder) if encode is None else encode
+    _must_fit(encode, config.shape, str(folder))
     built = Deployed(
         _build(config, folder) if model is None else model,
-        _build_encode(config, folder) if encode is None else encode,
+        encode,
         config=config.model_dump(mode="json", by_alias=True),
     )
     tensors.restore(built, stored, source=str(weights))
