@@ -44,17 +44,21 @@ def _normal(values: Tensor) -> Tensor:
     return F.layer_norm(values, values.shape[-1:])
 
 
+def _unlike(student: Tensor, teacher: Tensor, axes: str = "layers, directions, width") -> LossError:
+    return LossError(
+        f"States are compared step by step: got the student's {tuple(student.shape)} and the teacher's "
+        f"{tuple(teacher.shape)}. Allowed: (batch, time, layers, directions, width) and (batch, time, {axes}) with equal "
+        "batch, time and width. Cells are read at borders ('memory@c/8'), which must be as many on both sides: read the "
+        "same inputs with the same number behind '/', or compare the states at every step with the loss memory at "
+        "'memory@h', which spans of text align."
+    )
+
+
 def _alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Return both in a precision wide enough, with the last layers and the first directions that both have."""
     fits = student.dim() == teacher.dim() == 5 and student.shape[:2] == teacher.shape[:2]
     if not fits or student.shape[4] != teacher.shape[4]:
-        raise LossError(
-            f"States are compared step by step: got the student's {tuple(student.shape)} and the teacher's "
-            f"{tuple(teacher.shape)}. Allowed: (batch, time, layers, directions, width) with equal batch, time and "
-            "width. Cells are read at borders ('memory@c/8'), which must be as many on both sides: read the same "
-            "inputs with the same number behind '/', or compare the states at every step with the loss memory at "
-            "'memory@h', which spans of text align."
-        )
+        raise _unlike(student, teacher)
     layers, directions = (min(student.shape[axis], teacher.shape[axis]) for axis in (2, 3))
     ours, theirs = (wide(one)[:, :, -layers:, :directions] for one in (student, teacher.detach()))
     return ours, theirs
@@ -201,9 +205,9 @@ def memory_prefix(
     """
     mask = _both(student_mask, teacher_mask)
     used = teacher_mask if teacher_mask is not None else student_mask
-    same = teacher_tokens.dim() == 3 and (used is None or used.shape == teacher_tokens.shape[:2])
-    targets = teacher_tokens.detach()
-    if same:
-        targets = _prefixes(targets, used, temperature=temperature, directions=student_states.shape[3])
+    fits = student_states.dim() == 5 and teacher_tokens.dim() == 3
+    if not fits or student_states.shape[:2] != teacher_tokens.shape[:2]:
+        raise _unlike(student_states, teacher_tokens, "width")
+    targets = _prefixes(teacher_tokens.detach(), used, temperature=temperature, directions=student_states.shape[3])
     student, teacher = _alike(student_states, targets)
     return _mean((_normal(student) - _normal(teacher)).square(), mask)
