@@ -47,10 +47,10 @@ def _normal(values: Tensor) -> Tensor:
 def _unlike(student: Tensor, teacher: Tensor, axes: str = "layers, directions, width") -> LossError:
     return LossError(
         f"States are compared step by step: got the student's {tuple(student.shape)} and the teacher's "
-        f"{tuple(teacher.shape)}. Allowed: (batch, time, layers, directions, width) and (batch, time, {axes}) with equal "
-        "batch, time and width. Cells are read at borders ('memory@c/8'), which must be as many on both sides: read the "
-        "same inputs with the same number behind '/', or compare the states at every step with the loss memory at "
-        "'memory@h', which spans of text align."
+        f"{tuple(teacher.shape)}. Allowed: (batch, time, layers, directions, width) and (batch, time, {axes}) with "
+        "equal batch, time and width. Cells are read at borders ('memory@c/8'), which must be as many on both sides: "
+        "read the same inputs with the same number behind '/', or compare the states at every step with the loss "
+        "memory at 'memory@h', which spans of text align."
     )
 
 
