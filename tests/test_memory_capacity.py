@@ -23,9 +23,11 @@ from stillroom.memory import (
 from stillroom.memory.capacity import MOST
 from stillroom.memory.probes import steps_of
 from stillroom.models.encode import ImageEncode
+from stillroom.models.text_encode import HuggingFaceEncode, WordEncode
 from stillroom.report.figures import draw
 from stillroom.report.svg import slots
 from stillroom.taps import read
+from stillroom.utf8 import pack
 
 
 @pytest.fixture(autouse=True)
@@ -206,6 +208,8 @@ def test_a_network_that_takes_one_length_only_keeps_it():
     model = Reads(nn.GRU(1, 6, batch_first=True), only=20)
     found = capacity(model, "memory", independent(steps=20), reach=30)
     assert found.steps == 20 and len(found.curve) == 11
+    free = Reads(nn.GRU(1, 6, batch_first=True))
+    assert capacity(free, "memory", independent(steps=20), reach=30, length=24).steps == 24
 
 
 def test_plain_rows_of_numbers_are_steps_of_one_number():
@@ -261,6 +265,27 @@ def test_tokens_are_shuffled_among_the_real_ones():
     assert forgot.curve[0] > 0.5 and max(forgot.curve[1:]) < 0.02
 
 
+def test_words_and_a_tokenizers_pieces_can_be_asked():
+    tokenizers = pytest.importorskip("tokenizers")
+    raw = [" ".join("abcdefghij"[place] for place in row) for row in (torch.rand(80, 9) ** 2 * 10).long().tolist()]
+    words = WordEncode(list("abcdefghij"))
+    marks = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
+    pieces = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(marks | {one: 4 + n for n, one in enumerate("abcdefghij")}, unk_token="[UNK]")
+    )
+    pieces.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    pieces.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    for encode, smallest in ((words, 2), (HuggingFaceEncode(pieces, longest=16), 4)):
+        steps = steps_of(pack(raw), encode)
+        rows, targets = steps.rows(20, 30, 0)
+        assert steps.kind == "tokens" and len(steps.pool) == 80 * 9 and int(rows.min()) == smallest
+        assert np.allclose(np.cov(steps.targets.T, bias=True), np.eye(targets.shape[2]), atol=1e-6)
+        given = steps.encode(rows)
+        assert all(one.shape == (20, 30) and bool((one > 0).all()) for one in given.values())
+    found = memory_of({"alone": [Remembers(TextReads(nn.GRU(8, 16, batch_first=True)), words)]}, pack(raw), reach=5)
+    assert found["models"]["alone"]["kind"] == "tokens" and found["steps"] == 15
+
+
 def test_ids_without_an_encode_are_tokens_too():
     class Ids(TextReads):
         def forward(self, inputs):
@@ -281,6 +306,7 @@ def test_ids_without_an_encode_are_tokens_too():
         (torch.rand(10, 1, 1), {"only": 1}, "no past"),
         (torch.rand(10, 20, 1), {"reach": 0}, "reach"),
         (torch.rand(10, 20, 1), {"rows": 2}, "rows"),
+        (torch.rand(10, 20, 1), {"length": 1}, "of 1"),
         (torch.rand(10), {}, "not measured on such inputs"),
     ],
 )
@@ -368,6 +394,7 @@ def test_memory_that_was_passed_on_is_said_with_its_numbers():
     assert 1.9 < curve.number < 2.1 and "random weights" in curve.control
     assert "not yet answering better" in curve.sentence
     assert [one["name"] for one in curve.figure["series"]] == ["teacher", "alone", "distilled", "kd", "random weights"]
+    assert curve.figure["series"][0]["x"] == list(range(15)), "the teacher's twelve, and where it ends"
     assert "low" in curve.figure["series"][1] and "low" not in curve.figure["series"][0]
     assert totals.figure["rows"][2][:2] == ["distilled", 6] and totals.figure["main"] == [2]
     for one in (curve, totals):
@@ -398,6 +425,15 @@ def test_a_difference_that_may_be_chance_is_not_called_memory():
     for name, totals in (("alone", [2.0, 2.2, 2.1, 1.9, 2.0]), ("distilled", [2.1, 2.0, 2.3, 1.8, 2.0])):
         found["models"][name] |= {"totals": totals, "units": 16}
     assert "is not shown" in findings(found)[0].sentence
+
+
+def test_a_lead_of_a_hair_is_not_sold_as_memory():
+    found = asked(6, 4)
+    for name, totals in (("alone", [2.0, 2.2, 2.1, 1.9, 2.0]), ("distilled", [2.03, 2.22, 2.13, 1.93, 2.03])):
+        found["models"][name]["totals"] = totals
+        found["models"][name]["units"] = 16
+    sentence = findings(found)[0].sentence
+    assert "too small to be of use" in sentence and "Memory was passed on" not in sentence
 
 
 def test_without_control_or_memory_the_rest_is_still_said():

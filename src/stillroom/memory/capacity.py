@@ -9,9 +9,10 @@ nothing behind the state could use what only the fifth decimal shows.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,6 +62,16 @@ class Capacity:
         }  # fmt: skip
 
 
+class _How(NamedTuple):
+    """How it is measured; see :func:`capacity`."""
+
+    reach: int
+    rows: int
+    length: int | None
+    cells: bool
+    seed: int
+
+
 @dataclass(frozen=True)
 class Remembers:
     """A network to be asked: its module, what turns a Batch's ``inputs`` into what it takes, where its memory is."""
@@ -90,15 +101,16 @@ def capacity(
     takes: Takes = ("inputs",),
     reach: int = 30,
     rows: int = 256,
+    length: int | None = None,
     cells: bool = False,
     seed: int = 0,
 ) -> Capacity:
     """Return what the memory at ``path`` of a frozen network holds of its input 0 .. ``reach`` steps back.
 
     ``inputs``: real rows, as the Batch column has them. Their steps, taken apart after ``encode``, are shuffled over
-    all rows and steps, so that each is as likely as before and none tells of another; ``rows`` rows are built, three
-    times ``reach`` long, or as long as the real ones where the module takes no other length (then ``reach`` is at most
-    half of that). The first ``reach`` steps of a row are not asked.
+    all rows and steps, so that each is as likely as before and none tells of another; ``rows`` rows of ``length`` steps
+    are built (three times ``reach``; the real rows' own where the module takes no other; ``reach`` is cut to half of a
+    row). The first ``reach`` steps of a row are not asked.
 
     The state is ``h`` of all layers (with ``cells`` an LSTM's ``c`` too), forward directions only: a backward one has
     not been there yet. Layers above the first of a bidirectional memory read both directions of the one below, so
@@ -108,23 +120,23 @@ def capacity(
         DataError: inputs without steps or that never change, or a network that shortens time before its memory.
     """
     steps = steps_of(inputs[:MOST], encode, seed=seed)
-    return _capacity(Remembers(module, None, takes, path), steps, (reach, rows, cells, seed))
+    return _capacity(Remembers(module, None, takes, path), steps, _How(reach, rows, length, cells, seed))
 
 
-def _capacity(model: Remembers, steps: Steps, how: tuple[int, int, bool, int]) -> Capacity:
-    reach, rows, cells, seed = how
-    if reach < 1 or rows < 4:
-        raise DataError(say("Memory is not measured so", f"reach {reach}, {rows} rows", "reach >= 1, rows >= 4"))
-    length = 3 * reach
+def _capacity(model: Remembers, steps: Steps, how: _How) -> Capacity:
+    if how.reach < 1 or how.rows < 4 or (how.length is not None and how.length < 2):
+        given = f"reach {how.reach}, {how.rows} rows" + ("" if how.length is None else f" of {how.length}")
+        raise DataError(say("Memory is not measured so", given, "reach 1 or more, 4 rows or more of 2 steps or more"))
+    length = how.length or 3 * how.reach
     try:
-        _states(model, steps, steps.rows(2, length, seed)[0], cells)
+        _states(model, steps, steps.rows(2, length, how.seed)[0], how.cells)
     except Exception:  # whatever a foreign module raises on a length that is not its own
         length = steps.length
-        reach = min(reach, length // 2)
+    reach = min(how.reach, length // 2)
     if not reach:
         raise DataError(say("There is no past to remember", f"inputs of {length} step", "rows of two steps or more"))
-    fed, targets = steps.rows(rows, length, seed)
-    return recalled(_states(model, steps, fed, cells), targets, reach, kind=steps.kind)
+    fed, targets = steps.rows(how.rows, length, how.seed)
+    return recalled(_states(model, steps, fed, how.cells), targets, reach, kind=steps.kind)
 
 
 def recalled(states: Numbers, targets: Numbers, reach: int, *, kind: str = "numbers") -> Capacity:
@@ -211,6 +223,7 @@ def memory_of(
     teacher: str = "teacher",
     reach: int = 30,
     rows: int = 256,
+    length: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any] | None:
     """Return the capacity of every recurrent network, as JSON values; None where none of them is recurrent.
@@ -224,18 +237,24 @@ def memory_of(
     asked = {name: seeds for name, seeds in asked.items() if seeds}
     if not asked:
         return None
-    taken: dict[int, Steps] = {}
+    taken: dict[str, Steps] = {}
     found: dict[str, Any] = {}
     for name, seeds in asked.items():
         held = []
         for one in seeds:
-            key = id(one.encode)
+            key = _key(one.encode)
             taken[key] = taken.get(key) or steps_of(inputs[:MOST], one.encode, seed=seed)
-            held.append(_capacity(one, taken[key], (reach, rows, False, seed)))
+            held.append(_capacity(one, taken[key], _How(reach, rows, length, False, seed)))
         found[name] = _entry(held)
     _compare(found, asked, inputs[:COMPARED], teacher)
     steps = {one["steps"] for one in found.values()}
     return {"reach": reach, "rows": rows, "steps": max(steps), "seed": seed, "models": found}
+
+
+def _key(encode: Encode | None) -> str:
+    """Return what tells one encode from another: every seed's model has an equal one of its own."""
+    describe = getattr(encode, "describe", None)
+    return str(id(encode)) if describe is None else json.dumps(describe(), sort_keys=True)
 
 
 def _entry(held: Sequence[Capacity]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from stillroom.statistics import CLAIM_FROM, Interval, over_seeds
 
 TEACHER, ALONE, RANDOM = "teacher", "alone", "random weights"
 NEAR_FULL = 0.7  # of the state's units: a student that holds so many numbers has little room for more
+LITTLE = 0.1  # numbers: a lead below this is no use to anybody, however sure
+SEEN = 0.02  # r2 below which a curve has come to its end
 CLOSE = 0.8  # of what so few numbers can hold of the teacher's state
 
 
@@ -60,7 +62,8 @@ def lead_of(result: Mapping[str, Any], name: str, other: str) -> Interval | None
 
 
 def _curve(result: Mapping[str, Any], main: str, alone: str) -> Finding:
-    series = [_line(name, result["models"][name]) for name in _order(result, main, alone)]
+    shown = _shown(result)
+    series = [_line(name, result["models"][name], shown) for name in _order(result, main, alone)]
     first = result["models"][_order(result, main, alone)[0]]
     asked = "tokens" if first["kind"] == "tokens" else "numbers"
     figure = {
@@ -76,13 +79,20 @@ def _curve(result: Mapping[str, Any], main: str, alone: str) -> Finding:
     text = (headline(result, main, alone=alone) or _plain(result)) + _advice(result, main, alone, lead)
     control = (
         "the same student trained without a teacher, and with random weights, on the same probe inputs; asked for "
-        f"inputs they never saw, these networks score at most {_number(_chance(result))}."
+        f"inputs they never saw, none of them scores more than {_chance(result):.2f}."
     )
     return Finding("Was memory passed on?", text, None if lead is None else lead.mean, control, figure)
 
 
-def _line(name: str, held: Mapping[str, Any]) -> dict[str, Any]:
-    columns = [over_seeds(values) for values in zip(*held["curves"], strict=True)]
+def _shown(result: Mapping[str, Any]) -> int:
+    """Return how many steps back are worth drawing: all that any network remembers, and a few to see the end."""
+    curves = [curve for held in result["models"].values() for curve in held["curves"]]
+    last = max((back for curve in curves for back, share in enumerate(curve) if share > SEEN), default=0)
+    return min(last + 4, max(len(curve) for curve in curves))
+
+
+def _line(name: str, held: Mapping[str, Any], shown: int) -> dict[str, Any]:
+    columns = [over_seeds(values) for values in list(zip(*held["curves"], strict=True))[:shown]]
     line: dict[str, Any] = {"name": name, "x": list(range(len(columns))), "y": [one.mean for one in columns]}
     if len(held["curves"]) > 1:
         line["low"] = [max(0.0, one.low or 0.0) for one in columns]
@@ -101,9 +111,13 @@ def _advice(result: Mapping[str, Any], main: str, alone: str, lead: Interval | N
             "distil its answers, or train a teacher on a task that needs its memory."
         )
     if lead.low is not None and lead.low > 0:
-        few = f" ({CLAIM_FROM} seeds are needed to claim it)" if lead.n < CLAIM_FROM else ""
+        if lead.mean < LITTLE:
+            return " That is a lead, but too small to be of use: give the memory objectives more weight or more steps."
+        claim = "Memory was passed on."
+        if lead.n < CLAIM_FROM:
+            claim = f"It seems that memory was passed on; {CLAIM_FROM} seeds are needed to claim it."
         best = _rival(result, main, alone)
-        return f" Memory was passed on{few}.{best} Remembering more is not yet answering better: see the score."
+        return f" {claim}{best} Remembering more is not yet answering better: see the score."
     if lead.high is not None and lead.high < 0:
         return (
             " Memory was not passed on; some was lost. Lower the weight of what crowds it out, or give the memory "
@@ -148,15 +162,15 @@ def _totals(result: Mapping[str, Any], main: str, alone: str) -> Finding:
     columns: list[dict[str, Any]] = [
         {"name": "memory of"},
         {"name": "units", "unit": "count"},
-        {"name": "numbers remembered", "digits": 1},
-        {"name": "share of the units", "unit": "%", "digits": 0},
-        {"name": "half is there up to step", "digits": 0},
-        {"name": f"more than '{alone}'", "digits": 1},
+        {"name": "remembers", "digits": 1},
+        {"name": "of units", "unit": "%", "digits": 0},
+        {"name": "half to step", "digits": 0},
+        {"name": f"over '{alone}'", "digits": 1},
     ]
     if stated:
         columns += [
-            {"name": "teacher's state explained", "unit": "%", "digits": 0},
-            {"name": "of what so few numbers could", "unit": "%", "digits": 0},
+            {"name": "teacher's state", "unit": "%", "digits": 0},
+            {"name": "of possible", "unit": "%", "digits": 0},
         ]
     rows: list[list[Any]] = []
     for name in order:
@@ -167,7 +181,7 @@ def _totals(result: Mapping[str, Any], main: str, alone: str) -> Finding:
             held["units"],
             _cell(held["totals"]),
             100 * _mean(result, name) / held["units"],
-            float(np.mean(held["depths"])),
+            _depth(held["depths"]),
             None if lead is None else _interval(lead),
         ]
         fits = held.get("state")
@@ -181,11 +195,24 @@ def _totals(result: Mapping[str, Any], main: str, alone: str) -> Finding:
         "rows": rows,
         "apart": [place for place, name in enumerate(order) if name in (TEACHER, RANDOM)],
         "main": [place for place, name in enumerate(order) if name == main],
-        "note": "Numbers remembered: r2 summed over steps back and over what is asked of each step; no state holds "
-        "more than it has units. State: h of all layers, forward directions."
-        + (" State explained: on real inputs, on rows the map was not fitted to." if stated else ""),
+        "note": _note(stated),
     }
     return Finding("How full the memories are", _full(result, main), _share(result, main), "random weights.", figure)
+
+
+def _note(stated: bool) -> str:
+    text = (
+        "Remembers: r2 summed over steps back and over the numbers asked of each step; no state can hold more than it "
+        "has units. Half to step: how many steps back a probe still tells half of the input. State: h of all layers, "
+        "forward directions."
+    )
+    if stated:
+        text += (
+            " Teacher's state: what a linear map from the student's explains of it, on real inputs and on rows the map "
+            "was not fitted to; of possible: beside the teacher's own first principal components, as many as the "
+            "student has units."
+        )
+    return text
 
 
 def _full(result: Mapping[str, Any], main: str) -> str:
@@ -216,6 +243,11 @@ def _order(result: Mapping[str, Any], main: str, alone: str) -> list[str]:
     head = [name for name in (TEACHER, alone, main) if name in result["models"]]
     rest = [name for name in result["models"] if name not in (*head, RANDOM)]
     return [*head, *rest, *([RANDOM] if RANDOM in result["models"] else [])]
+
+
+def _depth(depths: Sequence[int]) -> float | None:
+    mean = float(np.mean(depths))
+    return None if mean < 0 else mean
 
 
 def _cell(values: Sequence[float]) -> Any:

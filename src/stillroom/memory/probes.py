@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from stillroom.contracts import HasSteps
 from stillroom.errors import DataError, say
@@ -60,6 +60,8 @@ def steps_of(inputs: Tensor, encode: Encode | None = None, *, seed: int = 0) -> 
     Raises:
         DataError: no steps, steps that never change, or inputs of another form.
     """
+    if isinstance(encode, nn.Module):  # its normalisation may live elsewhere
+        inputs = inputs.to(next(encode.buffers(), inputs).device)
     with torch.no_grad():
         found = inputs if encode is None else encode(inputs)
     if isinstance(found, Mapping):
@@ -81,7 +83,7 @@ def steps_of(inputs: Tensor, encode: Encode | None = None, *, seed: int = 0) -> 
             return rows[..., 0]
         return rows.unflatten(2, (shape[0], shape[2])).transpose(1, 2) if len(shape) == 3 else rows
 
-    pool = apart.flatten(0, 1).contiguous()
+    pool = apart.flatten(0, 1).contiguous().cpu()
     return Steps(pool, _whitened(pool.double().numpy(), COMPONENTS), build, None, apart.shape[1], "numbers")
 
 
@@ -98,7 +100,7 @@ def _tokens(found: Mapping[str, Tensor], inputs: Tensor, encode: Encode | None, 
         mask, spans = encode.steps(inputs)
         if spans is not None:
             mask = mask & (spans[..., 1] > spans[..., 0])
-    pool = ids[mask]
+    pool = ids[mask].cpu()
     known, times = np.unique(pool.numpy(), return_counts=True)
     frequent = known[np.argsort(-times, kind="stable")][:FREQUENT]
     signs = 1.0 - 2.0 * (draw(seed, "code", frequent[:, None], np.arange(CODE)) >> np.uint64(63)).astype(np.float64)
