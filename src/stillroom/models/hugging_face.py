@@ -133,7 +133,7 @@ def from_folder(
     folder = find_folder(place)
     config = plain_config(_read_config(folder))
     encode = HuggingFaceEncode(_read_tokenizer(folder), longest=longest)
-    options = {"config": config, "dropout": dropout, "pool": pool, "trainable": trainable}
+    options: dict[str, Any] = {"config": config, "dropout": dropout, "pool": pool, "trainable": trainable}
     size = config.get("vocab_size", _vocabulary(config))
     model = HuggingFaceClassifier(shape=(size,), classes=classes, **options)
     if encode.size > size:
