@@ -9,7 +9,7 @@ from pathlib import Path
 MAKERS = (
     "data", "losses", "models", "objectives", "store", "taps", "tasks",
     "checkpoint.py", "dot.py", "evaluate.py", "learner.py", "order.py", "randomness.py", "record.py", "settings.py",
-    "teachers.py", "train.py",
+    "teachers.py", "train.py", "utf8.py",
 )  # fmt: skip
 
 

@@ -13,6 +13,9 @@ from stillroom.contracts import Source
 from stillroom.errors import ModelError, say
 from stillroom.evaluate import plain_ids
 from stillroom.models.encode import encode_for
+from stillroom.models.hugging_face import Pretrained, from_folder
+from stillroom.models.open_box import fingerprint
+from stillroom.models.text_encode import words_for
 from stillroom.models.zoo import TEXTS, build
 from stillroom.randomness import forked
 from stillroom.recipe import Encode
@@ -58,26 +61,25 @@ class Making:
         Raises:
             ModelError: the data are no texts, or there is no such folder.
         """
-        from stillroom.models.hugging_face import from_folder
-
         if not reads_texts(self.data):
             raise ModelError(
                 say(f"The encoder '{place}' reads texts", "data without texts", "a source of texts", "Name another.")
             )
         self._refuse(wanted, ("size", "unit", "vocabulary"), f"the encoder '{place}', which has a tokenizer of its own")
         longest = wanted.longest or LONGEST["hugging-face"]
-        found = from_folder(place, classes=self.classes, longest=longest, **options)
 
-        def make(seed: int) -> nn.Module:
+        def read(seed: int) -> Pretrained:
             with forked(seed, "weights"):
-                return found.make()
+                return from_folder(place, classes=self.classes, longest=longest, **options)
 
-        model = {"use": "hugging-face", "options": dict(found.options)}
-        return Made(make, found.encode, self._config(model, found.shape), {"weights": found.fingerprint})
+        found = read(0)
+        described = found.described
+        facts = {"weights": fingerprint(found.model.body), "tokenizer": found.encode.fingerprint}
+        return Made(
+            lambda seed: read(seed).model, found.encode, self._config(described["model"], described["shape"]), facts
+        )
 
     def _words(self, name: str, wanted: Encode) -> tuple[nn.Module | None, list[int]]:
-        from stillroom.models.text_encode import words_for
-
         if name not in TEXTS:
             do = "Choose a model that reads texts."
             raise ModelError(say(f"Model '{name}' does not read texts", "a source of texts", TEXTS, do))
@@ -87,7 +89,7 @@ class Making:
             longest = wanted.longest or LONGEST["words"]
             self.encodes[key] = words_for(self.data, unit=wanted.unit, size=wanted.vocabulary, longest=longest)
         encode = self.encodes[key]
-        return encode, [len(encode.vocabulary) + 2]
+        return encode, [encode.size]
 
     def _pixels(self, name: str, wanted: Encode) -> tuple[nn.Module | None, list[int]]:
         if name in TEXTS:

@@ -16,10 +16,14 @@ from stillroom.contracts import Finding
 from stillroom.errors import UserError
 from stillroom.files import faultpoint, refused, sweep, write_bytes, write_json
 from stillroom.generality.findings import findings as generality_findings
+from stillroom.memory import findings as memory_findings
+from stillroom.memory import headline as memory_headline
 from stillroom.pipeline.checking import check_shapes
 from stillroom.pipeline.exporting import add_costs, export_run
 from stillroom.pipeline.generality import add_generality, check_tasks, generality_of
+from stillroom.pipeline.notes import notes_of
 from stillroom.pipeline.plan import Experiment
+from stillroom.pipeline.remembering import memory_of_run
 from stillroom.pipeline.story import facts_of, findings_of, summary_of
 from stillroom.pipeline.tasks import Task, Workshop, tasks_of, unfinished
 from stillroom.pipeline.verdict import metrics_of, read_answers, teacher_answers
@@ -85,7 +89,13 @@ def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Tol
     add_costs(experiment, metrics, facts)
     elsewhere = generality_of(experiment, folder, lambda done, of, what: told("report", done, of, what))
     add_generality(experiment, folder, metrics, elsewhere)
+    metrics["notes"] += notes_of(experiment)
+    remembered = memory_of_run(experiment, folder, lambda done, of, what: told("report", done, of, what))
+    if remembered is not None:
+        metrics["memory"] = remembered | {"sentence": memory_headline(remembered, experiment.main.name)}
     findings = findings_of(experiment, folder, metrics, answers, answered, facts)
+    if remembered is not None:
+        findings[2:2] = memory_findings(remembered, experiment.main.name)
     findings[2:2] = generality_findings(elsewhere) if elsewhere else []
     faultpoint("run:metrics")
     write_json(folder / "metrics.json", metrics)
