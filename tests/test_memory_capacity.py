@@ -212,6 +212,13 @@ def test_a_network_that_takes_one_length_only_keeps_it():
     assert capacity(free, "memory", independent(steps=20), reach=30, length=24).steps == 24
 
 
+def test_networks_set_side_by_side_are_asked_alike():
+    only = Remembers(Reads(nn.GRU(1, 6, batch_first=True), only=20))
+    found = memory_of({"teacher": [only], "alone": registers(4, 2)}, independent(steps=20), reach=30, rows=64)
+    assert {one["steps"] for one in found["models"].values()} == {20} == {found["steps"]}
+    assert {len(one["curves"][0]) for one in found["models"].values()} == {11}
+
+
 def test_plain_rows_of_numbers_are_steps_of_one_number():
     class Flat(Reads):
         def forward(self, inputs):
@@ -324,8 +331,15 @@ def test_a_place_without_memory_and_a_shortened_time_are_said():
         def forward(self, inputs):
             return super().forward(inputs[:, ::2])
 
+    halved = Halved(nn.GRU(1, 4, batch_first=True))
     with pytest.raises(DataError, match="does not keep the input's time"):
-        capacity(Halved(nn.GRU(1, 4, batch_first=True)), "memory", independent())
+        capacity(halved, "memory", independent())
+    found = memory_of({"alone": registers(4, 2), "halved": [Remembers(halved)]}, independent(), reach=8, rows=64)
+    assert list(found["models"]) == ["alone"] and "does not keep" in found["left_out"]["halved"]
+    assert "'halved' was not asked" in findings(found)[1].figure["note"]
+    assert memory_of({"halved": [Remembers(halved)]}, independent()) is None
+    with pytest.raises(DataError, match="reach 0"):
+        memory_of({"alone": registers(4, 1)}, independent(), reach=0)
 
 
 def test_the_memory_of_a_network_is_found():

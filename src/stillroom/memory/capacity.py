@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.contracts import State
-from stillroom.errors import DataError, say
+from stillroom.errors import DataError, UserError, say
 from stillroom.memory.probes import Encode, Steps, steps_of
 from stillroom.memory.ridge import Numbers, explained, one_thread, predicted
 from stillroom.memory.states import state_r2
@@ -72,6 +72,14 @@ class _How(NamedTuple):
     seed: int
 
 
+def _how(reach: int, rows: int, length: int | None, cells: bool, seed: int) -> _How:
+    how = _How(reach, rows, length, cells, seed)
+    if how.reach < 1 or how.rows < 4 or (how.length is not None and how.length < 2):
+        given = f"reach {how.reach}, {how.rows} rows" + ("" if how.length is None else f" of {how.length}")
+        raise DataError(say("Memory is not measured so", given, "reach 1 or more, 4 rows or more of 2 steps or more"))
+    return how
+
+
 @dataclass(frozen=True)
 class Remembers:
     """A network to be asked: its module, what turns a Batch's ``inputs`` into what it takes, where its memory is."""
@@ -119,14 +127,11 @@ def capacity(
     Raises:
         DataError: inputs without steps or that never change, or a network that shortens time before its memory.
     """
-    steps = steps_of(inputs[:MOST], encode, seed=seed)
-    return _capacity(Remembers(module, None, takes, path), steps, _How(reach, rows, length, cells, seed))
+    how = _how(reach, rows, length, cells, seed)
+    return _capacity(Remembers(module, None, takes, path), steps_of(inputs[:MOST], encode, seed=seed), how)
 
 
 def _capacity(model: Remembers, steps: Steps, how: _How) -> Capacity:
-    if how.reach < 1 or how.rows < 4 or (how.length is not None and how.length < 2):
-        given = f"reach {how.reach}, {how.rows} rows" + ("" if how.length is None else f" of {how.length}")
-        raise DataError(say("Memory is not measured so", given, "reach 1 or more, 4 rows or more of 2 steps or more"))
     length = how.length or 3 * how.reach
     try:
         _states(model, steps, steps.rows(2, length, how.seed)[0], how.cells)
@@ -226,29 +231,41 @@ def memory_of(
     length: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any] | None:
-    """Return the capacity of every recurrent network, as JSON values; None where none of them is recurrent.
+    """Return the capacity of every recurrent network, as JSON values; None where none of them can be asked.
 
     ``models``: by name (``teacher``, ``alone``, the arms, ``random weights``), one for each seed of training.
-    ``inputs``: real rows, as the Batch column has them. ``models`` of the answer holds by name ``totals``, ``curves``,
+    ``inputs``: real rows, as the Batch column has them. Where one takes its own length only, all are asked at that one.
+    ``models`` of the answer holds by name ``totals``, ``curves``,
     ``chances`` and ``depths`` (one a seed), ``units``, ``targets``, ``kind`` and, where the teacher's time is the
-    student's, ``state``: {r2, ceiling, ratio} a seed, of its state against the teacher's on the real rows.
+    student's, ``state``: {r2, ceiling, ratio} a seed, of its state against the teacher's on the real rows. ``left_out``
+    says why a recurrent network could not be asked.
     """
     asked = {name: [one for one in seeds if one.place] for name, seeds in models.items()}
     asked = {name: seeds for name, seeds in asked.items() if seeds}
     if not asked:
         return None
+    how = _how(reach, rows, length, False, seed)
     taken: dict[str, Steps] = {}
     found: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
     for name, seeds in asked.items():
         held = []
-        for one in seeds:
-            key = _key(one.encode)
-            taken[key] = taken.get(key) or steps_of(inputs[:MOST], one.encode, seed=seed)
-            held.append(_capacity(one, taken[key], _How(reach, rows, length, False, seed)))
-        found[name] = _entry(held)
-    _compare(found, asked, inputs[:COMPARED], teacher)
-    steps = {one["steps"] for one in found.values()}
-    return {"reach": reach, "rows": rows, "steps": max(steps), "seed": seed, "models": found}
+        try:
+            for one in seeds:
+                key = _key(one.encode)
+                taken[key] = taken.get(key) or steps_of(inputs[:MOST], one.encode, seed=seed)
+                held.append(_capacity(one, taken[key], how))
+        except UserError as error:  # one network that cannot be asked must not cost the answers of the others
+            left_out[name] = str(error)
+        else:
+            found[name] = _entry(held)
+    if not found:
+        return None
+    lengths = {entry["steps"] for entry in found.values()}
+    if len(lengths) > 1 and length is None:  # sums over unequal reaches cannot be compared
+        return memory_of(models, inputs, teacher=teacher, reach=reach, rows=rows, length=min(lengths), seed=seed)
+    _compare(found, {name: asked[name] for name in found}, inputs[:COMPARED], teacher)
+    return {"reach": reach, "rows": rows, "steps": max(lengths), "seed": seed, "models": found, "left_out": left_out}
 
 
 def _key(encode: Encode | None) -> str:

@@ -120,8 +120,8 @@ def _advice(result: Mapping[str, Any], main: str, alone: str, lead: Interval | N
         return f" {claim}{best} Remembering more is not yet answering better: see the score."
     if lead.high is not None and lead.high < 0:
         return (
-            " Memory was not passed on; some was lost. Lower the weight of what crowds it out, or give the memory "
-            "objectives more."
+            " Memory was not passed on; some was lost: train longer, or lower the weight of the objectives that pull "
+            "the state elsewhere."
         )
     if _mean(result, alone) >= NEAR_FULL * models[alone]["units"]:
         return (
@@ -195,12 +195,12 @@ def _totals(result: Mapping[str, Any], main: str, alone: str) -> Finding:
         "rows": rows,
         "apart": [place for place, name in enumerate(order) if name in (TEACHER, RANDOM)],
         "main": [place for place, name in enumerate(order) if name == main],
-        "note": _note(stated),
+        "note": _note(stated, result.get("left_out", {})),
     }
     return Finding("How full the memories are", _full(result, main), _share(result, main), "random weights.", figure)
 
 
-def _note(stated: bool) -> str:
+def _note(stated: bool, left_out: Mapping[str, str]) -> str:
     text = (
         "Remembers: r2 summed over steps back and over the numbers asked of each step; no state can hold more than it "
         "has units. Half to step: how many steps back a probe still tells half of the input. State: h of all layers, "
@@ -212,7 +212,7 @@ def _note(stated: bool) -> str:
             "was not fitted to; of possible: beside the teacher's own first principal components, as many as the "
             "student has units."
         )
-    return text
+    return text + "".join(f" '{name}' was not asked: {why}" for name, why in left_out.items())
 
 
 def _full(result: Mapping[str, Any], main: str) -> str:
