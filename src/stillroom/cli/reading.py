@@ -1,8 +1,8 @@
-"""Reading what a person wants classified: pictures, folders of pictures, NumPy arrays."""
+"""Reading what a person wants classified: pictures, folders of pictures, NumPy arrays, files of texts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 ARRAYS = (".npy", ".npz")
+LINES = (".txt",)
 
 
 def rows_of(places: Sequence[Path], wanted: Mapping[str, Any]) -> tuple[list[str], Tensor]:
@@ -88,3 +89,54 @@ def _array(place: Path, wanted: Mapping[str, Any]) -> Tensor:
     if array.shape[1:] != shape:
         raise DataError(say(f"The rows of {place} do not fit this model", f"shape {array.shape[1:]}", f"shape {shape}"))
     return torch.from_numpy(np.ascontiguousarray(array)).to(getattr(torch, wanted["dtype"]))
+
+
+# --- texts -------------------------------------------------------------------------------------------------
+
+
+def texts_of(places: Sequence[Path], column: str | None = None, encoding: str = "utf-8") -> tuple[list[str], list[str]]:
+    """Return a name (``file:line``) and a text for every text in ``places``.
+
+    A .txt file has a text a line; .csv, .tsv and .jsonl files (also .gz) a row, in ``column``: the one called ``text``
+    where none is named, or the only one. Blank lines of a .txt file are passed over.
+
+    Raises:
+        DataError: a place is missing, unreadable or of another kind, has no such column, or there is nothing to read.
+    """
+    names: list[str] = []
+    texts: list[str] = []
+    for place in [file for one in places for file in _text_files(one)]:
+        for line, text in _texts_in(place, column, encoding):
+            names.append(f"{place}:{line}")
+            texts.append(text)
+    if not texts:
+        raise DataError(say("There is nothing to classify", ", ".join(map(str, places)), "a text a line, or a row"))
+    return names, texts
+
+
+def _text_files(place: Path) -> list[Path]:
+    from stillroom.data.text_tables import KINDS, kind_of
+
+    allowed = (*LINES, *KINDS)
+    if place.is_dir():
+        return sorted(file for file in place.rglob("*") if file.is_file() and kind_of(file) in allowed)
+    if kind_of(place) not in allowed and place.exists():
+        given = f"a file ending in '{place.suffix}'"
+        raise DataError(say(f"This model takes texts, and {place} is none", given, f"{', '.join(allowed)}, also .gz"))
+    if not place.is_file():
+        raise DataError(f"Cannot read {place}: there is no such file or folder. Check the path.")
+    return [place]
+
+
+def _texts_in(place: Path, column: str | None, encoding: str) -> Iterator[tuple[int, str]]:
+    from stillroom.data.text_tables import check_column, kind_of, lines_of, read_rows
+
+    if kind_of(place) in LINES:
+        yield from lines_of(place, encoding)
+        return
+    chosen = column
+    for number, (line, row) in enumerate(read_rows(place, encoding)):
+        if not number:
+            chosen = column or (next(iter(row)) if len(row) == 1 else "text")
+            check_column(chosen, row, place, "Name it with --column COLUMN.")
+        yield line, row.get(str(chosen), "")

@@ -24,6 +24,7 @@ from stillroom.data.columns import (
     no_such_example,
 )
 from stillroom.data.splits import NAMES, by_hash, checksum_of, trim
+from stillroom.data.texts import TextSource, texts_given, texts_in_splits
 from stillroom.data.views import Views
 from stillroom.errors import DataError, say
 from stillroom.files import fingerprint
@@ -31,7 +32,8 @@ from stillroom.randomness import row_hashes
 
 INSTEAD = (
     "(inputs, labels) as tensors or arrays, a dictionary with 'inputs' and 'labels', a map-style Dataset, "
-    "a DataLoader over one, or a dictionary of those called train, validation and test"
+    "a DataLoader over one, a list of texts or (texts, labels), or a dictionary of those called train, validation "
+    "and test"
 )
 
 
@@ -183,7 +185,12 @@ def as_source(data: Any, *, name: str = "arrays", **options: Any) -> Source:
     if isinstance(data, Source):
         return data
     if isinstance(data, Mapping) and data and set(data) <= set(NAMES):
+        texts = {split: found for split in NAMES if split in data and (found := texts_given(data[split])) is not None}
+        if len(texts) == len(data):
+            return texts_in_splits(texts, name=name, **options)
         return _from_splits({split: data[split] for split in NAMES if split in data}, name=name, **options)
+    if (given := texts_given(data)) is not None:
+        return TextSource(**given, name=name, **options)
     return ArraySource(**_columns_of(data), name=name, **options)
 
 

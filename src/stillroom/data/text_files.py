@@ -31,6 +31,7 @@ SAMPLE_TEST = 2000
 SPLITS = {**SPLIT_FOLDERS, "dev": "validation"}
 
 RATING = "rating"
+_NAME = "Write '{}: COLUMN', or give the file a first line that names its columns."
 
 Augment = Mapping[str, float | str] | None
 Numbers = NDArray[np.int64]
@@ -150,7 +151,7 @@ class _Found:
             yield written.encode("utf-8", "replace")
 
     def _check(self, row: Mapping[str, str], file: Path) -> None:
-        check_column(self.text, row, file, "text")
+        check_column(self.text, row, file, _NAME.format("text"))
         if self.label is None or self.label in row:
             return
         if RATING in row and self.label == "label":
@@ -159,7 +160,7 @@ class _Found:
             do = "Name the column: 'label: COLUMN'; or write 'label: null' if these texts have no labels."
             raise DataError(say(f"{file} has no labels", f"columns {', '.join(row)[:200]}", "a column 'label'", do))
         else:
-            check_column(self.label, row, file, "label")
+            check_column(self.label, row, file, _NAME.format("label"))
 
     def labelled(self, place: Path) -> tuple[Numbers | None, Sequence[str] | None, NDArray[np.float64] | None]:
         """Return class numbers, class names and ratings (NaN where there is none), each None where not given."""

@@ -9,6 +9,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -46,19 +47,8 @@ def read_rows(file: Path, encoding: str = "utf-8") -> Iterator[Row]:
     kind = kind_of(file)
     if kind not in KINDS:
         raise DataError(say(f"Cannot read {file}", f"a file ending in '{kind}'", f"{', '.join(KINDS)}, also .gz"))
-    try:
-        with _opened(file) as binary:
-            found = _encoding(binary, file, encoding)
-            stream = io.TextIOWrapper(binary, encoding=found, newline="")
-            yield from _objects(stream, file) if kind in (".jsonl", ".ndjson") else _table(stream, file, kind)
-    except UnicodeDecodeError as error:
-        raise _wrong_encoding(file, found, error) from None
-    except UnicodeError as error:  # UTF-16 without its mark, for one
-        raise DataError(f"Cannot read {file}: it is not {found} ({error}). Give its 'encoding'.") from None
-    except FileNotFoundError:
-        raise DataError(f"Missing file: {file} does not exist. Check the path.") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"Cannot read {file}: {error}. Check that it is whole and who may read it.") from error
+    with _reading(file, encoding) as stream:
+        yield from _objects(stream, file) if kind in (".jsonl", ".ndjson") else _table(stream, file, kind)
 
 
 def lines_of(file: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
@@ -67,29 +57,20 @@ def lines_of(file: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
     Raises:
         DataError: the file is absent or damaged, or is written in another encoding.
     """
-    try:
-        with _opened(file) as binary:
-            found = _encoding(binary, file, encoding)
-            for number, line in enumerate(io.TextIOWrapper(binary, encoding=found), 1):
-                if line.strip():
-                    yield number, line.strip()
-    except UnicodeDecodeError as error:
-        raise _wrong_encoding(file, found, error) from None
-    except FileNotFoundError:
-        raise DataError(f"Missing file: {file} does not exist. Check the path.") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"Cannot read {file}: {error}. Check that it is whole and who may read it.") from error
+    with _reading(file, encoding) as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield number, line.strip()
 
 
-def check_column(name: str, row: Mapping[str, str], file: Path, option: str) -> None:
-    """Refuse a table without the column ``name``, suggesting the nearest one.
+def check_column(name: str, row: Mapping[str, str], file: Path, do: str) -> None:
+    """Refuse a table without the column ``name``, suggesting the nearest one and saying what to ``do``.
 
     Raises:
         DataError: it is not there.
     """
     if name not in row:
-        do = f"Write '{option}: COLUMN', or give the file a first line that names its columns."
-        raise DataError(say(f"{file} has no column for '{option}'", f"'{name}'", [key[:60] for key in row], do))
+        raise DataError(say(f"{file} has no such column", f"'{name}'", [key[:60] for key in row], do))
 
 
 # --- kinds of table --------------------------------------------------------------------------------
@@ -150,6 +131,25 @@ def _field(value: object) -> str:
 
 
 # --- bytes -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _reading(file: Path, encoding: str) -> Iterator[IO[str]]:
+    """Open a file as text and tell what goes wrong while it is read."""
+    found = encoding
+    try:
+        with _opened(file) as binary:
+            found = _encoding(binary, file, encoding)
+            with io.TextIOWrapper(binary, encoding=found, newline="") as stream:
+                yield stream
+    except UnicodeDecodeError as error:
+        raise _wrong_encoding(file, found, error) from None
+    except UnicodeError as error:  # UTF-16 without its mark, for one
+        raise DataError(f"Cannot read {file}: it is not {found} ({error}). Give its 'encoding'.") from None
+    except FileNotFoundError:
+        raise DataError(f"Missing file: {file} does not exist. Check the path.") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"Cannot read {file}: {error}. Check that it is whole and who may read it.") from error
 
 
 def _opened(file: Path) -> io.BufferedReader:

@@ -251,8 +251,8 @@ def labels_of_names(labels: Any, classes: Sequence[str] | None) -> tuple[Any, Se
     Raises:
         DataError: a name is not among ``classes``.
     """
-    if isinstance(labels, np.ndarray):
-        labels = labels.tolist() if labels.dtype.kind in "UO" else labels
+    if not isinstance(labels, (list, tuple, Tensor)) and hasattr(labels, "tolist"):
+        labels = labels.tolist() if getattr(labels.dtype, "kind", "O") in "UO" else labels
     if not isinstance(labels, (list, tuple)) or not any(isinstance(label, str) for label in labels):
         return labels, classes
     given = ["" if label is None else str(label) for label in labels]
@@ -260,7 +260,7 @@ def labels_of_names(labels: Any, classes: Sequence[str] | None) -> tuple[Any, Se
     numbers = {name: number for number, name in enumerate(names)} | {"": UNLABELLED}
     for row, label in enumerate(given):
         if label not in numbers:
-            raise DataError(say("This label is none of the classes", f"'{label}' at example {row}", names))
+            raise DataError(say(f"The label of example {row} is none of the classes", f"'{label}'", names))
     return np.array([numbers[label] for label in given], np.int64), names
 
 
@@ -291,3 +291,65 @@ def split_texts(
     more = distinct(spare, keys, keys[np.concatenate(list(found.values()))])
     found["train"] = np.union1d(found["train"], more)
     return {name: torch.from_numpy(rows) for name, rows in found.items()}
+
+
+# --- texts that were given as Python objects --------------------------------------------------------
+
+
+def texts_given(data: Any) -> dict[str, Any] | None:
+    """Return ``texts``, ``labels`` and ``ratings`` of a list of texts, (texts, labels) or a dictionary of columns.
+
+    None where ``data`` is something else.
+
+    Raises:
+        DataError: a dictionary of texts holds another column.
+    """
+    if (texts := _list_of_texts(data)) is not None:
+        return {"texts": texts}
+    if isinstance(data, (tuple, list)) and len(data) == 2 and (texts := _list_of_texts(data[0])) is not None:
+        return {"texts": texts, "labels": data[1]}
+    if isinstance(data, Mapping) and (texts := _list_of_texts(data.get("inputs", data.get("texts")))) is not None:
+        columns = {key: values for key, values in data.items() if key not in ("inputs", "texts") and values is not None}
+        if strange := set(columns) - {"labels", "ratings"}:
+            raise DataError(say("Unknown column beside texts", f"'{sorted(strange)[0]}'", ("labels", "ratings")))
+        return {"texts": texts, **columns}
+    return None
+
+
+def texts_in_splits(parts: Mapping[str, Any], *, name: str, **options: Any) -> TextSource:
+    """Join what :func:`texts_given` found for each split; validation and test, where absent, are cut from train.
+
+    Raises:
+        DataError: there is no train, the splits have different columns, or what TextSource raises.
+    """
+    if "train" not in parts:
+        allowed = "train, and validation and test where they exist"
+        raise DataError(say("No training examples", ", ".join(parts), allowed))
+    joined: dict[str, list[Any]] = {}
+    official: dict[str, NDArray[np.int64]] = {}
+    start = 0
+    for split, columns in parts.items():
+        if set(columns) != set(parts["train"]):
+            raise DataError(
+                say(f"'{split}' has other columns than 'train'", ", ".join(columns), ", ".join(parts["train"]))
+            )
+        for column, values in columns.items():
+            joined.setdefault(column, []).extend(values.tolist() if hasattr(values, "tolist") else values)
+            if len(joined[column]) != start + len(columns["texts"]):
+                given = f"{len(values)} {column} for {len(columns['texts'])} texts"
+                raise DataError(say(f"Columns of '{split}' differ in length", given, "as many in each"))
+        official[split] = np.arange(start, start + len(columns["texts"]))
+        start += len(columns["texts"])
+    everything: dict[str, Any] = {**joined, **options}
+    source = TextSource(**everything, splits={}, name=name)
+    labels = None if source.labels is None else source.labels.numpy()
+    source.splits = split_texts(source.keys, labels, official=official)
+    return source
+
+
+def _list_of_texts(values: Any) -> Sequence[str] | None:
+    """Return a non-empty list, tuple, array or column of texts; None for anything else."""
+    if not isinstance(values, (list, tuple, Tensor)) and hasattr(values, "tolist"):
+        values = values.tolist()
+    texts: Sequence[str] | None = values if isinstance(values, (list, tuple)) and values else None
+    return texts if texts and isinstance(texts[0], str) else None
