@@ -1,248 +1,177 @@
-"""The time map: steps of two tokenizers meet where they stand for the same bytes."""
+"""Masks and spans beside what runs along a model's steps, live and from a store."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 
-from stillroom.errors import LossError
-from stillroom.losses import attention_relations, forward_kl, memory, memory_prefix
-from stillroom.models.text_encode import HuggingFaceEncode, WordEncode
-from stillroom.objectives import match
-from stillroom.objectives.timing import mean_by_overlap, overlap, rows_of, states_by_overlap
-from stillroom.utf8 import pack
+from stillroom import utf8
+from stillroom.contracts import HasSteps
+from stillroom.record import record
+from stillroom.store import Store
+from stillroom.taps import read
+from stillroom.taps.timing import timing
+from stillroom.teachers import Live
 
-TEXTS = ["a wonderful film", "bad", "très émouvant, vraiment", "好 film"]
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+TEXTS = ["a bee", "four words are here", "one", "", "ten or so letters in this one row of text here"]
 
 
-def word_pieces() -> HuggingFaceEncode:
-    """Word pieces of at most three letters between [CLS] and [SEP]."""
-    tokenizers = pytest.importorskip("tokenizers")
-    starts = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", ",", "a", "won", "fil", "bad", "trè", "émo", "vra", "好"}
-    rest = {"##der", "##ful", "##m", "##s", "##uva", "##nt", "##ime"}
-    vocabulary = {piece: number for number, piece in enumerate([*sorted(starts), *sorted(rest)])}
-    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    made.post_processor = tokenizers.processors.BertProcessing(
-        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
-    )
-    return HuggingFaceEncode(made)
+class Words(nn.Module):
+    """Cuts at blanks; the first step stands for no text, as [CLS] does. Counts how often it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def tokens(self, inputs):
+        spans = []
+        for row in utf8.unpack_bytes(inputs):
+            found, at = [(0, 0)], 0
+            for word in row.split():
+                at = row.index(word, at)
+                found.append((at, at + len(word)))
+                at += len(word)
+            spans.append(found)
+        longest = max(len(row) for row in spans)
+        mask = torch.tensor([[step < len(row) for step in range(longest)] for row in spans])
+        return mask, torch.tensor([[*row, *[(0, 0)] * (longest - len(row))] for row in spans], dtype=torch.int32)
+
+    def steps(self, inputs):
+        self.asked += 1
+        return self.tokens(inputs)
+
+    def forward(self, inputs):
+        mask, spans = self.tokens(inputs)
+        return {"ids": spans.long().sum(2) % 7 + mask, "mask": mask}
 
 
-def cut(unit: str) -> tuple[Tensor, Tensor]:
-    """Mask and spans of the texts in this unit."""
-    encode = word_pieces() if unit == "pieces" else WordEncode(["film"], unit=unit)
-    return encode.steps(pack(TEXTS))
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.lstm, self.head = nn.Embedding(9, 5), nn.LSTM(5, 4, batch_first=True), nn.Linear(4, 2)
+        self.maps = nn.Conv1d(5, 6, 1)
+
+    def forward(self, ids, mask):
+        embedded = self.embed(ids)
+        self.maps(embedded.transpose(1, 2))
+        hidden = self.lstm(embedded)[0] * mask[..., None]
+        return self.head(hidden.sum(1) / mask.sum(1, keepdim=True))
 
 
-UNITS = ["word", "character", "pieces"]
+def batch_of(rows):
+    ids = torch.tensor([[row, 0] for row in rows])
+    return {"id": ids, "inputs": utf8.pack([TEXTS[row] for row in rows])}
 
 
-def spans_of(*rows: list[tuple[int, int]]) -> Tensor:
-    longest = max(len(row) for row in rows)
-    return torch.tensor([row + [(0, 0)] * (longest - len(row)) for row in rows], dtype=torch.int32)
+BATCH = batch_of(range(len(TEXTS)))
+COUNTS = [3, 5, 2, 1, 12]
 
 
-# --- the map itself ----------------------------------------------------------------------------------------------
+def test_what_runs_along_the_steps_has_a_mask_and_says_what_they_stand_for():
+    encode = Words()
+    assert isinstance(encode, HasSteps)
+    reader = read(Net(), ["embed", "lstm[0]", "lstm@h", "lstm@c/4", "maps", "logits"], encode)
+    reader.prepare(BATCH)
+    encode.asked = 0
+    shown = reader(BATCH)
+    assert set(shown) == {"embed", "lstm[0]", "lstm@h", "lstm@c", "maps", "logits", "spans"} | {
+        f"{name}.mask" for name in ("embed", "lstm[0]", "lstm@h", "lstm@c", "spans")
+    }
+    for name in ("embed", "lstm[0]", "lstm@h", "spans"):
+        assert shown[f"{name}.mask"].sum(1).tolist() == COUNTS and shown[name].shape[:2] == (5, 12)
+    assert shown["lstm@c.mask"].sum(1).tolist() == [1, 2, 1, 1, 3]
+    assert shown["spans"].dtype == torch.int32 and shown["spans"][0, :3].tolist() == [[0, 0], [0, 1], [2, 5]]
+    assert encode.asked == 1, "found out once a pass"
 
 
-def test_overlap_by_hand():
-    student = spans_of([(0, 5), (6, 9)], [(0, 2)])
-    teacher = spans_of([(0, 0), (0, 3), (3, 7), (7, 9), (0, 0)], [(0, 0), (0, 2), (0, 0)])
-    expected = [[[0, 3, 2, 0, 0], [0, 0, 1, 2, 0]], [[0, 2, 0, 0, 0], [0, 0, 0, 0, 0]]]
-    assert overlap(student, teacher).tolist() == expected
+@pytest.mark.parametrize(("taps", "asked"), [(["logits"], 0), (["head:in"], 0), (["embed"], 1), (["lstm@c/2"], 1)])
+def test_nothing_is_found_out_for_what_does_not_run_along_time(taps, asked):
+    encode = Words()
+    reader = read(Net(), taps, encode)
+    reader.prepare(BATCH)
+    encode.asked = 0
+    shown = reader(BATCH)
+    assert encode.asked == asked and ("spans" in shown) == bool(asked)
 
 
-@pytest.mark.parametrize("theirs", UNITS)
-@pytest.mark.parametrize("ours", UNITS)
-def test_steps_meet_as_a_loop_over_bytes_says(ours, theirs):
-    (mask, mine), (_, spans) = cut(ours), cut(theirs)
-    shared, tokens = overlap(mine, spans), drawn(len(TEXTS), spans.shape[1], 3)
-    states = drawn(len(TEXTS), spans.shape[1], 2, 2, 3, seed=1)
-    mapped, moved = mean_by_overlap(tokens, shared), states_by_overlap(states, shared)
-    met = 0
-    for row, text in enumerate(TEXTS):
-        for step in range(mine.shape[1]):
-            wanted = set(range(*mine[row, step].tolist()))
-            common = [len(wanted & set(range(*span))) for span in spans[row].tolist()]
-            assert shared[row, step].tolist() == common
-            found = [place for place, count in enumerate(common) if count]
-            if not found:
-                assert not mapped[row, step].any()
-                continue
-            assert mask[row, step] and text.encode()[min(wanted) : max(wanted) + 1].decode()
-            met += 1
-            mean = sum(tokens[row, place] * common[place] for place in found) / sum(common)
-            assert torch.allclose(mapped[row, step], mean, atol=1e-6)
-            assert torch.equal(moved[row, step, :, 0], states[row, found[-1], :, 0])
-            assert torch.equal(moved[row, step, :, 1], states[row, found[0], :, 1])
-    assert met >= 10
+def test_an_axis_that_once_was_not_time_never_is():
+    reader = read(Net(), ["maps"], Words())
+    assert set(reader(BATCH)) == {"maps"}
+    six = batch_of([4]) | {"inputs": utf8.pack(["a b c d e"])}
+    assert reader(six)["maps"].shape == (1, 6, 6) and set(reader(six)) == {"maps"}
 
 
-@pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_same_steps_on_both_sides_are_the_identity_to_the_last_bit(unit, dtype):
-    mask, spans = cut(unit)
-    tokens, states = drawn(*mask.shape, 5).to(dtype), drawn(*mask.shape, 2, 2, 3, seed=1).to(dtype)
-    shared = overlap(spans, spans)
-    used = (shared > 0).any(2)
-    assert torch.equal(used, mask & (spans[..., 1] > spans[..., 0])) and used.any()
-    assert torch.equal(mean_by_overlap(tokens, shared)[used], tokens[used].float())
-    assert torch.equal(states_by_overlap(states, shared)[used], states[used])
+def test_each_pass_has_its_own_steps():
+    reader = read(Net(), ["embed"], Words())
+    with reader:
+        for rows in ([0, 1], [2, 3], [4]):
+            shown = reader(batch_of(rows))
+            assert shown["embed.mask"].sum(1).tolist() == [COUNTS[row] for row in rows]
+            assert shown["spans"].shape[1] == shown["embed"].shape[1] == max(COUNTS[row] for row in rows)
 
 
-def test_rows_without_a_step_give_one_row_of_zeros():
-    values = drawn(2, 3, 4).requires_grad_()
-    found = rows_of(values, torch.zeros(2, 3, dtype=torch.bool))
-    assert found.shape == (1, 4) and not found.any()
-    found.sum().backward()
-    assert not values.grad.any()
+def test_a_column_of_lengths_makes_the_same_masks_without_spans():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+    batch = {"id": BATCH["id"], "inputs": torch.randn(5, 9, 3), "lengths": torch.tensor([2, 7, 1, 3, 4])}
+    shown = read(net, ["0", "output"])(batch)
+    assert shown["0.mask"].sum(1).tolist() == shown["output.mask"].sum(1).tolist() == [2, 7, 1, 3, 4]
+    assert shown["0.mask"].shape == (5, 9) and "spans" not in shown
+    cut = nn.Sequential(nn.Linear(3, 4))
+    cut.forward = lambda inputs: cut[0](inputs[:, :7])  # type: ignore[method-assign]
+    assert read(cut, ["0"])(batch)["0.mask"].shape == (5, 7)
+    cut.forward = lambda inputs: cut[0](inputs[:, :6])  # type: ignore[method-assign]
+    assert set(read(cut, ["0"])(batch)) == {"0"}, "other steps than those that were counted"
 
 
-# --- through an objective ------------------------------------------------------------------------------------------
+def test_nothing_is_known_of_the_time_of_an_image():
+    assert timing({"id": BATCH["id"], "inputs": torch.zeros(5, 3, 8, 8)}, "inputs", None).mask(3) is None
+    assert set(read(nn.Conv2d(3, 4, 1), ["output"])({"id": BATCH["id"], "inputs": torch.zeros(5, 3, 8, 8)})) == {
+        "output"
+    }
 
 
-def sides(ours: str, theirs: str, *shape: int, width: int = 6, owner: str = "") -> tuple[dict, dict]:
-    (mask, spans), (their_mask, their_spans) = cut(ours), cut(theirs)
-    student = {"a": drawn(*mask.shape, *shape, width), "a.mask": mask, "spans": spans, "spans.mask": mask}
-    teacher = {"b": drawn(*their_mask.shape, *shape, width, seed=1), "b.mask": their_mask}
-    teacher |= {"spans": their_spans, "spans.mask": their_mask}
-    return student, {f"{owner}{name}": value for name, value in teacher.items()}
+class Texts:
+    """A source of the texts above."""
+
+    classes, fingerprint = ("no", "yes"), "texts"
+    splits = {"train": torch.arange(5)}
+
+    def __len__(self):
+        return len(TEXTS)
+
+    def batch(self, ids):
+        return batch_of(ids[:, 0].tolist())
+
+    def hashes(self, examples):
+        return examples.numpy().astype("uint64")
+
+    def show(self, example):
+        return TEXTS[example]
 
 
-def by_hand(student: dict, teacher: dict, owner: str = "") -> tuple[Tensor, Tensor]:
-    """The teacher's values in the student's time, and which steps count."""
-    shared = overlap(student["spans"], teacher[f"{owner}spans"])
-    values = teacher[f"{owner}b"]
-    return (states_by_overlap if values.dim() == 5 else mean_by_overlap)(values, shared), (shared > 0).any(2)
+def test_a_store_keeps_the_steps_of_every_batch_and_their_spans(tmp_path):
+    taps = ["logits", "embed", "lstm@h", "lstm@c/4"]
+    live, data = Live(Net(), taps, encode=Words()), Texts()
+    record(live, data, tmp_path / "store", taps=taps, batch=2, fingerprints={"teacher": "t", "data": "d"})
+    store = Store.open(tmp_path / "store")
+    assert store.manifest.signals["lstm@h"].axes == ("time", "layer", "direction", "unit")
+    shown, back = live(BATCH), store(BATCH)
+    assert set(back) == set(shown)
+    for name in ("embed", "lstm@h", "lstm@c", "spans"):
+        mask = shown[f"{name}.mask"]
+        assert torch.equal(back[f"{name}.mask"], mask)
+        assert torch.allclose(back[name][mask].float(), shown[name][mask].float(), atol=2e-3)
+    assert set(store.use(["lstm@h"])(BATCH)) == {"lstm@h", "lstm@h.mask", "spans", "spans.mask"}
+    assert set(store.use(["embed", "spans"]).signals) == {"embed", "spans"}
+    assert store.use(["logits"]).signals == ("logits",), "what does not run along time needs no spans"
+    assert store.use(["logits"]).bank(["logits"], BATCH, rows=2, seed=0, step=0)["logits.bank"].shape == (2, 2)
 
 
-@pytest.mark.parametrize("owner", ["", "big/"])
-@pytest.mark.parametrize("theirs", UNITS)
-def test_relations_cross_tokenizers(theirs, owner):
-    student, teacher = sides("word", theirs, owner=owner)
-    target, used = by_hand(student, teacher, owner)
-    value = match("attention_relations", "a", f"{owner}b")(student, teacher, {})
-    assert torch.equal(value, attention_relations(student["a"], target, student["a.mask"], used))
+def test_spans_of_several_teachers_stay_with_their_own(tmp_path):
+    from stillroom.teachers import Together
 
-
-def test_token_logits_cross_tokenizers_and_still_need_equal_classes():
-    student, teacher = sides("word", "pieces")
-    target, used = by_hand(student, teacher)
-    objective = match("forward_kl", "a", "b")
-    assert torch.equal(objective(student, teacher, {}), forward_kl(student["a"], target, student["a.mask"], used))
-    with pytest.raises(LossError, match=r"needs equal shapes: got the student's 'a' \(4, 4, 6\).*\(4, 4, 5\)"):
-        objective(student, teacher | {"b": teacher["b"][..., :5]}, {})
-
-
-@pytest.mark.parametrize("width", [6, 9])
-def test_a_hint_on_tokens_is_taken_step_by_step(width):
-    student, teacher = sides("word", "pieces")
-    teacher["b"] = drawn(*teacher["b"].shape[:2], width, seed=2)
-    objective = match("hint", "a", "b")
-    objective.size(student, teacher, {})
-    assert [tuple(weight.shape) for weight in objective.parameters()] == ([] if width == 6 else [(9, 6)])
-    target, used = by_hand(student, teacher)
-    ours = student["a"] if width == 6 else objective.connectors["0"](student["a"])
-    assert torch.allclose(objective(student, teacher, {}), F.mse_loss(ours[used], target[used]), rtol=1e-6)
-    spoiled = student | {"a": student["a"].masked_fill(~used[..., None], 1e6)}
-    assert torch.equal(objective(spoiled, teacher, {}), objective(student, teacher, {}))
-
-
-@pytest.mark.parametrize("loss", ["memory", "memory_prefix"])
-@pytest.mark.parametrize("ours", ["word", "character"])
-def test_memories_cross_tokenizers(ours, loss):
-    student, teacher = sides(ours, "pieces", 2, 2)
-    if loss == "memory_prefix":
-        teacher["b"] = teacher["b"][:, :, 0, 0]
-    target, used = by_hand(student, teacher)
-    objective = match(loss, "a", "b")
-    objective.size(student, teacher, {})
-    function = memory if loss == "memory" else memory_prefix
-    assert torch.equal(objective(student, teacher, {}), function(student["a"], target, student["a.mask"], used))
-    (mask, _), (own, _) = cut(ours), cut(ours)
-    assert mask.shape != teacher["b"].shape[:2] and torch.equal(mask, own)
-
-
-def test_the_same_tokens_on_both_sides_give_the_plain_loss():
-    student, teacher = sides("word", "word", 1, 1)
-    objective = match("memory", "a", "b")
-    objective.size(student, teacher, {})
-    plain = memory(student["a"], teacher["b"], student["a.mask"], teacher["b.mask"])
-    assert torch.equal(objective(student, teacher, {}), plain)
-
-
-def test_what_nothing_stands_for_neither_counts_nor_pulls():
-    """The teacher was cut after its first tokens: the student's later words have no target."""
-    student, teacher = sides("word", "pieces", 1, 1)
-    keep = 3
-    for name in ("b", "b.mask", "spans", "spans.mask"):
-        teacher[name] = teacher[name][:, :keep]
-    states = student["a"].requires_grad_()
-    objective = match("memory", "a", "b")
-    objective.size(student, teacher, {})
-    objective(student, teacher, {}).backward()
-    _, used = by_hand(student, teacher)
-    assert not used.all() and used.any()
-    assert not states.grad[~used].any() and states.grad[used].any()
-
-
-def test_padding_that_claims_bytes_is_left_out():
-    student, teacher = sides("word", "pieces", 1, 1)
-    wrong = teacher | {"spans": torch.where(teacher["spans.mask"][..., None], teacher["spans"], torch.tensor([0, 99]))}
-    objective = match("memory", "a", "b")
-    objective.size(student, teacher, {})
-    assert torch.equal(objective(student, wrong, {}), objective(student, teacher, {}))
-
-
-def test_without_spans_tokens_are_pooled_and_states_refused():
-    student, teacher = sides("word", "pieces", 1, 1)
-    del teacher["spans"]
-    with pytest.raises(LossError, match=r"States are compared step by step: got the student's \(4, 4, 1, 1, 6\)"):
-        match("memory", "a", "b").size(student, teacher, {})
-    student, teacher = sides("word", "pieces")
-    del student["spans"]
-    objective = match("hint", "a", "b")
-    objective.size(student, teacher, {})
-    pooled = [(side[k] * side[f"{k}.mask"][..., None]).sum(1) for side, k in ((student, "a"), (teacher, "b"))]
-    counts = [side[f"{k}.mask"].sum(1, keepdim=True) for side, k in ((student, "a"), (teacher, "b"))]
-    assert torch.allclose(objective(student, teacher, {}), F.mse_loss(pooled[0] / counts[0], pooled[1] / counts[1]))
-
-
-# --- cells at borders ------------------------------------------------------------------------------------------------
-
-
-def test_borders_are_never_mapped():
-    (mask, spans), (_, other) = cut("word"), cut("pieces")
-    rows, steps = mask.shape
-    shown = {"m@c": drawn(rows, steps, 1, 1, 4), "m@c.mask": mask, "spans": spans, "spans.mask": mask}
-    told = {"m@c": drawn(rows, other.shape[1], 1, 1, 4, seed=1), "spans": other}
-    with pytest.raises(LossError, match=r"Cells are read at borders \('memory@c/8'\), which must be as many.*memory@h"):
-        match("memory_cells", "m@c", "m@c").size(shown, told, {})
-    told = {"m@c": drawn(rows, steps, 1, 1, 4, seed=1), "spans": spans + 100}
-    objective = match("memory_cells", "m@c", "m@c")
-    objective.size(shown, told, {})
-    assert objective(shown, told, {}) > 0, "as many borders are compared, wherever the bytes lie"
-
-
-def test_states_and_cells_meet_in_one_direction_only():
-    told = {"m@c": drawn(2, 5, 1, 2, 4)}
-    for directions, fits in ((1, True), (2, False)):
-        shown = {"m@h": drawn(2, 5, 1, directions, 4)}
-        objective = match("memory_cells", "m@h", "m@c")
-        if fits:
-            objective.size(shown, told, {})
-            continue
-        with pytest.raises(LossError, match="order of the text and cells in the order of reading"):
-            objective.size(shown, told, {})
-
-
-def test_a_gru_has_no_cell():
-    with pytest.raises(LossError, match=r"'m@c'.*A GRU has no cell: read '@h'"):
-        match("memory_cells", "m@c", "m@c").size({"m@h": drawn(2, 5, 1, 1, 4)}, {"m@c": drawn(2, 5, 1, 1, 4)}, {})
+    teacher = Together({"a": Live(Net(), ["embed"], encode=Words()), "b": Live(Net(), ["embed"], encode=Words())})
+    record(teacher, Texts(), tmp_path / "store", batch=2, fingerprints={"teacher": "t", "data": "d"})
+    assert Store.open(tmp_path / "store").use(["b/embed"]).signals == ("b/embed", "b/spans")

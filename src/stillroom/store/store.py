@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stillroom import files, randomness
-from stillroom.contracts import Batch, Signals, Source, Teacher
+from stillroom.contracts import SPANS, Batch, Signals, Source, Teacher
 from stillroom.errors import StoreError, say
 from stillroom.store.decoded import CHUNK, Held, Shelf
 from stillroom.store.encoding import MASK, NORM, Column, encode, named
@@ -123,6 +123,8 @@ class Store:
     def use(self, names: str | Iterable[str]) -> Store:
         """Return the same store answering with ``names`` only; decoded columns are shared.
 
+        What runs along time keeps the ``spans`` that say what its steps stand for, where they were recorded.
+
         Raises:
             StoreError: a signal was not recorded.
         """
@@ -143,7 +145,7 @@ class Store:
                 )
             if name not in chosen:
                 chosen.append(name)
-        return Store(self._shelf, chosen)
+        return Store(self._shelf, [*chosen, *_spans(chosen, self.manifest.signals)])
 
     def decode(self) -> Store:
         """Decode now what a call returns, so that the first step does not wait for it; return the store."""
@@ -352,6 +354,13 @@ class Store:
 def _companion(name: str, signals: Mapping[str, Any]) -> bool:
     base = name.removesuffix(NORM)
     return base != name and base in signals and signals[base].form == "unit"
+
+
+def _spans(chosen: Sequence[str], signals: Mapping[str, Column]) -> list[str]:
+    """Return the spans, of each teacher, that say what the steps of the ``chosen`` signals stand for."""
+    timed = [name for name in chosen if name in signals and signals[name].ragged]
+    found = dict.fromkeys(name[: name.rfind("/") + 1] + SPANS for name in timed)
+    return [name for name in found if name in signals and name not in chosen]
 
 
 def _pairs(ids: Tensor) -> Tensor:
