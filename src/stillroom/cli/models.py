@@ -86,6 +86,7 @@ def predict(
     ],
     out: Annotated[Path, typer.Option("--out", help="A CSV file to write")] = Path("predictions.csv"),
     column: Annotated[str, typer.Option("--column", help="The column that holds the texts", show_default=False)] = "",
+    encoding: Annotated[str, typer.Option("--encoding", help="What the texts are written in")] = "utf-8",
     as_json: Json = False,
 ) -> None:
     """Classify pictures, arrays or texts and write class and probability of each to a CSV file.
@@ -99,7 +100,7 @@ def predict(
     from stillroom.cli.screen import show_json
     from stillroom.files import write_bytes
 
-    answers, notes = predictions(_load(model), inputs, column)
+    answers, notes = predictions(_load(model), inputs, column=column, encoding=encoding)
     write_bytes(out, table(answers))
     if as_json:
         show_json({"file": str(out), "rows": len(answers), "notes": notes, "predictions": answers})

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.cli.reading import ARRAYS, PICTURES, rows_of
+from stillroom.cli.reading import LINES, rows_of, texts_of
+from stillroom.data.text_tables import KINDS, kind_of
 from stillroom.errors import DataError, UserError, say
 
 if TYPE_CHECKING:
@@ -14,44 +15,34 @@ if TYPE_CHECKING:
 
     from stillroom.models.bundle import Deployed
 
-TEXTS = (".csv", ".tsv", ".jsonl", ".txt")
 SHOWN = 80  # characters of a text beside its class
 BATCH = 256
 
 Answer = dict[str, Any]
 
 
-def predictions(deployed: Deployed, places: Sequence[Path], column: str) -> tuple[list[Answer], list[str]]:
+def predictions(
+    deployed: Deployed, places: Sequence[Path], *, column: str = "", encoding: str = "utf-8"
+) -> tuple[list[Answer], list[str]]:
     """Return ``input``, ``class`` and ``probability`` of everything in ``places``, of texts their beginning too.
 
-    The second list says in words what was not classified as it stands. ``column`` names the column of texts; '' lets
-    the file say.
+    The second list says in words what was not classified as it stands. ``column`` names the column of texts (else it
+    is ``text``, or the only one), ``encoding`` what they are written in.
 
     Raises:
         UserError: a file does not fit the model, cannot be read, or holds nothing.
     """
-    _must_fit(deployed, places, column)
     if deployed.reads_text:
-        from stillroom.cli.reading import texts_of
-
-        return _of_texts(deployed, *texts_of(places, column or None))
-    names, rows = rows_of(places, dict(deployed.config["input"]))
-    return [{"input": name, **answer} for name, answer in zip(names, _answers(deployed, rows), strict=True)], []
-
-
-def _must_fit(deployed: Deployed, places: Sequence[Path], column: str) -> None:
-    """Refuse texts for a model of something else, and pictures or arrays for a model of texts."""
-    wrong = PICTURES + ARRAYS if deployed.reads_text else TEXTS
-    found = next((place for place in places if place.suffix.lower() in wrong), None)
-    if found is not None and deployed.reads_text:
-        allowed = f"files of texts, ending in {', '.join(TEXTS)}"
-        raise DataError(say("This model takes texts, neither pictures nor arrays", str(found), allowed))
+        return _of_texts(deployed, *texts_of(places, column or None, encoding))
+    found = next((place for place in places if kind_of(place) in (*KINDS, *LINES)), None)
     if found is not None:
         wanted = dict(deployed.config["input"])
         allowed = f"pictures or arrays, {wanted['dtype']} rows of shape {tuple(wanted['shape'])}"
         raise DataError(say("This model does not take texts", str(found), allowed))
-    if column and not deployed.reads_text:
+    if column:
         raise UserError(f"--column names the column of texts, which this model does not take: got '{column}'. Omit it.")
+    names, rows = rows_of(places, dict(deployed.config["input"]))
+    return [{"input": name, **answer} for name, answer in zip(names, _answers(deployed, rows), strict=True)], []
 
 
 def _of_texts(deployed: Deployed, names: Sequence[str], texts: Sequence[str]) -> tuple[list[Answer], list[str]]:

@@ -1,0 +1,157 @@
+"""predict on files of texts: a class beside each, blank where there is none, and a word for whatever was cut."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from stillroom.cli import main
+from stillroom.cli import models as commands
+from stillroom.cli.predicting import predictions, table
+from stillroom.data.texts import LONGEST
+from stillroom.errors import DataError, UserError
+from stillroom.models.bundle import Deployed
+from stillroom.models.text_encode import WordEncode
+
+WORDS = ["fine", "good", "dull", "bad", "film", "好", "坏"]
+
+
+class Votes(nn.Module):
+    """Fine and good speak for a text, dull and bad against it."""
+
+    def __init__(self):
+        super().__init__()
+        weights = torch.tensor([0.0, 0.0, 1.0, 1.0, -1.0, -1.0, 0.0, 1.0, -1.0])
+        self.register_buffer("weights", torch.stack([-weights, weights], 1))
+
+    def forward(self, ids, mask):
+        return (self.weights[ids] * mask.unsqueeze(2)).sum(1)
+
+
+@pytest.fixture
+def votes():
+    config = {"shape": [9], "input": {"dtype": "text", "shape": []}, "classes": ["negative", "positive"]}
+    return Deployed(Votes(), WordEncode(WORDS, longest=8), config=config).eval()
+
+
+@pytest.fixture
+def pictures():
+    config = {"shape": [1, 4, 4], "input": {"dtype": "uint8", "shape": [1, 4, 4]}}
+    return Deployed(nn.Flatten(), config=config).eval()
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, votes, tmp_path):
+    """Run ``stillroom predict`` with the model of this file."""
+    monkeypatch.setattr(commands, "_load", lambda place: votes)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["stillroom", "predict", "model", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        shown = capsys.readouterr()
+        return int(stop.value.code or 0), shown.out, shown.err
+
+    return run
+
+
+TABLE = 'note,text\n1,a fine film\n2,"a dull,\nbad film"\n3,  \n4,good good bad\n'
+
+
+def test_a_table_is_answered_line_by_line(command, tmp_path):
+    (tmp_path / "texts.csv").write_text(TABLE)
+    code, out, err = command("texts.csv", "--out", "answers.csv")
+    assert code == 0 and "Wrote 4 predictions to answers.csv" in out and "1 text is empty" in out and not err
+    with open("answers.csv", newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert list(rows[0]) == ["input", "text", "class", "probability"]
+    assert [row["input"] for row in rows] == ["texts.csv:2", "texts.csv:3", "texts.csv:5", "texts.csv:6"]
+    assert [row["class"] for row in rows] == ["positive", "negative", "", "positive"]
+    assert rows[1]["text"] == "a dull, bad film" and rows[2]["probability"] == ""
+    assert float(rows[0]["probability"]) == pytest.approx(1 / (1 + 2.718281828**-2), abs=1e-4)
+
+
+def test_json_holds_the_same_and_nothing_else(command, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"review": "好"}\n{"review": null}\n{"review": "坏坏"}\n', encoding="utf-8")
+    code, out, _ = command("texts.jsonl", "--column", "review", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["rows"] == 3 and found["file"] == "predictions.csv"
+    assert [row["class"] for row in found["predictions"]] == ["positive", None, "negative"]
+    assert found["notes"] == ["1 text is empty: the class is left blank."]
+
+
+def test_every_kind_of_file_gives_the_same(votes, tmp_path):
+    texts = ["a fine film", "dull", "good"]
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    (tmp_path / "b.tsv").write_text("id\ttext\n" + "".join(f"{i}\t{text}\n" for i, text in enumerate(texts)))
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    said = [predictions(votes, [tmp_path / name])[0] for name in ("a.txt", "b.tsv", "c.jsonl")]
+    assert len({tuple((row["text"], row["class"], row["probability"]) for row in one) for one in said}) == 1
+    assert predictions(votes, [tmp_path])[0] == [row for one in said for row in one], "a folder is all of its files"
+    gb = tmp_path / "gb.txt"
+    gb.write_bytes("好电影\n坏\n".encode("gb18030"))
+    assert [row["class"] for row in predictions(votes, [gb], encoding="gb18030")[0]] == ["positive", "negative"]
+
+
+def test_what_was_cut_is_said_and_a_line_of_a_megabyte_does_no_harm(votes, tmp_path):
+    place = tmp_path / "long.txt"
+    place.write_text("good " * 20 + "\n" + "dull " * 200_000 + "\n" + "x" * 1_000_000 + "\nfine\n")
+    answers, notes = predictions(votes, [place])
+    assert [row["class"] for row in answers[:2]] == ["positive", "negative"] and len(answers[1]["text"]) == 80
+    assert f"2 texts are over {LONGEST:,} bytes: the rest was not read." in notes
+    assert "3 texts are longer than the 8 tokens this model reads: the beginning was classified." in notes
+    assert len(table(answers)) < 1000
+
+
+def test_a_cut_never_breaks_a_character(votes, tmp_path):
+    place = tmp_path / "long.txt"
+    place.write_text("a" + "好" * LONGEST, encoding="utf-8")
+    answers, notes = predictions(votes, [place])
+    assert answers[0]["class"] == "positive" and len(notes) == 2
+
+
+def test_only_empty_texts_are_left_blank(votes, tmp_path):
+    (tmp_path / "x.csv").write_text("text,n\n,1\n,2\n")
+    answers, notes = predictions(votes, [tmp_path / "x.csv"])
+    assert [row["class"] for row in answers] == [None, None] and "2 texts are empty" in notes[0]
+    assert table(answers).decode().splitlines()[1].endswith(",,,")
+
+
+@pytest.mark.parametrize(
+    "name, content, options, words",
+    [
+        ("x.csv", b"review,n\nfine,1\n", {}, "'text'"),
+        ("x.csv", b"review,n\nfine,1\n", {"column": "reveiw"}, "Did you mean 'review'"),
+        ("x.csv", b"", {}, "x.csv"),
+        ("x.txt", b"\n\n", {}, "nothing to classify"),
+        ("x.txt", "fine\n好电影坏电影\n".encode("gb18030"), {}, "gb18030"),
+        ("x.png", b"\x89PNG", {}, "takes texts"),
+        ("x.npy", b"\x93NUMPY", {}, "takes texts"),
+        ("x.jsonl", b"fine\n", {}, "not JSON"),
+    ],
+)
+def test_wrong_files_are_refused_in_words(votes, tmp_path, name, content, options, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        predictions(votes, [tmp_path / name], **options)
+
+
+def test_nothing_is_written_when_a_file_is_refused(command, tmp_path):
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    code, out, err = command("x.csv")
+    assert code == 2 and err.startswith("error: ") and "Traceback" not in err and not out
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_a_model_of_pictures_refuses_texts(pictures, tmp_path):
+    (tmp_path / "x.csv").write_text("text\nfine\n")
+    with pytest.raises(DataError, match=r"does not take texts.*pictures or arrays, uint8 rows of shape \(1, 4, 4\)"):
+        predictions(pictures, [tmp_path / "x.csv"])
+    with pytest.raises(UserError, match="--column"):
+        predictions(pictures, [tmp_path / "x.png"], column="text")
