@@ -8,8 +8,7 @@ import sys
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies
+from hypothesis import given, settings, strategies
 
 from stillroom.errors import ModelError
 from stillroom.models import vocabulary

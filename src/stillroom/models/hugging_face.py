@@ -280,7 +280,7 @@ def _configuration(transformers: Any, config: Mapping[str, Any]) -> Any:
 def _vocabulary(config: Mapping[str, Any]) -> int:
     """Return the number of tokens of a configuration that leaves it to the default of its kind."""
     with _quiet() as transformers:
-        return int(_configuration(transformers, config).vocab_size)
+        return int(getattr(_configuration(transformers, config), "vocab_size", 0))
 
 
 def _body(config: Mapping[str, Any]) -> Any:
@@ -292,9 +292,8 @@ def _body(config: Mapping[str, Any]) -> Any:
         except Exception as error:
             given = f"model_type '{made.model_type}' ({type(error).__name__}: {error})"
             raise ModelError(say("This Hugging Face model cannot be built", given, "a text encoder")) from error
-    if not isinstance(getattr(made, "vocab_size", None), int) or not isinstance(
-        getattr(made, "hidden_size", None), int
-    ):
+    counts = (getattr(made, "vocab_size", None), getattr(made, "hidden_size", None))
+    if body.main_input_name != "input_ids" or not all(isinstance(count, int) for count in counts):
         given = f"model_type '{made.model_type}'"
         raise ModelError(say("This Hugging Face model does not read texts", given, "a text encoder"))
     if isinstance(getattr(body, "pooler", None), nn.Module):
