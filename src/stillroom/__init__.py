@@ -19,6 +19,8 @@ _PLACES = {
     "Rows": "stillroom.train",
     "Store": "stillroom.store",
     "StillroomError": "stillroom.errors",
+    "TextSource": "stillroom.data.texts",
+    "TextViews": "stillroom.data.text_views",
     "Together": "stillroom.teachers",
     "Training": "stillroom.settings",
     "UserError": "stillroom.errors",
@@ -48,6 +50,8 @@ __all__ = [
     "Rows",
     "StillroomError",
     "Store",
+    "TextSource",
+    "TextViews",
     "Together",
     "Training",
     "UserError",
@@ -69,6 +73,8 @@ __all__ = [
 if TYPE_CHECKING:
     from stillroom.data.arrays import ArraySource, as_source
     from stillroom.data.table import open_source
+    from stillroom.data.text_views import TextViews
+    from stillroom.data.texts import TextSource
     from stillroom.data.views import Views
     from stillroom.errors import StillroomError, UserError
     from stillroom.evaluate import evaluate

@@ -23,7 +23,7 @@ from stillroom.randomness import integers, uniform
 MASK = "[MASK]"
 """What stands for a masked word: BERT's tokenizers know it, a vocabulary of one's own takes it for an unknown word."""
 
-_CHINESE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_CHINESE = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 UNITS = {
     "auto": re.compile(rf"[{_CHINESE}]|[^\s{_CHINESE}]+"),
     "character": re.compile(r"\S"),
