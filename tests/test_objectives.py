@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stillroom.contracts import Hidden, Vectors
 from stillroom.errors import LossError, TapError
+from stillroom.losses import memory, memory_cells, memory_prefix, memory_updates
 from stillroom.objectives import Connector, masked_mean, match, objectives_of, pool, signature
 from stillroom.settings import Ramp
 
@@ -112,6 +113,48 @@ def test_a_connector_of_maps_works_place_by_place():
     connector = Connector(maps, drawn(ROWS, 5, 2, 2))
     by_place = torch.einsum("oc,bchw->bohw", connector.weight, maps)
     assert torch.allclose(connector(maps), by_place, atol=1e-6)
+
+
+def test_a_connector_of_states_serves_all_layers_and_each_direction_apart():
+    student, teacher = drawn(ROWS, 5, 2, 2, 3), drawn(ROWS, 5, 1, 2, 6, seed=1)
+    connector = Connector(student, teacher)
+    assert connector.weight.shape == (2, 6, 3)
+    for block in connector.weight.detach():
+        assert torch.allclose(block.T @ block, torch.eye(3), atol=1e-5)
+    by_place = torch.einsum("btldi,doi->btldo", student, connector.weight)
+    assert torch.allclose(connector(student), by_place, atol=1e-6)
+    assert torch.allclose(connector(student)[1, 2, 0, 1], connector.weight[1] @ student[1, 2, 0, 1], atol=1e-6)
+    single = Connector(student[:, :, :, :1], teacher)
+    assert single.weight.shape == (6, 3)
+    assert torch.allclose(single(student[:, :, :, :1])[0, 1, 1, 0], single.weight @ student[0, 1, 1, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "width"),
+    [
+        ((5, 1, 1, 3), (5, 2, 2, 6), (6, 3)),  # one direction follows the forward one of two, in the last layer
+        ((5, 2, 2, 3), (5, 1, 1, 6), (2, 6, 3)),
+        ((5, 2, 1, 6), (5, 1, 2, 6), None),
+    ],
+)
+def test_states_are_connected_and_never_pooled(ours, theirs, width):
+    student, teacher = {"m@h": drawn(ROWS, *ours)}, {"m@h": drawn(ROWS, *theirs, seed=1)}
+    for loss in (memory, memory_cells, memory_updates):
+        objective = sized(match(loss.__name__, "m@h", "m@h"), student, teacher)
+        assert [tuple(value.shape) for value in objective.parameters()] == ([] if width is None else [width])
+        mine = student["m@h"] if width is None else objective.connectors["0"](student["m@h"])
+        assert torch.equal(objective(student, teacher, {}), loss(mine, teacher["m@h"]))
+
+
+def test_a_transformers_tokens_meet_states_of_their_width():
+    student, teacher = {"m@h": drawn(ROWS, 5, 2, 2, 3)}, {"tokens": drawn(ROWS, 5, 6, seed=1)}
+    objective = sized(match("memory_prefix", "m@h", "tokens", temperature=2), student, teacher)
+    expected = memory_prefix(objective.connectors["0"](student["m@h"]), teacher["tokens"], temperature=2)
+    assert objective.connectors["0"].weight.shape == (2, 6, 3) and objective(student, teacher, {}) == expected
+    with pytest.raises(
+        LossError, match=r"'m@h' \(4, 5, 2, 2, 3\) with the teacher's 'tokens' \(4, 5, 6\).*'connector: none'"
+    ):
+        sized(match("memory_prefix", "m@h", "tokens", connector="none"), student, teacher)
 
 
 def test_linear_puts_a_connector_even_between_equals_and_none_puts_none():

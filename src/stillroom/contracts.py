@@ -102,6 +102,23 @@ class State:
 
 
 @dataclass(frozen=True)
+class Segments:
+    """Where the one-directional ``nn.LSTM`` or ``nn.GRU`` at ``path`` gets to in each stretch of ``every`` steps.
+
+    Each stretch starts from a state that is given (``<this tap>.start``), not from where the last one ended, so that
+    all are read side by side. Gives ``<path>@segments.<part>/<every>`` (B, ceil(T / every), layers, 1, hidden), with
+    its mask.
+    """
+
+    path: str
+    every: int
+    part: Literal["h", "c"] = "c"
+
+    def __str__(self) -> str:
+        return f"{self.path}@segments.{self.part}/{self.every}"
+
+
+@dataclass(frozen=True)
 class Gradient:
     """Gradient of one output along a direction, with respect to a column of the Batch.
 
@@ -118,11 +135,12 @@ class Gradient:
         return f"{self.of}@gradient" + (f"({','.join(parts)})" if parts else "")
 
 
-Tap = Output | Named | Hidden | Attention | State | Gradient
+Tap = Output | Named | Hidden | Attention | State | Segments | Gradient
 
 RESERVED = ("logits", "features", "output")
 _PLACE = re.compile(r"^(?P<path>[^\[\]#@:]*)(?P<side>:in|:out)?(?:\[(?P<pick>[^\]]+)\])?(?:#(?P<call>\d+))?$")
 _STATE = re.compile(r"^(?P<path>[^@]+)@(?P<part>state|h|c)(?:/(?P<every>[1-9]\d*))?$")
+_SEGMENTS = re.compile(r"^(?P<path>[^@]+)@segments\.(?P<part>h|c)/(?P<every>[1-9]\d*)$")
 _GRADIENT = re.compile(r"^logits@gradient(?:\((?P<options>[^)]*)\))?$")
 
 
@@ -144,6 +162,8 @@ def tap(text: str | Tap) -> Tap:
             return Gradient(along=along, wrt=wrt)  # type: ignore[arg-type]
     elif text.endswith("@attention"):
         return Attention(text.removesuffix("@attention"))
+    elif found := _SEGMENTS.match(text):
+        return Segments(found["path"], int(found["every"]), found["part"])  # type: ignore[arg-type]
     elif found := _STATE.match(text):
         every = 1 if found["part"] == "h" else int(found["every"] or 1)
         return State(found["path"], every, found["part"])  # type: ignore[arg-type]
@@ -156,8 +176,8 @@ def tap(text: str | Tap) -> Tap:
         return Hidden(found["path"], side, None if found["call"] is None else int(found["call"]), pick)
     raise TapError(
         f"This is not a tap: got '{text}'. Allowed: logits, features, output, output[part], layer3, fc:in, "
-        "encoder.layer.3[0], shared#1 (its second call), lstm@state, lstm@state/8, mha@attention, logits@gradient, "
-        "logits@gradient(label). Write one of these forms."
+        "encoder.layer.3[0], shared#1 (its second call), lstm@state, lstm@state/8, lstm@segments.c/8, mha@attention, "
+        "logits@gradient, logits@gradient(label). Write one of these forms."
     )
 
 

@@ -120,6 +120,9 @@ class Learner(nn.Module):
         if resting:
             wanted = {where.tap for one in self._each() if one.active(step) for where in one.places("student")}
             skip = tuple({where.tap for one in resting for where in one.places("student")} - wanted)
+        for one in self._each():
+            if one.gives and one.active(step):
+                teacher = teacher | one.give(teacher)
         if self.precision == "float32":
             return self.reader(batch, teacher, skip=skip)
         with torch.autocast(batch["id"].device.type, dtype=torch.bfloat16):

@@ -12,12 +12,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from stillroom.behaviour import behaviour
-from stillroom.contracts import Batch, Place, Role, Signals
+from stillroom.contracts import Batch, Place, Role, Segments, Signals
 from stillroom.errors import LossError, say
 from stillroom.losses import LOSSES, PREPARED
 from stillroom.objectives.binding import Where, owner_slot, pairs_of
 from stillroom.objectives.connectors import STATE, Connector, pool
 from stillroom.objectives.signature import Signature, Slot, signature
+from stillroom.objectives.stretches import at_borders, starts
 from stillroom.objectives.timing import align, rows_of
 from stillroom.randomness import forked
 from stillroom.settings import Ramp
@@ -75,6 +76,24 @@ class Objective(nn.Module):
     def banks(self) -> list[str]:
         """Return the names of the teacher's signals whose bank is read."""
         return [pair[slot.name].key for pair in self.pairs for slot in self.reads.sides("bank")]
+
+    @property
+    def gives(self) -> list[tuple[int, Place, Place]]:
+        """Return the pairs whose student's stretches start from the teacher's states: index, and both places."""
+        ours, theirs = self.reads.sides("student"), self.reads.sides("teacher")
+        if not ours or not theirs or self.own:
+            return []
+        found = [(index, pair[ours[0].name], pair[theirs[0].name]) for index, pair in enumerate(self.pairs)]
+        return [one for one in found if isinstance(one[1].tap, Segments)]
+
+    def give(self, teacher: Signals) -> Signals:
+        """Return what the student's reader is to be given beside the teacher's signals: where stretches start."""
+        given: Signals = {}
+        for index, ours, theirs in self.gives if self.sized else []:
+            states, mask = _floats(_entry(teacher, theirs.key, self)), teacher.get(f"{theirs.key}.mask")
+            connector = self.connectors[str(index)] if str(index) in self.connectors else None
+            given[f"{ours.key}.start"] = starts(at_borders(self.name, ours, theirs, states, mask)[0], connector)
+        return given
 
     def _prepared_name(self) -> str:
         """Return the name under which targets made beforehand come with the teacher's signals."""
@@ -317,6 +336,9 @@ def match(
     own = isinstance(teacher, Mapping) and set(teacher) == {"student"}
     theirs: Where = teacher["student"] if own and isinstance(teacher, Mapping) else teacher
     pairs = pairs_of(title, reads, student, theirs)
+    if own and any(isinstance(one.tap, Segments) for pair in pairs for one in pair.values()):
+        allowed = "a teacher: the student's own states are known only once it has been read"
+        raise LossError(say(f"The stretches of '{title}' start from states of", "the student itself", allowed))
     role: Role = "penalty" if reads.sides("parameters") else "distil" if reads.sides("teacher") else "task"
     options = _checked(title, function, options)
     ramp = _ramp(title, weight) if isinstance(weight, Mapping) else weight

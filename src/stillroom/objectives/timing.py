@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillroom.contracts import SPANS, Place, Signals, State
+from stillroom.contracts import SPANS, Place, Segments, Signals, State
 from stillroom.errors import LossError
 from stillroom.objectives.signature import Signature
+from stillroom.objectives.stretches import at_borders
 
 
 def overlap(student_spans: Tensor, teacher_spans: Tensor) -> Tensor:
@@ -62,13 +63,20 @@ def align(
     (bool, B x Ts) for a loss that takes features and no masks: it is computed over those steps, each a row.
 
     Raises:
-        LossError: states in the order of the text meet cells in the order of reading, in two directions.
+        LossError: states in the order of the text meet cells in the order of reading, in two directions; or stretches
+            of a memory meet something else.
     """
     ours, theirs = reads.sides("student"), reads.sides("teacher")
     if not ours or not theirs:
         return None
     mine, place = pair[ours[0].name], pair[theirs[0].name]
     shown, target = values[ours[0].name], values[theirs[0].name]
+    if isinstance(mine.tap, Segments):
+        mask = values.get("teacher_mask")
+        values[theirs[0].name], mask = at_borders(title, mine, place, target, mask)
+        if "teacher_mask" in values:
+            values["teacher_mask"] = mask
+        return None
     _one_order(title, mine, shown, place, target)
     spans = _spans(student, mine), _spans(teacher, place)
     if spans[0] is None or spans[1] is None or _border(mine) or _border(place):

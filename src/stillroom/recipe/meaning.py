@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from stillroom.contracts import Attention, Gradient, Hidden, Place, State, place
+from stillroom.contracts import Attention, Gradient, Hidden, Place, Segments, State, place
 from stillroom.errors import ModelError, TapError, nearest
 from stillroom.objectives.signature import Signature, default_place, signature
 from stillroom.recipe.blocks import Reading
@@ -130,7 +130,7 @@ class Meaning:
 
     def _inside(self, node: Node, found: Place, whose: str, model: Student | Teacher) -> None:
         """Check a path against the submodules of a zoo model; models from folders are checked when loaded."""
-        path = found.tap.path if isinstance(found.tap, Hidden | Attention | State) else None
+        path = found.tap.path if isinstance(found.tap, Hidden | Attention | State | Segments) else None
         module = self.module(model)
         if module is None or path is None or isinstance(found.tap, Gradient):
             return

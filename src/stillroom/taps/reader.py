@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from stillroom.contracts import (
     Hidden,
     Named,
     Output,
+    Segments,
     Signals,
     State,
     Tap,
@@ -28,6 +30,7 @@ from stillroom.errors import ModelError, TapError, say
 from stillroom.randomness import forked
 from stillroom.taps.places import as_signals, find_logits, leaves, pick, submodule
 from stillroom.taps.recurrent import StateReading, refuse_cells
+from stillroom.taps.segments import refuse_segments, segments
 from stillroom.taps.timing import Timing, timing
 
 Encode = Callable[..., Any]
@@ -58,7 +61,7 @@ class Reader:
         self.run: Callable[..., Any] = self._peers if isinstance(self.module, nn.ModuleDict) else self.module
         self.encode, self.takes = encode, takes
         self.taps = tuple(dict.fromkeys(taps))
-        self._inner = [one for one in self.taps if isinstance(one, Hidden | Attention | State)]
+        self._inner = [one for one in self.taps if isinstance(one, Hidden | Attention | State | Segments)]
         self._gradients = [one for one in self.taps if isinstance(one, Gradient)]
         self._keeps_time = isinstance(encode, HasSteps)
         self._features: Hidden | None = None
@@ -67,6 +70,7 @@ class Reader:
         self._ready = not (self._inner or self._wants_features)
         self._seen: dict[str, list[tuple[Any, int]]] = {}
         self._states: Signals = {}
+        self._given: Signals = {}
         self._stand_ins: list[StateReading] = []
         self._time: Timing | None = None
         self._untimed: set[str] = set()
@@ -76,6 +80,8 @@ class Reader:
             target = submodule(self.module, one.path)
             if isinstance(one, State) and one.part == "c":
                 refuse_cells(target, str(one))
+            if isinstance(one, Segments):
+                refuse_segments(target, one)
         _one_reading_a_memory([one for one in self._inner if isinstance(one, State)])
 
     @property
@@ -96,15 +102,15 @@ class Reader:
     def __call__(self, batch: Batch, given: Signals | None = None, *, skip: Iterable[Tap] = ()) -> Signals:
         """Read the model on ``batch``.
 
-        ``given`` is what the teacher showed: only gradients along the teacher's class need it. ``skip`` leaves
-        out taps that are not wanted this time.
+        ``given`` is what the teacher showed: gradients along the teacher's class need it, and stretches of a memory
+        that start from its states. ``skip`` leaves out taps that are not wanted this time.
 
         Raises:
             TapError: a tapped module did not run, ran several times, or its tensor was overwritten later.
         """
         if not self._ready:
             self.prepare(batch)
-        skipped, self._time = frozenset(skip), None
+        skipped, self._time, self._given = frozenset(skip), None, given or {}
         gradients = [one for one in self._gradients if one not in skipped]
         if not (self._inner or self._wants_features or gradients):
             return self._collect(self._run(batch), batch, {}, skipped)
@@ -116,17 +122,18 @@ class Reader:
     @contextmanager
     def _listening(self, skipped: frozenset[Tap] = frozenset()) -> Iterator[None]:
         """Take note of what passes the hooks for one pass; at other times they let everything go by."""
-        states = [one for one in self._inner if isinstance(one, State) and one not in skipped]
-        spacings = {one.path: one.every for one in states if one.part != "h"}
+        states = [one for one in self._inner if isinstance(one, State | Segments) and one not in skipped]
+        spacings = {one.path: one.every for one in states if isinstance(one, State) and one.part != "h"}
         with ExitStack() as stack:
             for path in dict.fromkeys(one.path for one in states):
-                stack.enter_context(self._standing_in(path, spacings.get(path)))
+                parts = {one.every: one for one in states if isinstance(one, Segments) and one.path == path}
+                stack.enter_context(self._standing_in(path, spacings.get(path), list(parts.values())))
             self._listens = True
             try:
                 yield
             finally:
                 self._listens = False
-                self._seen, self._states, self._time = {}, {}, None
+                self._seen, self._states, self._time, self._given = {}, {}, None, {}
 
     # --- one pass ---------------------------------------------------------------------------------
 
@@ -170,7 +177,7 @@ class Reader:
         for one in self.taps:
             if one in skipped or isinstance(one, Gradient):
                 continue
-            if isinstance(one, State):
+            if isinstance(one, State | Segments):
                 signals.update(self._memory(one))
             elif isinstance(one, Named) and one.name == "logits":
                 signals["logits"] = find_logits(output, type(self.module).__name__)
@@ -182,12 +189,12 @@ class Reader:
                 signals.update(as_signals(self._captured(place), str(one), rows))
         return self._timed(signals, batch) | extra
 
-    def _memory(self, one: State) -> Signals:
+    def _memory(self, one: State | Segments) -> Signals:
         if f"{one.path}@h" not in self._states:
             raise _never_ran(self.module, one)
         parts = ("h", "c") if one.part == "state" else (one.part,)
-        names = [f"{one.path}@{part}{end}" for part in parts for end in ("", ".mask")]
-        return {name: self._states[name] for name in names if name in self._states}
+        names = [f"{one.path}@{part}" for part in parts] if isinstance(one, State) else [str(one)]
+        return {key: self._states[key] for name in names for key in (name, f"{name}.mask") if key in self._states}
 
     def _timing(self, batch: Batch) -> Timing:
         """What is known of this batch's steps, found out once a pass and only when it matters."""
@@ -283,7 +290,7 @@ class Reader:
     def _hooks(self) -> ExitStack:
         stack = ExitStack()
         try:
-            places = [one for one in self._inner if not isinstance(one, State)]
+            places = [one for one in self._inner if not isinstance(one, State | Segments)]
             places += [self._features] if self._features is not None else []
             for place in {_key(one): one for one in places}.values():
                 self._hook(stack, place)
@@ -323,10 +330,11 @@ class Reader:
             self._seen.setdefault(key, []).append((value, 0))
 
     @contextmanager
-    def _standing_in(self, path: str, every: int | None) -> Iterator[None]:
+    def _standing_in(self, path: str, every: int | None, parts: Sequence[Segments]) -> Iterator[None]:
         target = submodule(self.module, path)
         before = target.__dict__.get("forward")
         reading = StateReading(target, path, every, lambda seen: self._states.update(seen))  # type: ignore[arg-type]
+        reading.also = [partial(segments, target, one, self._given) for one in parts]  # type: ignore[arg-type]
         target.forward = reading  # type: ignore[method-assign]
         self._stand_ins.append(reading)
         try:
@@ -427,7 +435,7 @@ def _one_reading_a_memory(states: Sequence[State]) -> None:
             )
 
 
-def _never_ran(module: nn.Module, place: Hidden | Attention | State) -> TapError:
+def _never_ran(module: nn.Module, place: Hidden | Attention | State | Segments) -> TapError:
     return TapError(
         f"The tap '{place}' saw nothing: got a pass in which '{place.path}' "
         f"({type(submodule(module, place.path)).__name__}) "

@@ -70,6 +70,7 @@ def walk(
     own: Tensor | None = None,
     every: int | None = None,
     noting: bool = False,
+    ends: bool = True,
 ) -> Walk:
     """Run ``module`` (an nn.LSTM or nn.GRU) over ``values`` (B, T, F; the batch first, whatever the module says).
 
@@ -77,11 +78,12 @@ def walk(
     last state is that of its own last step; outputs behind it mean nothing. Without, every row is T long to the
     module, as it is when nn.LSTM is called on padded values; ``own`` then says how much of it is the row's, which
     decides where ``cells`` begin and end and nothing else. ``every``: note an LSTM's cells after so many steps each.
-    ``noting``: note ``hidden``.
+    ``noting``: note ``hidden``. Without ``ends`` there is no last state, and nothing is done for its sake.
     """
     directions = 2 if module.bidirectional else 1
     notes = _Notes()
-    held = None if lengths is None or not isinstance(module, nn.LSTM) else _behind(values, lengths)
+    holds = lengths is not None and isinstance(module, nn.LSTM) and (ends or every is not None)
+    held = _behind(values, lengths) if holds and lengths is not None else None
     for layer in range(module.num_layers):
         sides = []
         for side in range(directions):
@@ -89,8 +91,9 @@ def walk(
             first = _start(module, values, start, layer * directions + side)
             facing = _turn(values, lengths) if side else values
             out, borders = _run(module, facing, weights, first, every, held)
-            ending = out[:, -1] if lengths is None else at_ends(out, lengths)
-            notes.lasts.append((ending, borders[-1]) if borders else (ending,))
+            if ends:
+                ending = out[:, -1] if lengths is None else at_ends(out, lengths)
+                notes.lasts.append((ending, borders[-1]) if borders else (ending,))
             if every and borders:
                 cells = torch.stack(borders, 1)
                 if own is not None:
@@ -233,6 +236,7 @@ class StateReading:
             )
         self.module, self.path, self.every, self.seen = module, path, every, seen
         self.lengths: Callable[[int], Tensor | None] = lambda steps: None
+        self.also: list[Callable[[Tensor, State | None, Tensor | None], Seen]] = []  # other readings of what enters
 
     def __call__(
         self,
@@ -254,14 +258,18 @@ class StateReading:
         given: State | None = (state,) if isinstance(state, Tensor) else state  # type: ignore[assignment]
         run = None if lengths is None else lengths.to(padded.device)
         own = self._own(padded) if run is None else None
-        seen = walk(self.module, padded, given, lengths=run, own=own, every=self.every, noting=True)
+        seen = walk(self.module, padded, given, lengths=run, own=own, every=self.every, noting=True, ends=last)
         self._note(seen, padded, run if run is not None else own)
+        for reading in self.also:
+            self.seen(reading(padded, given, run if run is not None else own))
         if packed is not None:
             assert lengths is not None
             answer: object = _packed_as(packed, seen.outputs, lengths)
         else:
             answer = seen.outputs if self.module.batch_first else seen.outputs.transpose(0, 1)
-        return answer, (seen.last if isinstance(self.module, nn.LSTM) else seen.last[0]) if last else None
+        if not last:
+            return answer, None
+        return answer, (seen.last if isinstance(self.module, nn.LSTM) else seen.last[0])
 
     def _own(self, values: Tensor) -> Tensor | None:
         """Return the rows' lengths where they are known, and differ from T."""
