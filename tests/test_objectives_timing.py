@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from stillroom.data.arrays import ArraySource
 from stillroom.errors import LossError
+from stillroom.learner import Learner
 from stillroom.losses import attention_relations, forward_kl, memory, memory_prefix
 from stillroom.models.text_encode import HuggingFaceEncode, WordEncode
 from stillroom.objectives import match
 from stillroom.objectives.timing import mean_by_overlap, overlap, rows_of, states_by_overlap
+from stillroom.record import record
+from stillroom.settings import Training
+from stillroom.teachers import Live
+from stillroom.train import train
 from stillroom.utf8 import pack
 
 TEXTS = ["a wonderful film", "bad", "très émouvant, vraiment", "好 film"]
@@ -246,3 +254,49 @@ def test_states_and_cells_meet_in_one_direction_only():
 def test_a_gru_has_no_cell():
     with pytest.raises(LossError, match=r"'m@c'.*A GRU has no cell: read '@h'"):
         match("memory_cells", "m@c", "m@c").size({"m@h": drawn(2, 5, 1, 1, 4)}, {"m@c": drawn(2, 5, 1, 1, 4)}, {})
+
+
+# --- two real models with tokens of their own -----------------------------------------------------------------------
+
+
+class Words(nn.Module):
+    """A small recurrent reader of texts, which shows its inner tokens too."""
+
+    def __init__(self, vocabulary: int, width: int, seed: int, **options) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.embed = nn.Embedding(vocabulary, width)
+            self.memory = nn.LSTM(width, width, batch_first=True, **options)
+            self.head = nn.Linear(width * (2 if options.get("bidirectional") else 1), 2)
+
+    def forward(self, ids: Tensor | None = None, mask: Tensor | None = None, **named: Tensor) -> Tensor:
+        ids = named["input_ids"] if ids is None else ids
+        return self.head(self.memory(self.embed(ids))[0].mean(1))
+
+
+def test_two_tokenizers_train_live_and_from_a_store(tmp_path):
+    texts = [text * (1 + row % 3) for row, text in enumerate(TEXTS * 3)]
+    splits = {"train": torch.arange(12), "validation": torch.arange(0), "test": torch.arange(0)}
+    data = ArraySource(pack(texts), torch.arange(12) % 2, splits=splits, name="texts")
+    encode, theirs = WordEncode(["film", "bad"], unit="word"), word_pieces()
+    taps = ["logits", "embed", "memory@h"]
+    teacher = Live(Words(theirs.size, 8, 1, bidirectional=True), taps, encode=theirs)
+    store = record(teacher, data, tmp_path, taps=taps, fingerprints={"teacher": "t", "data": data.fingerprint})
+    objectives = [
+        match("memory", "memory@h", "memory@h"),
+        match("memory_prefix", "memory@h", "embed"),
+        match("hint", "embed", "embed"),
+        match("attention_relations", "embed", "embed"),
+    ]
+    batch, found = data.batch(torch.stack([torch.arange(4), torch.zeros(4, dtype=torch.long)], 1)), []
+    for told in (teacher, store):
+        learner = Learner(Words(encode.size, 5, 2), copy.deepcopy(objectives), encode=encode)
+        learner.size(batch, told(batch))
+        found.append({name: float(value.detach()) for name, value in learner(batch, told(batch)).items()})
+        settings = Training(steps=3, batch=4, lr=1e-2, schedule="constant")
+        losses = [float(step.losses["loss"].detach()) for step in train(learner, data, told, settings)]
+        assert len(losses) == 3 and all(0 < value < 1e3 for value in losses)
+    assert found[0] == pytest.approx(found[1], rel=2e-2), "a store keeps what the steps stand for"
+    short = {**batch, "inputs": batch["inputs"][:, :4]}
+    assert learner(short, teacher(short))["memory"] > 0, "another length than at sizing"
