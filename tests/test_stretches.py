@@ -200,12 +200,14 @@ def test_half_a_state_and_other_layers_are_said():
     learner.size(given, told)
     with pytest.raises(TapError, match=r"got 'memory@segments\.c/4' alone.*reads 'memory@segments\.h/4'"):
         learner(given, told)
+    learner = Learner(Net(4, seed=2, num_layers=3), [both()])
+    learner.size(given, told)
+    with pytest.raises(TapError, match=r"cannot start from the states that are given: got \(5, 3, 2, 1, 4\).*as deep"):
+        learner(given, told)
     learner = Learner(Net(4, seed=2), [both()])
     learner.size(given, told)
-    with pytest.raises(
-        TapError, match=r"cannot start from the states that are given: got \(5, 3, 2, 1, 4\).*as many steps"
-    ):
-        learner(given, told)
+    last = {name: value if name.endswith(".mask") else value[:, :, 1:] for name, value in told.items()}
+    assert torch.equal(learner(given, told)["loss"], learner(given, last)["loss"]), "a deeper teacher: its last layer"
 
 
 @pytest.mark.parametrize("theirs", ["memory@c/3", "layer", "memory@state/4"])

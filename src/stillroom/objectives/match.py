@@ -53,6 +53,7 @@ class Objective(nn.Module):
         self.meeting = self._connected()
         self.sized = self.meeting is None
         self.equals = self._equals()
+        self.gives = self._gives()
         self.parameters_read: Mapping[str, Tensor] = {}
         self.folded = False  # an l2 that the optimizer applies as weight decay
         alone = not own and role == "distil" and len(self.pairs) == 1
@@ -77,9 +78,8 @@ class Objective(nn.Module):
         """Return the names of the teacher's signals whose bank is read."""
         return [pair[slot.name].key for pair in self.pairs for slot in self.reads.sides("bank")]
 
-    @property
-    def gives(self) -> list[tuple[int, Place, Place]]:
-        """Return the pairs whose student's stretches start from the teacher's states: index, and both places."""
+    def _gives(self) -> list[tuple[int, Place, Place]]:
+        """The pairs whose student's stretches start from the teacher's states: index, and both places."""
         ours, theirs = self.reads.sides("student"), self.reads.sides("teacher")
         if not ours or not theirs or self.own:
             return []

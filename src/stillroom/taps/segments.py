@@ -43,8 +43,8 @@ def segments(
     """Return where ``module`` gets to in each stretch, h and c, and the masks, under the names of their taps.
 
     ``values`` (B, T, F) enter it, ``first`` is its own start, ``lengths`` (B) say how much of T is real. The stretches
-    after the first start from ``<tap>.start`` (B, stretches, layers, 1, hidden) in ``given``, all from zeros where
-    nothing is given, as when shapes are looked at.
+    after the first start from ``<tap>.start`` (B, stretches, layers, 1, hidden; of more layers the last) in ``given``,
+    all from zeros where nothing is given, as when shapes are looked at.
 
     Raises:
         TapError: a start is of another shape, or one part of an LSTM's state is given and not the other.
@@ -80,8 +80,9 @@ def _starts(
     for place, (name, part) in enumerate(zip(names, told, strict=True)):
         if part is None:
             part = values.new_zeros(rows, count, layers, 1, width)
+        part = part[:, :, -layers:]  # as the losses compare: the last layers of a deeper teacher
         if part.shape != (rows, count, layers, 1, width):
-            wanted = f"{(rows, count, layers, 1, width)}: as many steps and layers on both sides"
+            wanted = f"{(rows, count, layers, 1, width)}: as many steps on both sides, and a teacher as deep"
             raise TapError(say(f"'{name}' cannot start from the states that are given", tuple(part.shape), wanted))
         start = part[:, :, :, 0].to(values.dtype).permute(2, 0, 1, 3)
         begin = torch.zeros_like(start[:, :, :1]) if first is None else first[place][:, :, None].to(values.dtype)
