@@ -116,3 +116,9 @@ def test_cutting_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, check=False)
     assert done.returncode == 0
     assert "torch" not in vocabulary.__dict__
+
+
+@pytest.mark.parametrize("text", ["a [MASK] film", "un [MASK] été"])
+def test_what_hides_a_word_is_one_piece(text):
+    assert split(text, "word")[1] == "[mask]" and len(split(text, "word")) == 3
+    assert split("好[MASK]吗", "character") == ["好", "[mask]", "吗"]

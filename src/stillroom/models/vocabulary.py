@@ -55,12 +55,12 @@ _MOST = 64  # a longer run is no word, and must not become an entry of megabytes
 def _rule(start: str) -> re.Pattern[str]:
     """Runs that begin with ``start``, apostrophes inside them, or else any one character that is not a space."""
     run = f"{start}(?:{start}|[{_MARKS}]){{0,{_MOST - 1}}}"
-    return re.compile(f"{run}(?:['\u2019]{run}){{0,3}}|[^\\s\ufeff\u200b][{_MARKS}]*")
+    return re.compile(f"\\[MASK\\]|{run}(?:['\u2019]{run}){{0,3}}|[^\\s\ufeff\u200b][{_MARKS}]*")
 
 
 _RULES: dict[str, re.Pattern[str]] = {"word": _rule(f"[^\\W_{_APART}]"), "character": _rule(f"[{_LATIN}]")}
 _ASCII: dict[str, re.Pattern[str]] = dict.fromkeys(
-    UNITS, re.compile(rf"[0-9a-z]{{1,{_MOST}}}(?:'[0-9a-z]{{1,{_MOST}}}){{0,3}}|\S")
+    UNITS, re.compile(rf"\[mask\]|[0-9a-z]{{1,{_MOST}}}(?:'[0-9a-z]{{1,{_MOST}}}){{0,3}}|\S")
 )
 _LETTERS = re.compile(r"[^\W\d_]+")
 _UNSPACED = re.compile(f"[{_APART}]")
@@ -71,7 +71,8 @@ def split(text: str, unit: Unit, most: int | None = None) -> list[str]:
 
     A piece is a run of letters and digits (of at most 64 characters, with apostrophes inside: "don't"), or any other
     single character that is not a space. Chinese and Japanese characters are always pieces of their own; with unit
-    "character" all letters are but Latin ones and digits. A typographic apostrophe becomes a plain one.
+    "character" all letters are but Latin ones and digits. A typographic apostrophe becomes a plain one. "[MASK]", which
+    stands for a hidden piece, is one too.
     """
     short = most is None or len(text) < _LONG
     if text.isascii():
