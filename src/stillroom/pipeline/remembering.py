@@ -58,8 +58,10 @@ def _asked(experiment: Experiment, run: Path, folders: dict[str, list[Path]]) ->
     models[RANDOM] = [Remembers(main.make_student(seed).eval(), main.encode) for seed in experiment.seeds]
     train = experiment.data.splits["train"]
     rows = train[torch.from_numpy(permutation(len(train), 0, "memory")[:ROWS].copy())]
+    inputs = experiment.data.batch(plain_ids(rows))["inputs"]
+    length = inputs.shape[-2] if inputs.dim() >= 3 else None  # no longer than what they were trained on
     try:
-        return memory_of(models, experiment.data.batch(plain_ids(rows))["inputs"])
+        return memory_of(models, inputs, length=length)
     except DataError:  # nothing to ask: inputs that never change, or a memory behind layers that shorten time
         return None
 
