@@ -106,6 +106,7 @@ def test_both_graphs_are_checked_and_measured_on_raw_texts(reader):
     assert coarse["method"] == "dynamic" and coarse["accepted"] and "note" not in coarse
     assert coarse["bytes"] < 0.6 * exact["bytes"]
     assert all(facts["latency_ms"] > 0 and facts["throughput_per_s"] > 0 for facts in (exact, coarse))
+    assert 0 < exact["encode_ms"] < 50
     assert deployed.training, "export changed the mode of the caller's model"
 
 

@@ -47,12 +47,12 @@ def pictures():
 
 @pytest.fixture
 def command(monkeypatch, capsys, votes, tmp_path):
-    """Run ``stillroom predict`` with the model of this file."""
+    """Run ``stillroom ...`` with the model of this file."""
     monkeypatch.setattr(commands, "_load", lambda place: votes)
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["stillroom", "predict", "model", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["stillroom", *map(str, words)])
         with pytest.raises(SystemExit) as stop:
             main()
         shown = capsys.readouterr()
@@ -66,7 +66,7 @@ TABLE = 'note,text\n1,a fine film\n2,"a dull,\nbad film"\n3,  \n4,good good bad\
 
 def test_a_table_is_answered_line_by_line(command, tmp_path):
     (tmp_path / "texts.csv").write_text(TABLE)
-    code, out, err = command("texts.csv", "--out", "answers.csv")
+    code, out, err = command("predict", "model", "texts.csv", "--out", "answers.csv")
     assert code == 0 and "Wrote 4 predictions to answers.csv" in out and "1 text is empty" in out and not err
     with open("answers.csv", newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
@@ -79,7 +79,7 @@ def test_a_table_is_answered_line_by_line(command, tmp_path):
 
 def test_json_holds_the_same_and_nothing_else(command, tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"review": "好"}\n{"review": null}\n{"review": "坏坏"}\n', encoding="utf-8")
-    code, out, _ = command("texts.jsonl", "--column", "review", "--json")
+    code, out, _ = command("predict", "model", "texts.jsonl", "--column", "review", "--json")
     found = json.loads(out)
     assert code == 0 and found["rows"] == 3 and found["file"] == "predictions.csv"
     assert [row["class"] for row in found["predictions"]] == ["positive", None, "negative"]
@@ -144,7 +144,7 @@ def test_wrong_files_are_refused_in_words(votes, tmp_path, name, content, option
 
 def test_nothing_is_written_when_a_file_is_refused(command, tmp_path):
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
-    code, out, err = command("x.csv")
+    code, out, err = command("predict", "model", "x.csv")
     assert code == 2 and err.startswith("error: ") and "Traceback" not in err and not out
     assert not (tmp_path / "predictions.csv").exists()
 
@@ -155,3 +155,38 @@ def test_a_model_of_pictures_refuses_texts(pictures, tmp_path):
         predictions(pictures, [tmp_path / "x.csv"])
     with pytest.raises(UserError, match="--column"):
         predictions(pictures, [tmp_path / "x.png"], column="text")
+
+
+# --- the other commands ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    lines = ["text,label"]
+    for number in range(60):
+        word, label = (("fine", "pos"), ("dull", "neg"))[number % 2]
+        lines.append(f"{word} film {number},{label}")
+    (tmp_path / "reviews.csv").write_text("\n".join(lines) + "\n,pos\n")
+    return "text:reviews.csv"
+
+
+def test_a_model_of_texts_is_measured_on_texts_and_on_nothing_else(command, reviews):
+    code, out, _ = command("evaluate", "model", "--data", reviews, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["accuracy"] == 1.0 and found["rows"] >= 3
+    code, _, err = command("evaluate", "model", "--data", "digits")
+    assert code == 2 and "got rows of shape (1, 28, 28) and uint8. Allowed: texts." in err
+
+
+def test_a_model_of_texts_is_exported_on_texts(command, reviews, tmp_path):
+    code, out, _ = command("export", "model", "--data", reviews, "--int8", "--out", "out", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["files"]["model.onnx"]["agreement"] == 1.0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(found["files"])
+
+
+def test_what_texts_hold_is_shown(command, reviews):
+    code, out, _ = command("data", "show", reviews)
+    assert code == 0 and "without a text" in out and "film" in out and "at most" in out
+    found = json.loads(command("data", "show", reviews, "--json")[1])
+    assert found["input"] == {"dtype": "text", "shape": []} and found["classes"] == ["neg", "pos"]

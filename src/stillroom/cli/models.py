@@ -213,12 +213,27 @@ def show(
         "classes": list(opened.classes or ()),
         "input": input_of(opened),
         "splits": {name: len(rows) for name, rows in opened.splits.items()},
+        **_of_texts(opened),
     }
     if as_json:
         show_json(facts)
         return
     for key, value in facts.items():
         out.print(f"{key:<8} {', '.join(map(str, value)) if isinstance(value, list) else value}", markup=False)
+
+
+def _of_texts(source: Source) -> dict[str, Any]:
+    """Return what else there is to say of texts: the longest, one of them, and what was left out or cut."""
+    if getattr(source, "modality", "") != "text":
+        return {}
+    train = source.splits["train"]
+    lengths = source.lengths(train)  # type: ignore[attr-defined]
+    notes = list(getattr(source, "notes", ()))
+    return {
+        "bytes": f"{int(lengths.median()):,} in the middle, {int(lengths.max()):,} at most",
+        "example": " ".join(str(source.show(int(train[0]))).split())[:80],
+        **({"notes": notes} if notes else {}),
+    }
 
 
 # --- shared -----------------------------------------------------------------------------------------------

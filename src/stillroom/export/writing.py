@@ -48,9 +48,10 @@ def export(
     graph takes what the encode makes of them by name, and the bundle's ``notes`` say what that is.
 
     Returns a dictionary that JSON can hold: ``files`` (by name: ``bytes``; for graphs also ``latency_ms``,
-    ``throughput_per_s``, ``max_abs_difference`` of logits, ``agreement`` of top classes with the network and
-    ``accuracy``), ``torch`` (``accuracy`` of the network on the same rows), ``rows`` and ``warnings``. An int8 graph
-    that agrees on fewer than ``agreement`` of the rows is written, with ``accepted: False`` and a warning.
+    ``throughput_per_s``, of texts ``encode_ms``, ``max_abs_difference`` of logits, ``agreement`` of top classes with
+    the network and ``accuracy``), ``torch`` (``accuracy`` of the network on the same rows), ``rows`` and ``warnings``.
+    An int8 graph that agrees on fewer than ``agreement`` of the rows is written, with ``accepted: False`` and a
+    warning.
 
     Raises:
         ExportError: the network cannot be written as a graph, or the float32 graph answers otherwise.
