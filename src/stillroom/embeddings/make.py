@@ -13,7 +13,7 @@ import numpy as np
 
 from stillroom.embeddings.static import StaticEmbeddings
 from stillroom.errors import ModelError, say
-from stillroom.models.vocabulary import Unit
+from stillroom.models.vocabulary import Unit, check_unit
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,21 +55,23 @@ def static_embeddings(
     for name, value in (("dimensions", dimensions), ("batch", batch)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ModelError(say(f"The option '{name}' does not fit", repr(value), "a whole number from 1 on"))
-    if len(pieces) < 2:
-        raise ModelError(say("No embeddings can be made", f"{len(pieces)} words", "a vocabulary of at least 2 words"))
+    if len(set(pieces)) < max(2, len(pieces)):
+        given = f"{len(pieces)} pieces, {len(set(pieces))} of them different"
+        raise ModelError(say("No embeddings can be made", given, "at least 2 pieces, all different"))
+    check_unit(unit)
+    # before the teacher's minutes, not after them
+    weights = np.ones(len(pieces)) if sif is None else _weights(pieces, counts, sif)
     answers = _answers(module, encode, pieces, batch, progress)
     if not np.isfinite(answers).all():
         raise ModelError(say("The model's answers cannot be used", "NaN or infinity among them", "finite numbers"))
     vectors, explained = _reduced(answers, dimensions)
-    if sif is not None:
-        vectors = vectors * _weights(pieces, counts, sif)[:, None]
     notes = {
         "teacher": type(module).__name__,
         "explained": round(explained, 6),
         "sif": sif,
         "frequencies": None if sif is None else "Zipf" if counts is None else "counted",
     }
-    return StaticEmbeddings(pieces, vectors, unit=unit, notes=notes)
+    return StaticEmbeddings(pieces, vectors * weights[:, None], unit=unit, notes=notes)
 
 
 def _answers(
@@ -111,9 +113,13 @@ def _body_of(module: nn.Module, encode: Any, inputs: Tensor) -> Tensor:
 
 
 def _features_of(module: nn.Module, encode: Any, inputs: Tensor) -> Tensor:
+    import torch
+
     from stillroom.taps import read
 
-    return read(module, "features", encode)({"inputs": inputs})["features"]
+    number = torch.arange(len(inputs))
+    batch = {"id": torch.stack([number, torch.zeros_like(number)], dim=1), "inputs": inputs}
+    return read(module, ["features"], encode)(batch)["features"]
 
 
 def _reduced(answers: np.ndarray, dimensions: int) -> tuple[np.ndarray, float]:

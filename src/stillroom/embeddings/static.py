@@ -147,9 +147,15 @@ class StaticEmbeddings:
         if not isinstance(about, dict) or not needed <= about.keys() or about["format"] != FORMAT:
             allowed = f"format {FORMAT} with {', '.join(sorted(needed))}"
             raise ModelError(say(f"{folder / ABOUT} does not describe embeddings", "other content", allowed))
-        packed = (folder / VECTORS).read_bytes()
+        try:
+            packed = (folder / VECTORS).read_bytes()
+        except OSError as error:
+            raise ModelError(say(f"{folder / VECTORS} cannot be read", str(error), "a file")) from error
         if hashlib.sha256(packed).hexdigest() != about["sha256"]:
             do = "A byte may have changed, or two were mixed: copy the folder again, or make it again."
             raise ModelError(say(f"{folder / VECTORS} is not the file of {ABOUT}", "another checksum", "both", do))
-        vectors = np.load(io.BytesIO(packed), allow_pickle=False)
+        try:
+            vectors = np.load(io.BytesIO(packed), allow_pickle=False)
+        except ValueError as error:
+            raise ModelError(say(f"{folder / VECTORS} cannot be read", str(error), "an array of numbers")) from error
         return cls(about["vocabulary"], vectors, unit=about["unit"], notes=about.get("notes"))
