@@ -1,15 +1,17 @@
-"""Small networks, one screen each: ``net``, ``mlp``, ``cnn`` and ``resnet``.
+"""Small networks, one screen each: ``net``, ``mlp``, ``cnn`` and ``resnet``; those for sequences lie beside them.
 
-Inputs are floats, normalised by an encode of their own; the answer is logits (B, classes). Weights come
-from PyTorch's global generator, which the caller seeds. The last layer is always called ``head``.
+Inputs are floats, normalised by an encode of their own, or ``ids`` and ``mask`` of texts; the answer is logits
+(B, classes). Weights come from PyTorch's global generator, which the caller seeds. The last layer is always called
+``head``, a recurrent one ``memory``.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
+import typing
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,8 @@ from torch.nn import functional
 
 from stillroom.errors import ModelError, say
 from stillroom.models.hugging_face import HuggingFaceClassifier
+from stillroom.models.recurrent import SequenceGRU, SequenceLSTM
+from stillroom.models.text_zoo import BiGRU, BiLSTM, TextCNN, TextMLP
 
 Shape = Sequence[int]
 
@@ -150,50 +154,91 @@ class BasicBlock(nn.Module):
         return leaving
 
 
+ZOO: dict[str, Callable[..., nn.Module]] = {
+    "net": Net,
+    "mlp": MLP,
+    "cnn": CNN,
+    "resnet": ResNet,
+    "lstm": SequenceLSTM,
+    "gru": SequenceGRU,
+    "bilstm": BiLSTM,
+    "bigru": BiGRU,
+    "textcnn": TextCNN,
+    "textmlp": TextMLP,
+    "hugging-face": HuggingFaceClassifier,
+}
+
 TEXTS = ("bilstm", "bigru", "textcnn", "textmlp")
 """The models that read texts: tokens and their mask."""
 
-ZOO: dict[str, Callable[..., nn.Module]] = {"net": Net, "mlp": MLP, "cnn": CNN, "resnet": ResNet}
-ZOO["hugging-face"] = HuggingFaceClassifier  # checks its own options
-
 
 def build(name: str, *, shape: Shape, classes: int, **options: Any) -> nn.Module:
-    """Build the zoo's model ``name`` for inputs of ``shape`` (C, H, W) or (F,) without the batch axis.
+    """Build the zoo's model ``name`` for inputs of ``shape`` without the batch axis.
+
+    ``shape`` is (C, H, W) or (F,); (T, F) or (1, H, W) for ``lstm`` and ``gru``; (vocabulary size,) for texts.
 
     Raises:
-        ModelError: an unknown model or option, a value that does not fit, or images needed and not given.
+        ModelError: an unknown model or option, a value that does not fit, or inputs of another shape than it reads.
     """
     if name not in ZOO:
         raise ModelError(say("Unknown model", f"'{name}'", sorted(ZOO), "Or give your own nn.Module in Python."))
     allowed = [option for option in inspect.signature(ZOO[name]).parameters if option not in ("shape", "classes")]
+    hints = typing.get_type_hints(ZOO[name].__init__)  # type: ignore[misc]
     for option, value in options.items():
         if option not in allowed:
             raise ModelError(say(f"Unknown option of model '{name}'", f"'{option}'", allowed))
-        if name != "hugging-face":
-            _check_option(name, option, value)
-    if name in ("cnn", "resnet") and len(shape) != 3:
-        do = "Use net or mlp for vectors."
-        raise ModelError(
-            say(f"Model '{name}' reads images", f"inputs of shape {tuple(shape)}", "(channels, height, width)", do)
-        )
+        if name != "hugging-face":  # checks its own options
+            _check_option(name, option, value, hints[option])
+    _check_shape(name, tuple(shape))
     if classes < 1:
         raise ModelError(say("A model needs classes", classes, "at least 1", "Give the data class names or labels."))
     return ZOO[name](shape=tuple(int(size) for size in shape), classes=int(classes), **options)
 
 
-def _check_option(name: str, option: str, value: Any) -> None:
-    if option == "dropout":
+def example_shape(name: str) -> Shape:
+    """Return a shape of inputs that the model ``name`` reads, for a look at it before the data are known."""
+    return (1000,) if name in TEXTS else (32, 8) if name in ("lstm", "gru") else (3, 32, 32)
+
+
+def _check_shape(name: str, shape: Shape) -> None:
+    if name in ("cnn", "resnet"):
+        kind, fits, allowed = "images", len(shape) == 3, "(channels, height, width)"
+        do = "Use net or mlp for vectors."
+    elif name in ("lstm", "gru"):
+        kind, fits = "sequences", len(shape) == 2 or (len(shape) == 3 and shape[0] == 1)
+        allowed, do = (
+            "(steps, features) or (1, height, width)",
+            "Use net or mlp for vectors, bilstm or bigru for texts.",
+        )
+    elif name in TEXTS:
+        kind, fits, allowed = "texts", len(shape) == 1, "(vocabulary size,)"
+        do = "Give data with a text column, or use another model."
+    else:
+        return
+    if not fits:
+        raise ModelError(say(f"Model '{name}' reads {kind}", f"inputs of shape {tuple(shape)}", allowed, do))
+
+
+def _check_option(name: str, option: str, value: Any, hint: Any) -> None:
+    if hint is bool:
+        fits, allowed = isinstance(value, bool), "true or false"
+    elif typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        fits, allowed = value in choices, ", ".join(choices)
+    elif hint is float:
         fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
         allowed = "a number from 0 up to 1"
+    elif hint is int:
+        fits, allowed = _is_whole(value), "a whole number above 0"
     else:
-        many = isinstance(value, (list, tuple)) and name == "mlp"
-        fits = all(
-            isinstance(part, int) and not isinstance(part, bool) and part > 0 for part in (value if many else [value])
-        )
-        fits = fits and many == (name == "mlp")
-        allowed = "a list of whole numbers above 0" if name == "mlp" else "a whole number above 0"
+        fits = isinstance(value, (list, tuple)) and all(map(_is_whole, value))
+        fits, allowed = fits and (name == "mlp" or len(value) > 0), "a list of whole numbers above 0"
     if not fits:
         raise ModelError(say(f"Option '{option}' of model '{name}' does not fit", repr(value), allowed))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def parameters(model: nn.Module) -> int:
