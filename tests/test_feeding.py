@@ -16,6 +16,7 @@ from stillroom.export import FLOAT32, INT8, export, measure, write_int8, write_o
 from stillroom.export.feeding import feed, to_trace
 from stillroom.models.bundle import CONFIG, Deployed, load
 from stillroom.models.text_encode import WordEncode
+from stillroom.models.zoo import build
 
 WORDS = ["a", "film", "fine", "dull", "the", "actor", "plot", "was", "and", "really", "never", "good", "bad"]
 GOOD, BAD = {"fine", "good"}, {"dull", "bad"}
@@ -139,6 +140,43 @@ def test_the_bundle_says_what_its_graph_takes_and_answers_strings(reader):
         assert torch.equal(loaded(TEXTS[:5]), loaded(utf8.pack(TEXTS[:5])))
         assert torch.equal(loaded("a fine film"), loaded(["a fine film"]))
         assert torch.equal(loaded(TEXTS[:5]), deployed.eval()(TEXTS[:5]))
+
+
+@pytest.mark.parametrize(
+    "name, options, method",
+    [
+        ("bilstm", {"hidden": 12, "layers": 2}, "dynamic"),  # turns rows by their lengths between two LSTMs
+        ("bigru", {"hidden": 12, "pool": "last"}, "dynamic"),
+        ("textcnn", {"filters": 16}, "static, per channel"),
+        ("textmlp", {"hidden": 16}, "dynamic"),
+    ],
+)
+def test_every_text_model_of_the_zoo_leaves_and_comes_back(tmp_path, name, options, method):
+    options |= {"embedding": 16}
+    model = build(name, shape=(15,), classes=2, **options)
+    deployed = trained(model)
+    deployed.config["model"] = {"use": name, "options": options}
+    result = export(deployed, tmp_path, examples=EXAMPLES, check=ROWS, int8=True)
+    assert result["torch"]["accuracy"] > 0.9, "it did not learn"
+    exact, coarse = result["files"][FLOAT32], result["files"][INT8]
+    assert exact["agreement"] == 1 and exact["max_abs_difference"] < 1e-4
+    assert coarse["method"] == method and coarse["accepted"]
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path)(TEXTS[:9]), deployed.eval()(TEXTS[:9]))
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")  # torch.export on any LSTM
+def test_what_an_export_found_is_not_kept_by_torch(tmp_path):
+    torch.manual_seed(0)
+    model = nn.LSTM(4, 3, batch_first=True)
+    values = torch.randn(2, 5, 4)
+    before = model(values)[0]
+    write_onnx(trained(Reader()), tmp_path / "x.onnx", examples=EXAMPLES, check=ROWS)
+    after = model(values)[0]
+    assert torch.equal(before, after) and after.requires_grad
+    after.sum().backward()
+    fixed = torch.export.export(model, (values,)).module()
+    assert torch.allclose(fixed(values)[0], before)
 
 
 def test_a_network_of_convolutions_is_quantised_on_texts(tmp_path):

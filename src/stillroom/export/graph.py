@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,8 @@ def trace(served: Served, path: Path, feeds: Feeds) -> None:
         raise ExportError(
             say("A network is too large for one ONNX file", f"{size:,} bytes of weights", f"up to {_LIMIT:,} bytes")
         )
-    cache = getattr(torch.ops.aten.lstm.input, "_dispatch_cache", None)
-    if cache is not None:
-        # In torch 2.13 a second export in one process finds the LSTM of the first and fixes its length.
-        cache.clear()
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), _lengths_stay_free():
             torch.onnx.export(
                 module,
                 tuple(feeds.values()),
@@ -58,11 +56,39 @@ def trace(served: Served, path: Path, feeds: Feeds) -> None:
 def _shapes(served: Served, feeds: Feeds) -> tuple[Any, ...]:
     if served.encode is None:
         return ({axis: torch.export.Dim(name, min=1) for axis, name in served.axes.items()},)
-    # A network may have a longest text of its own: the exporter finds the range by itself.
-    every = tuple(
-        {axis: torch.export.Dim.DYNAMIC for axis in served.axes if axis < value.ndim} for value in feeds.values()
-    )
-    return (every,)
+    # Names alone, without a range: a network may have a longest text of its own.
+    named = ({axis: name for axis, name in served.axes.items() if axis < value.ndim} for value in feeds.values())
+    return (tuple(named),)
+
+
+@contextlib.contextmanager
+def _lengths_stay_free() -> Iterator[None]:
+    """Let LSTMs and GRUs have any number of steps through all of an export.
+
+    torch 2.13 sees to that only while it captures the network: when it then rewrites the graph, it takes the example's
+    length for the length. And what it once found for a recurrent operator it keeps for the next export, and the other
+    way round.
+    """
+    operators = (torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
+    patches: Any
+    try:
+        patches = importlib.import_module("torch.export._patches")
+    except ImportError:  # another version of torch: graphs are tried at other lengths all the same
+        patches = None
+    with contextlib.ExitStack() as stack:
+        for name in ("register_lstm_while_loop_decomposition", "register_gru_while_loop_decomposition"):
+            if hasattr(patches, name):
+                stack.enter_context(getattr(patches, name)())
+        _forget(operators)
+        stack.callback(_forget, operators)
+        yield
+
+
+def _forget(operators: tuple[Any, ...]) -> None:
+    for operator in operators:
+        cache = getattr(operator, "_dispatch_cache", None)
+        if cache is not None:
+            cache.clear()
 
 
 def strip(path: Path) -> None:
