@@ -26,16 +26,25 @@ SHUT = 1e4
 
 def reverse_within(values: Tensor, lengths: Tensor) -> Tensor:
     """Reverse each row of ``values`` (B, T, ...) within its own length; padding stays where it is."""
+    return _chosen(values, _turned(values, lengths))
+
+
+def _turned(values: Tensor, lengths: Tensor) -> Tensor:
+    """Return which step stands where when each row is reversed within its own length: (B, T)."""
     steps = torch.arange(values.shape[1], device=values.device)
     places = lengths[:, None] - 1 - steps
-    places = torch.where(places >= 0, places, steps)
-    return values.gather(1, places.view(*places.shape, *[1] * (values.dim() - 2)).expand_as(values))
+    return torch.where(places >= 0, places, steps)
+
+
+def _chosen(values: Tensor, places: Tensor) -> Tensor:
+    """Return the steps of ``values`` (B, T, ...) that ``places`` (B, n) names: (B, n, ...)."""
+    rest = values.shape[2:]
+    return values.gather(1, places.view(*places.shape, *[1] * len(rest)).expand(-1, -1, *rest))
 
 
 def at_ends(values: Tensor, lengths: Tensor) -> Tensor:
     """Return what ``values`` (B, T, H) holds at each row's last step: (B, H)."""
-    places = (lengths - 1).clamp(min=0)
-    return values.gather(1, places[:, None, None].expand(-1, 1, values.shape[2]))[:, 0]
+    return _chosen(values, (lengths - 1).clamp(min=0)[:, None])[:, 0]
 
 
 @dataclass(frozen=True)
@@ -84,12 +93,14 @@ def walk(
     notes = _Notes()
     holds = lengths is not None and isinstance(module, nn.LSTM) and (ends or every is not None)
     held = _behind(values, lengths) if holds and lengths is not None else None
+    # made once, of the input: an exporter knows no longer that the steps of what an LSTM gives are as many
+    turned = _turned(values, lengths) if directions == 2 and lengths is not None else None
     for layer in range(module.num_layers):
         sides = []
         for side in range(directions):
             weights = _weights(module, layer, bool(side))
             first = _start(module, values, start, layer * directions + side)
-            facing = _turn(values, lengths) if side else values
+            facing = _turn(values, turned) if side else values
             out, borders = _run(module, facing, weights, first, every, held)
             if ends:
                 ending = out[:, -1] if lengths is None else at_ends(out, lengths)
@@ -100,7 +111,7 @@ def walk(
                     reading = _Reading(module, facing, weights, first, out, cells, every)
                     cells = _backwards(reading, own) if side else _forwards(reading, own)
                 notes.cells.append(cells)
-            out = _turn(out, lengths) if side else out
+            out = _turn(out, turned) if side else out
             sides.append(out)
         if noting:
             notes.hidden += sides
@@ -116,8 +127,8 @@ def walk(
     )
 
 
-def _turn(values: Tensor, lengths: Tensor | None) -> Tensor:
-    return values.flip(1) if lengths is None else reverse_within(values, lengths)
+def _turn(values: Tensor, turned: Tensor | None) -> Tensor:
+    return values.flip(1) if turned is None else _chosen(values, turned)
 
 
 def _behind(values: Tensor, lengths: Tensor) -> Tensor:
@@ -205,16 +216,13 @@ def _cells_at(one: _Reading, places: Tensor) -> Tensor:
     chunk = places // one.every
     rest = places - chunk * one.every
 
-    def choose(many: Tensor, index: Tensor) -> Tensor:
-        return many.gather(1, index[..., None].expand(-1, -1, many.shape[2]))
-
-    before = choose(torch.cat([one.first[1][0][:, None], one.cells], 1), chunk)
+    before = _chosen(torch.cat([one.first[1][0][:, None], one.cells], 1), chunk)
     if not bool(rest.any()):
         return before
-    hidden = choose(torch.cat([one.first[0][0][:, None], one.out], 1), chunk * one.every)
+    hidden = _chosen(torch.cat([one.first[0][0][:, None], one.out], 1), chunk * one.every)
     steps = torch.arange(one.every - 1, device=places.device)
     index = ((chunk * one.every)[..., None] + steps).clamp(max=one.values.shape[1] - 1)
-    few = choose(one.values, index.flatten(1)).view(rows * count, len(steps), -1)
+    few = _chosen(one.values, index.flatten(1)).view(rows * count, len(steps), -1)
     held = (steps >= rest.view(-1, 1))[..., None].to(few.dtype)
     few, weights = _holding(few, one.weights, held)
     state = tuple(part.reshape(1, rows * count, -1) for part in (hidden, before))
