@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,6 +180,24 @@ def test_what_an_export_found_is_not_kept_by_torch(tmp_path):
     after.sum().backward()
     fixed = torch.export.export(model, (values,)).module()
     assert torch.allclose(fixed(values)[0], before)
+
+
+def test_a_graph_is_used_without_pytorch_as_the_example_shows(reader):
+    deployed, folder, _ = reader
+    script = Path(__file__).parent.parent / "examples" / "predict_text_onnx.py"
+    code = (
+        f"import runpy, sys; sys.argv = ['x', {str(folder)!r}, 'the plot was good', 'Dull!', '']\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__'); sys.exit('torch' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = deployed.eval()(["the plot was good", "Dull!", ""]).softmax(1)
+    for line, row in zip(done.stdout.splitlines(), expected, strict=True):
+        assert line.split()[:2] == [["bad", "good"][int(row.argmax())], f"{float(row.max()):.4f}"]
 
 
 def test_a_network_of_convolutions_is_quantised_on_texts(tmp_path):
