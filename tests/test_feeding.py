@@ -168,6 +168,13 @@ def test_every_text_model_of_the_zoo_leaves_and_comes_back(tmp_path, name, optio
         assert torch.equal(load(tmp_path)(TEXTS[:9]), deployed.eval()(TEXTS[:9]))
 
 
+def test_what_is_not_said_of_a_text_model_is_taken_from_its_tokenizer(tmp_path):
+    bare = Deployed(Reader(), WordEncode(WORDS), config={})
+    export(bare, tmp_path, examples=EXAMPLES, check=ROWS)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    assert config["shape"] == [15] and config["input"] == {"dtype": "text", "shape": []}
+
+
 @pytest.mark.filterwarnings("ignore:The tensor attributes")  # torch.export on any LSTM
 def test_what_an_export_found_is_not_kept_by_torch(tmp_path):
     torch.manual_seed(0)

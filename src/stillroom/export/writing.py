@@ -143,9 +143,10 @@ def _configuration(
     """Complete the bundle's configuration with what the rows say, and with what a graph of texts takes."""
     known = {"model", "shape", "input", "classes", "outputs", "score", "notes"}
     kept = dict(config) if config is not None else {key: deployed.config[key] for key in known & deployed.config.keys()}
-    shape = list(examples.shape[1:])
+    raw = shape = list(examples.shape[1:])
     if served.encode is not None:
-        shape = []
+        size = getattr(served.encode, "size", None)
+        raw, shape = [], [] if size is None else [int(size)]
         graph = {
             "takes": described(feed(examples[:2], served.encode), served.axes),
             "from": "texts, by the tokenizer under 'encode'",
@@ -153,7 +154,7 @@ def _configuration(
         }
         kept["notes"] = {**kept.get("notes", {}), "graph": graph}
     kept.setdefault("shape", shape)
-    kept.setdefault("input", {"dtype": "text" if served.encode is not None else DTYPES[examples.dtype], "shape": shape})
+    kept.setdefault("input", {"dtype": "text" if served.encode is not None else DTYPES[examples.dtype], "shape": raw})
     kept.setdefault("classes", deployed.classes)
     return kept
 
