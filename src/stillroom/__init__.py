@@ -10,22 +10,27 @@ __version__ = "0.1.0"
 _PLACES = {
     "ArraySource": "stillroom.data.arrays",
     "Average": "stillroom.teachers",
+    "Capacity": "stillroom.memory",
     "FeatureExtractor": "stillroom.features",
+    "HuggingFaceEncode": "stillroom.models.text_encode",
     "Learner": "stillroom.learner",
     "Live": "stillroom.teachers",
     "MovingAverage": "stillroom.teachers",
     "Previous": "stillroom.teachers",
     "Result": "stillroom.pipeline.distill",
     "Rows": "stillroom.train",
-    "Store": "stillroom.store",
+    "StaticEmbeddings": "stillroom.embeddings",
     "StillroomError": "stillroom.errors",
+    "Store": "stillroom.store",
     "TextSource": "stillroom.data.texts",
     "TextViews": "stillroom.data.text_views",
     "Together": "stillroom.teachers",
     "Training": "stillroom.settings",
     "UserError": "stillroom.errors",
     "Views": "stillroom.data.views",
+    "WordEncode": "stillroom.models.text_encode",
     "as_source": "stillroom.data.arrays",
+    "capacity": "stillroom.memory",
     "distill": "stillroom.pipeline.distill",
     "evaluate": "stillroom.evaluate",
     "export": "stillroom.export",
@@ -35,19 +40,25 @@ _PLACES = {
     "open_source": "stillroom.data.table",
     "read": "stillroom.taps",
     "record": "stillroom.record",
+    "state_r2": "stillroom.memory",
+    "static_embeddings": "stillroom.embeddings",
     "train": "stillroom.train",
+    "words_for": "stillroom.models.text_encode",
 }
 
 __all__ = [
     "ArraySource",
     "Average",
+    "Capacity",
     "FeatureExtractor",
+    "HuggingFaceEncode",
     "Learner",
     "Live",
     "MovingAverage",
     "Previous",
     "Result",
     "Rows",
+    "StaticEmbeddings",
     "StillroomError",
     "Store",
     "TextSource",
@@ -56,8 +67,10 @@ __all__ = [
     "Training",
     "UserError",
     "Views",
+    "WordEncode",
     "__version__",
     "as_source",
+    "capacity",
     "distill",
     "evaluate",
     "export",
@@ -67,7 +80,10 @@ __all__ = [
     "open_source",
     "read",
     "record",
+    "state_r2",
+    "static_embeddings",
     "train",
+    "words_for",
 ]
 
 if TYPE_CHECKING:
@@ -76,12 +92,15 @@ if TYPE_CHECKING:
     from stillroom.data.text_views import TextViews
     from stillroom.data.texts import TextSource
     from stillroom.data.views import Views
+    from stillroom.embeddings import StaticEmbeddings, static_embeddings
     from stillroom.errors import StillroomError, UserError
     from stillroom.evaluate import evaluate
     from stillroom.export import export
     from stillroom.features import FeatureExtractor
     from stillroom.learner import Learner
+    from stillroom.memory import Capacity, capacity, state_r2
     from stillroom.models.bundle import load
+    from stillroom.models.text_encode import HuggingFaceEncode, WordEncode, words_for
     from stillroom.objectives import match
     from stillroom.pipeline.distill import Result, distill
     from stillroom.record import record
