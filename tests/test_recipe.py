@@ -280,7 +280,11 @@ CHANGES: list[tuple[str, str, str]] = [
         "teacher: {model: resnet, load: x}",
         "model and load are given; a teacher comes from one of them",
     ),
-    ("teacher: {model: resnet}", "teacher: {}", "line 2: teacher: 'model' is missing; allowed: cnn, mlp, net, resnet"),
+    (
+        "teacher: {model: resnet}",
+        "teacher: {}",
+        "line 2: teacher: 'model' is missing; allowed: bigru, bilstm, cnn, gru, lstm",
+    ),
     ("teacher: {model: resnet}", "teacher: {load: x, depth: 3}", "line 2: teacher.depth: unknown key; allowed: load"),
     (
         "teacher: {model: resnet}",
