@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from stillroom.errors import TapError
 from stillroom.taps import read
-from stillroom.taps.recurrent import at_ends, reverse_within, walk
+from stillroom.taps.recurrent import at_ends, walk
 
 ROWS, LONGEST = 5, 9
 
@@ -287,11 +287,9 @@ def test_lengths_hold_the_last_state_bit_for_bit():
     assert torch.equal(walk(rnn, values[:, :200], lengths=LENGTHS).last[1], seen.last[1])
 
 
-def test_rows_turn_within_their_own_length():
-    values = torch.arange(6).view(2, 3)
-    assert reverse_within(values, torch.tensor([2, 3])).tolist() == [[1, 0, 2], [5, 4, 3]]
-    assert reverse_within(values[..., None, None], torch.tensor([3, 1])).flatten(1).tolist() == [[2, 1, 0], [3, 4, 5]]
-    assert at_ends(values[..., None], torch.tensor([1, 3])).flatten().tolist() == [0, 5]
+def test_each_row_has_an_end_of_its_own():
+    values = torch.arange(6).view(2, 3, 1)
+    assert at_ends(values, torch.tensor([1, 3])).flatten().tolist() == [0, 5]
 
 
 def test_reading_h_costs_about_one_call_and_cells_a_little_more():

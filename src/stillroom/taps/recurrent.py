@@ -24,11 +24,6 @@ SHUT = 1e4
 """What is added to a gate to shut it (or, with the other sign, to open it) to the last bit of its sigmoid."""
 
 
-def reverse_within(values: Tensor, lengths: Tensor) -> Tensor:
-    """Reverse each row of ``values`` (B, T, ...) within its own length; padding stays where it is."""
-    return _chosen(values, _turned(values, lengths))
-
-
 def _turned(values: Tensor, lengths: Tensor) -> Tensor:
     """Return which step stands where when each row is reversed within its own length: (B, T)."""
     steps = torch.arange(values.shape[1], device=values.device)
@@ -49,9 +44,9 @@ def at_ends(values: Tensor, lengths: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Walk:
-    """What a walk saw: outputs (B, T, directions x H), the last state (layers x directions, B, H) of each kind,
+    """What a walk saw: outputs (B, T, directions x H) and the last state (layers x directions, B, H) of each kind;
 
-    and, where they were wanted, ``hidden`` (B, T, layers, directions, H) in the order of time and ``cells``
+    where they were wanted, ``hidden`` (B, T, layers, directions, H) in the order of time and ``cells``
     (B, borders, layers, directions, H) in the order of reading.
     """
 
