@@ -2,8 +2,9 @@
 
     python examples/memory_distillation.py
 
-The teacher has learnt to repeat the last ten numbers of a sequence, after every step. Its students are asked for one
-number only: the mean of the last ten, at the end. One is shown these answers, the other the teacher's states too.
+The teacher has learnt to repeat the last ten numbers of a sequence, after every step. Two students are asked for one
+number only: the mean of the last ten, at the end. One is shown these answers, the other the teacher's states too. Two
+more are asked for everything the teacher answers: there the answers carry the memory, and the states are in the way.
 Then all are asked how much of their past input a linear probe still reads from their state.
 One seed and a few seconds: it shows how, not how much. For how much see benchmarks/memory.py.
 """
@@ -45,7 +46,7 @@ def answer(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def students_of(teacher: nn.Module, data: ArraySource) -> dict[str, nn.Module]:
-    """Record the teacher once, and teach two students from the same start, in the same order."""
+    """Record the teacher once, and teach four students from the same start, in the same order."""
     memory = [
         match("memory", student="memory@h", teacher="memory@h"),  # the state after every step
         match("memory_cells", student="memory@c/5", teacher="memory@c/5", weight=0.5),  # the cells after every fifth
@@ -54,10 +55,11 @@ def students_of(teacher: nn.Module, data: ArraySource) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     with tempfile.TemporaryDirectory() as folder:
         store = record(Live(teacher, taps), data, folder, taps=taps)
-        for name, objectives in (("answers", [answer]), ("answers and memory", [answer, *memory])):
-            found[name] = Repeater(12)
-            settings = Training(steps=600, batch=64, lr=1e-2, clip=1.0)
-            fit(Learner(found[name], objectives), data, store, settings)
+        for name, asked in (("mean", answer), ("all ten", "mse_logits")):
+            for title, objectives in ((name, [asked]), (f"{name}, memory", [asked, *memory])):
+                found[title] = Repeater(12)
+                settings = Training(steps=600, batch=64, lr=1e-2, clip=1.0)
+                fit(Learner(found[title], objectives), data, store, settings)
     return found
 
 
@@ -70,10 +72,10 @@ def main() -> None:
     fit(Learner(teacher, [repeat]), data, None, Training(steps=800, batch=64, lr=5e-3, clip=1.0))
 
     networks = {"teacher": teacher, "random weights": Repeater(12), **students_of(teacher, data)}
-    print(f"{'':<20} {'units':>5} {'remembers':>9}  half of the input, up to")
+    print(f"{'':<16} {'units':>5} {'remembers':>9}  half of the input, up to")
     for name, module in networks.items():
         held = capacity(module.eval(), "memory", asked, length=STEPS)
-        print(f"{name:<20} {held.units:>5} {held.total:>9.1f}  {held.depth} steps back")
+        print(f"{name:<16} {held.units:>5} {held.total:>9.1f}  {held.depth} steps back")
     print(f"{time.monotonic() - began:.0f} seconds")
 
 
