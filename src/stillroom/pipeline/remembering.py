@@ -38,7 +38,7 @@ def memory_of_run(experiment: Experiment, run: Path, told: Told) -> dict[str, An
     if (found := committed(folder, inputs)) is not None:
         return found["result"] or None
     begin(folder, inputs)
-    told(0, 1, "what is remembered")
+    told(0, 2, "what is remembered")
     result = _asked(experiment, run, folders)
     commit(folder, inputs, result=result)
     return result

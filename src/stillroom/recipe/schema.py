@@ -46,10 +46,10 @@ def shipped() -> Tables:
     """Return what Stillroom ships; this is what loads PyTorch."""
     from stillroom.data import SOURCES
     from stillroom.losses import LOSSES
-    from stillroom.models.zoo import ZOO, empty
+    from stillroom.models.zoo import ZOO, empty, example_shape
 
     def probe(name: str, options: Mapping[str, Any]) -> Any:
-        return empty(name, shape=(3, 32, 32), classes=10, **options)
+        return empty(name, shape=example_shape(name), classes=10, **options)
 
     return Tables(LOSSES, SOURCES, ZOO, probe)
 
