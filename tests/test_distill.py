@@ -10,6 +10,10 @@ from torch import nn
 
 from stillroom.contracts import UNLABELLED
 from stillroom.data.arrays import ArraySource
+from stillroom.data.texts import TextSource
+from stillroom.models.bundle import Deployed
+from stillroom.models.text_encode import words_for
+from stillroom.models.zoo import build
 from stillroom.objectives import match
 from stillroom.pipeline.distill import distill
 from stillroom.pipeline.plan import ArmPlan, control_of
@@ -120,3 +124,19 @@ def test_changed_code_of_ones_own_is_never_answered_from_the_cache(points, tmp_p
     assert torch.equal(first[0], again[0]) and not torch.equal(first[0], changed[0])
     marks = [json.loads((folder / "done.json").read_text())["inputs"] for _, folder in (first, again, changed)]
     assert marks[0] == marks[1] != marks[2]
+
+
+def test_texts_are_distilled_between_two_models_with_tokens_of_their_own(tmp_path):
+    texts = [f"{'a good' if number % 2 else 'a bad'} film, number {number}" for number in range(300)]
+    data = TextSource(texts, [number % 2 for number in range(300)], classes=["bad", "good"])
+    words, letters = words_for(data), words_for(data, unit="character", size=60)
+    torch.manual_seed(0)
+    teacher = Deployed(build("textmlp", shape=(words.size,), classes=2, embedding=8, hidden=8), words)
+
+    def student() -> Deployed:
+        return Deployed(build("bigru", shape=(letters.size,), classes=2, embedding=8, hidden=8), letters)
+
+    result = distill(teacher, student, data, ["labels", "kd"], steps=6, labels=40, out=tmp_path / "run")
+    assert isinstance(result.student, Deployed) and result.student(["a good film"]).shape == (1, 2)
+    assert result.student.encode.unit == "character" and result.student.config["shape"] == [letters.size]
+    assert {"teacher", "alone", "main"} <= set(result.metrics["models"])

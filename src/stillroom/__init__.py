@@ -11,6 +11,7 @@ _PLACES = {
     "ArraySource": "stillroom.data.arrays",
     "Average": "stillroom.teachers",
     "Capacity": "stillroom.memory",
+    "Deployed": "stillroom.models.bundle",
     "FeatureExtractor": "stillroom.features",
     "HuggingFaceEncode": "stillroom.models.text_encode",
     "Learner": "stillroom.learner",
@@ -50,6 +51,7 @@ __all__ = [
     "ArraySource",
     "Average",
     "Capacity",
+    "Deployed",
     "FeatureExtractor",
     "HuggingFaceEncode",
     "Learner",
@@ -99,7 +101,7 @@ if TYPE_CHECKING:
     from stillroom.features import FeatureExtractor
     from stillroom.learner import Learner
     from stillroom.memory import Capacity, capacity, state_r2
-    from stillroom.models.bundle import load
+    from stillroom.models.bundle import Deployed, load
     from stillroom.models.text_encode import HuggingFaceEncode, WordEncode, words_for
     from stillroom.objectives import match
     from stillroom.pipeline.distill import Result, distill

@@ -16,7 +16,7 @@ from stillroom.contracts import Finding, Source
 from stillroom.data.arrays import as_source
 from stillroom.errors import ModelError, UserError, say
 from stillroom.files import fingerprint
-from stillroom.models.bundle import load
+from stillroom.models.bundle import Deployed, load
 from stillroom.models.encode import encode_for
 from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.objectives import Given, Objective, match, objectives_of
@@ -87,7 +87,9 @@ def distill(
     untrained module. ``data``: a source, ``(inputs, labels)``, a Dataset, or a dictionary of those by split; ``labels``
     is how many labels the student may see (None: all). ``objectives``: names, losses of your own, or
     ``match("hint", "layer2", "layer3")``. With ``control`` the same student is also trained without the
-    teacher, on labels alone. uint8 images are normalised for both models alike; other inputs are given as they are.
+    teacher, on labels alone. uint8 images are normalised for both models alike; other inputs are given as they are. A
+    model handed over with an encode of its own, as ``Deployed(model, encode)``, keeps it: texts need one, for
+    example ``words_for(data)``, and the two models need not share it.
     ``training`` holds batch, optimizer, rate and the rest; ``steps`` wins. Three learning rates (x0.3, x1, x3) are
     tried with the first seed, for the control as well. Everything is kept in ``out``, and a second call resumes from
     there.
@@ -103,17 +105,16 @@ def distill(
     source = as_source(data)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="stillroom-"))
     settings = (training or Training(steps=steps)).model_copy(update={"steps": steps, "epochs": None})
-    encode = encode_for(source)
-    arm = _arm(student, source, objectives, settings, labels, encode, seeds)
+    arm = _arm(student, source, objectives, settings, labels, seeds)
     arms = {"main": arm}
     if control and source.classes and labels != 0 and arm.reads_teacher:
         arms = {ALONE: control_of(arm, lambda: match("labels")), **arms}
-    plan = _teacher(teacher, source, encode)
+    plan = _teacher(teacher, source)
     experiment = Experiment("distill", source, {"": plan}, arms, list(seeds), TRIALS)
     tasks = tasks_of(experiment)
     with ticking(len(tasks) + 2, {task.name: task.title for task in tasks}, quiet=not err.is_terminal) as told:
         outcome = perform(experiment, folder, told=told)
-    chosen = load(folder / "arms" / f"main-{seeds[0]}", model=arm.make_student(seeds[0]), encode=encode)
+    chosen = load(folder / "arms" / f"main-{seeds[0]}", model=arm.make_student(seeds[0]), encode=arm.encode)
     return Result(folder, outcome.metrics, outcome.findings, chosen)
 
 
@@ -147,13 +148,24 @@ def _check_call(student: nn.Module | MakeStudent, seeds: Sequence[int], steps: i
         )
 
 
-def _teacher(teacher: nn.Module | Store, source: Source, encode: nn.Module | None) -> TeacherPlan:
+def _network(module: nn.Module) -> nn.Module:
+    """Return a network without the encode it may have been handed over with."""
+    return module.model if isinstance(module, Deployed) else module
+
+
+def _encode(module: nn.Module, source: Source) -> nn.Module | None:
+    """Return what stands before a network: its own encode, or the normalisation of the data."""
+    return module.encode if isinstance(module, Deployed) else encode_for(source)
+
+
+def _teacher(teacher: nn.Module | Store, source: Source) -> TeacherPlan:
     if isinstance(teacher, Store):
         return TeacherPlan({"store": str(teacher.folder)}, store=str(teacher.folder))
     if not isinstance(teacher, nn.Module):
         raise ModelError(say("This cannot teach", type(teacher).__name__, "an nn.Module or a Store"))
+    network, encode = _network(teacher), _encode(teacher, source)
     return TeacherPlan(
-        {"module": fingerprint_of(teacher)}, lambda: teacher, encode, None, None, _config(teacher, source)
+        {"module": fingerprint_of(teacher)}, lambda: network, encode, None, None, _config(network, source, encode)
     )
 
 
@@ -163,12 +175,11 @@ def _arm(
     objectives: str | Sequence[Given],
     settings: Training,
     labels: int | None,
-    encode: nn.Module | None,
     seeds: Sequence[int],
 ) -> ArmPlan:
     start = copy.deepcopy(student) if isinstance(student, nn.Module) else None
 
-    def make(seed: int) -> nn.Module:
+    def whole(seed: int) -> nn.Module:
         if start is not None:
             return copy.deepcopy(start)
         with forked(seed, "weights"):
@@ -182,14 +193,16 @@ def _arm(
     def build() -> list[Objective]:
         return objectives_of(objectives)
 
-    first = make(seeds[0])
+    first = whole(seeds[0])
+    encode, network = _encode(first, source), _network(first)
     described = {
         "student": fingerprint_of(first) + behaviour(first),
         "train": settings.model_dump(mode="json"),
         "objectives": [_described(one) for one in build()],
         "encode": fingerprint(getattr(encode, "describe", dict)()),
     }
-    return ArmPlan("main", build, settings, labels, make, encode, _config(first, source), described)
+    config = _config(network, source, encode)
+    return ArmPlan("main", build, settings, labels, lambda seed: _network(whole(seed)), encode, config, described)
 
 
 def _described(objective: Objective) -> list[str]:
@@ -205,11 +218,13 @@ def _described(objective: Objective) -> list[str]:
     ]
 
 
-def _config(module: nn.Module, source: Source) -> dict[str, Any]:
+def _config(module: nn.Module, source: Source, encode: nn.Module | None) -> dict[str, Any]:
     raw = input_of(source)
+    size = getattr(encode, "size", None)  # a text has no shape: its network is as wide as the vocabulary
+    shape = [size] if raw["dtype"] == "text" and isinstance(size, int) else raw["shape"]
     classes = [str(name) for name in source.classes or ()]
     name = f"{type(module).__module__}.{type(module).__qualname__}"
-    config: dict[str, Any] = {"model": {"class": name}, "shape": raw["shape"], "input": raw}
+    config: dict[str, Any] = {"model": {"class": name}, "shape": shape, "input": raw}
     return config | ({"classes": classes} if classes else {})
 
 
