@@ -67,12 +67,13 @@ def targets(results: dict[str, Any]) -> list[list[str]]:
 
 def _capacity(name: str, one: dict[str, Any]) -> list[str]:
     models = one["memory"]["models"]
-    teacher, logits, memory = (float(np.mean(models[who]["totals"])) for who in ("teacher", "logits", "memory"))
+    asked = ("teacher", "logits", "memory", "random weights")
+    teacher, logits, memory, random = (float(np.mean(models[who]["totals"])) for who in asked)
     row = [f"{name}: capacity, memory / logits", f">= {CAPACITY} x", f"{memory / logits:.2f} x"]
     if logits >= FULL * models["logits"]["units"]:
         return [*row, "not asked", f"logits holds {logits:.1f} of {models['logits']['units']} already"]
     met = memory >= CAPACITY * logits
-    why = "" if met else f"logits {logits:.1f}, memory {memory:.1f}; "
+    why = "" if met else f"logits {logits:.1f}, memory {memory:.1f}, random weights {random:.1f}; "
     if not met and teacher < CAPACITY * logits:
         why += f"the teacher's 128 units hold {teacher:.1f} of independent inputs: no more than that can be passed on"
     elif not met:
@@ -150,8 +151,8 @@ def _explained(results: dict[str, Any]) -> list[str]:
         f"({borders}); `memory+segments` the same and the",
         "  ends of stretches that start in the teacher's state. Batch 64, of rows 64 labelled and 64 of all images;",
         "  AdamW without decay, 5 % warm-up, cosine, clip 1.",
-        "* Numbers of steps were chosen beforehand, with other seeds, where answers alone do not yet suffice. The same",
-        "  tasks at three times the steps, below, say how much of the lead is left.",
+        "* Numbers of steps were chosen beforehand, with other seeds, where answers alone do not yet suffice. Two",
+        "  tasks at three times the steps, below, say how much of the lead is left; copy is there at twice the delay.",
         "* Teacher's state: r2 of a linear map from the student's h on real inputs, fitted on other rows; of possible:",
         "  beside what the first 16 principal components of the teacher's state explain.",
         "* Capacity: r2 of independent inputs 0 to 30 steps back, summed (h, at most 16 for a student, 128 for the",
@@ -159,6 +160,11 @@ def _explained(results: dict[str, Any]) -> list[str]:
         "  sequences are halved between fitting and asking.",
         "* Copy has 64 different sequences, all of them trained on: its score says whether a memory was learnt at all,",
         "  not whether it serves on others. Brackets: 95 %, Student's t over seeds, paired for differences.",
+        "  The rows on which copy's states are compared hold the same 64, too.",
+        "* Random weights spread faint traces of everything over the state and hold more of independent inputs than",
+        "  any student that was trained: what a task does not need is not kept. Read the score beside every capacity.",
+        "* A rate at the end of those tried (the memory arms' is often the greatest) need not be the best there is;",
+        "  where an arm learns nothing in the given steps, its rate was chosen among equals.",
     ]
 
 
