@@ -230,13 +230,28 @@ def test_borders_are_never_mapped():
     (mask, spans), (_, other) = cut("word"), cut("pieces")
     rows, steps = mask.shape
     shown = {"m@c": drawn(rows, steps, 1, 1, 4), "m@c.mask": mask, "spans": spans, "spans.mask": mask}
-    told = {"m@c": drawn(rows, other.shape[1], 1, 1, 4, seed=1), "spans": other}
+    more = {"m@c": drawn(rows, other.shape[1], 1, 1, 4, seed=1)}
     with pytest.raises(LossError, match=r"Cells are read at borders \('memory@c/8'\), which must be as many.*memory@h"):
-        match("memory_cells", "m@c", "m@c").size(shown, told, {})
-    told = {"m@c": drawn(rows, steps, 1, 1, 4, seed=1), "spans": spans + 100}
+        match("memory_cells", "m@c", "m@c").size(shown, more, {})
+    told = {"m@c": drawn(rows, steps, 1, 1, 4, seed=1), "spans": spans}
     objective = match("memory_cells", "m@c", "m@c")
     objective.size(shown, told, {})
-    assert objective(shown, told, {}) > 0, "as many borders are compared, wherever the bytes lie"
+    assert objective(shown, told, {}) > 0
+    wider = {"spans": F.pad(spans, (0, 0, 0, 2)), "spans.mask": F.pad(mask, (0, 2))}
+    assert torch.equal(objective(shown, told | wider, {}), objective(shown, told, {})), "padding stands for nothing"
+
+
+@pytest.mark.parametrize("tap", ["m@c", "m@segments.h/1"])
+def test_borders_of_other_tokens_are_refused(tap):
+    """After as many steps two tokenizers stand at other words, which equal numbers of borders would hide."""
+    (mask, spans), (_, other) = cut("word"), cut("pieces")
+    rows, steps = mask.shape
+    shown = {tap: drawn(rows, steps, 1, 1, 4), f"{tap}.mask": mask, "spans": spans, "spans.mask": mask}
+    theirs = "m@c" if tap == "m@c" else "m@h"
+    for strange in (spans + 1, F.pad(spans, (0, 0, 0, 1), value=3), other):
+        told = {theirs: drawn(rows, steps, 1, 1, 4, seed=1), "spans": strange}
+        with pytest.raises(LossError, match="stand for different bytes of the same texts.*one encode"):
+            match("memory_cells", tap, theirs).size(shown, told, {})
 
 
 def test_states_and_cells_meet_in_one_direction_only():

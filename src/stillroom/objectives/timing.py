@@ -63,14 +63,17 @@ def align(
     (bool, B x Ts) for a loss that takes features and no masks: it is computed over those steps, each a row.
 
     Raises:
-        LossError: states in the order of the text meet cells in the order of reading, in two directions; or stretches
-            of a memory meet something else.
+        LossError: states in the order of the text meet cells in the order of reading, in two directions; borders after
+            so many steps meet those of another tokenizer; or stretches of a memory meet something else.
     """
     ours, theirs = reads.sides("student"), reads.sides("teacher")
     if not ours or not theirs:
         return None
     mine, place = pair[ours[0].name], pair[theirs[0].name]
     shown, target = values[ours[0].name], values[theirs[0].name]
+    spans = _spans(student, mine), _spans(teacher, place)
+    if _border(mine) or _border(place) or isinstance(mine.tap, Segments):
+        _one_reading(title, mine, spans[0], place, spans[1])
     if isinstance(mine.tap, Segments):
         mask = values.get("teacher_mask")
         values[theirs[0].name], mask = at_borders(title, mine, place, target, mask)
@@ -78,7 +81,6 @@ def align(
             values["teacher_mask"] = mask
         return None
     _one_order(title, mine, shown, place, target)
-    spans = _spans(student, mine), _spans(teacher, place)
     if spans[0] is None or spans[1] is None or _border(mine) or _border(place):
         return None
     kind = theirs[0].kind
@@ -113,6 +115,21 @@ def _spans(signals: Signals, place: Place) -> Tensor | None:
 def _border(place: Place) -> bool:
     """Whether a place gives cells at borders, in the order of reading, which no spans describe."""
     return isinstance(place.tap, State) and place.key.endswith("@c")
+
+
+def _one_reading(title: str, mine: Place, ours: Tensor | None, place: Place, theirs: Tensor | None) -> None:
+    """Refuse borders of two readers of one text: after as many steps they stand at different words."""
+    if ours is None or theirs is None:
+        return
+    steps = min(ours.shape[1], theirs.shape[1])
+    apart = (ours[:, :steps] != theirs[:, :steps]).any() or ours[:, steps:].any() or theirs[:, steps:].any()
+    if bool(apart):
+        raise LossError(
+            f"The objective '{title}' compares the student's '{mine.key}' with the teacher's '{place.key}' after as "
+            "many steps each: got steps that stand for different bytes of the same texts. Allowed: the same tokens on both "
+            "sides. Give both one encode, or compare the states at every step ('memory@h', the loss memory), which "
+            "spans align."
+        )
 
 
 def _one_order(title: str, mine: Place, shown: Tensor, place: Place, target: Tensor) -> None:

@@ -211,7 +211,9 @@ class Reader:
         """
         if not (self._keeps_time or "lengths" in batch):
             return signals
-        memories = any("@" in name and name.rsplit("@", 1)[1] in ("h", "c") for name in signals)
+        memories = any(
+            "@" in name and name.rsplit("@", 1)[1].split(".")[0] in ("h", "c", "segments") for name in signals
+        )
         masks: Signals = {}
         for name, value in signals.items():
             if value.dim() < 3 or "@" in name or name.endswith(".mask") or f"{name}.mask" in signals:
