@@ -148,6 +148,13 @@ def test_the_reverse_direction_counts_from_the_end_of_each_row(every, packed):
             assert torch.allclose(shown["rnn@h"][row, behind - steps, 0, 1], hidden, atol=1e-6)
 
 
+def test_borders_far_beyond_the_rows_cost_nothing():
+    """One border, after a billion steps: the walk to a row's own end is as long as the row, not as the spacing."""
+    model = Remembers(packed=False)
+    far, near = (read(model, [f"rnn@c/{every}"], takes=TAKES)(WORDS)["rnn@c"] for every in (1_000_000_000, LONGEST))
+    assert far.shape[1] == 1 and torch.allclose(far, near, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_a_packed_bidirectional_stack_holds_in_every_row_what_the_row_alone_holds(kind):
     model = Remembers(kind, packed=True, bidirectional=True, num_layers=3)

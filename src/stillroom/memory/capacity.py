@@ -195,7 +195,7 @@ def _read(model: Remembers, inputs: Tensor, length: int | None, cells: bool) -> 
     parts: list[Tensor] = []
     masks: list[Tensor] = []
     with sizing(module):
-        reader = read(module, [State(path, 1 if cells else 1_000_000)], model.encode, takes=takes)
+        reader = read(module, [State(path, part="state" if cells else "h")], model.encode, takes=takes)
         for number, rows in enumerate(inputs.split(CHUNK)):
             rows = rows.to(device)
             ids = torch.zeros(len(rows), 2, dtype=torch.int64, device=device)

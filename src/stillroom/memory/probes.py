@@ -1,7 +1,7 @@
 """Probe inputs whose steps know nothing of each other: only so does remembering them prove a memory.
 
 Neighbouring steps of real inputs resemble each other, and a state that holds the present then seems to hold the past:
-an untrained LSTM of 16 units scores three times as much on smooth inputs as on independent ones.
+an untrained LSTM of 16 units scores four times as much on smooth inputs as on independent ones.
 """
 
 from __future__ import annotations

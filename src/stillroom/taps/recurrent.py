@@ -215,7 +215,7 @@ def _cells_at(one: _Reading, places: Tensor) -> Tensor:
     if not bool(rest.any()):
         return before
     hidden = _chosen(torch.cat([one.first[0][0][:, None], one.out], 1), chunk * one.every)
-    steps = torch.arange(one.every - 1, device=places.device)
+    steps = torch.arange(min(one.every - 1, one.values.shape[1]), device=places.device)
     index = ((chunk * one.every)[..., None] + steps).clamp(max=one.values.shape[1] - 1)
     few = _chosen(one.values, index.flatten(1)).view(rows * count, len(steps), -1)
     held = (steps >= rest.view(-1, 1))[..., None].to(few.dtype)
