@@ -47,6 +47,14 @@ def test_a_batch_is_the_bytes_of_the_texts_asked_for():
     assert source.batch(plain(torch.tensor([], dtype=torch.int64)))["inputs"].shape == (0, 1)
 
 
+def test_bytes_that_are_no_text_read_the_same_whatever_stands_beside_them():
+    source = TextSource([b"caf\xe9 noir", "a b c d e f g h"], views=TextViews(3, mask=0.9))
+    alone = source.batch(torch.tensor([[0, 0]]))["inputs"]
+    beside = source.batch(torch.tensor([[0, 0], [1, 2]]))["inputs"]
+    assert unpack(alone) == unpack(beside)[:1] == ["caf\ufffd noir"] == [source.show(0)]
+    assert torch.equal(alone[0], beside[0, : alone.shape[1]]) and int(source.lengths(torch.tensor([0]))) == 11
+
+
 def test_the_padding_of_one_batch_is_that_of_its_longest_text():
     source = TextSource(["a", "bb", "好" * 5])
     assert source.batch(plain([0, 1]))["inputs"].tolist() == [[97, 0], [98, 98]]
@@ -227,6 +235,10 @@ def test_hidden_labels_leave_a_text_source_a_text_source():
     assert torch.equal(subset.lengths(rows), source.lengths(rows)) and subset.show(4) == some()[4]
     hidden = subset.batch(plain(source.splits["train"][10:12]))
     assert hidden["labels"].tolist() == [UNLABELLED] * 2 and unpack(hidden["inputs"])[0].startswith("text number")
+    rated = TextSource(some(), some_labels(), ratings=np.linspace(-4, 4, 200))
+    shown = LabelledSubset(rated, rated.splits["train"][:10]).batch(plain(rated.splits["train"][8:12]))
+    assert shown["ratings"].isnan().tolist() == [False, False, True, True], "a rating would give the label away"
+    assert not rated.batch(plain(rated.splits["train"][8:12]))["ratings"].isnan().any()
     images = LabelledSubset(
         ArraySource(np.zeros((9, 2), np.float32), np.arange(9) % 2, splits={"train": range(9)}), [0]
     )

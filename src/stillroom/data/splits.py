@@ -220,9 +220,11 @@ class LabelledSubset:
         return len(self.source)
 
     def batch(self, ids: Tensor) -> Batch:
-        """Return the columns of ``ids`` (int64, B x 2) with hidden labels as -1."""
+        """Return the columns of ``ids`` (int64, B x 2) with hidden labels as -1 and ``ratings``, if any, as NaN."""
         batch = self.source.batch(ids)
         batch["labels"] = self.labels.index_select(0, ids[:, 0])
+        if "ratings" in batch:  # they tell the label too
+            batch["ratings"] = batch["ratings"].masked_fill(batch["labels"] == UNLABELLED, torch.nan)
         return batch
 
     def hashes(self, examples: Tensor) -> NDArray[np.uint64]:

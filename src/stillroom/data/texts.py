@@ -207,7 +207,9 @@ class _Tidy:
         if not isinstance(text, (str, bytes)):
             given = f"{type(text).__name__} at example {row}"
             raise DataError(say("Not every example is a text", given, "str", "Leave missing texts out."))
-        found = text.encode("utf-8", "replace") if isinstance(text, str) else text
+        # bytes that are no UTF-8 would read otherwise in a batch with views, which are made of strings
+        whole = text if isinstance(text, str) else text.decode("utf-8", "replace")
+        found = whole.encode("utf-8", "replace")
         if b"\0" in found:
             self.zeros += 1
             found = found.replace(b"\0", b"")
