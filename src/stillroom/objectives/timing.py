@@ -126,9 +126,9 @@ def _one_reading(title: str, mine: Place, ours: Tensor | None, place: Place, the
     if bool(apart):
         raise LossError(
             f"The objective '{title}' compares the student's '{mine.key}' with the teacher's '{place.key}' after as "
-            "many steps each: got steps that stand for different bytes of the same texts. Allowed: the same tokens on both "
-            "sides. Give both one encode, or compare the states at every step ('memory@h', the loss memory), which "
-            "spans align."
+            "many steps each: got steps that stand for different bytes of the same texts. Allowed: the same tokens on "
+            "both sides. Give both one encode, or compare the states at every step ('memory@h', the loss memory), "
+            "which spans align."
         )
 
 
