@@ -308,6 +308,16 @@ def test_another_teacher_is_never_answered_with_the_store_of_the_first(parts, tm
     assert (tmp_path / "old" / "store-1").is_dir()
 
 
+def test_answers_in_bfloat16_are_another_teachers(parts, tmp_path):
+    network = torch.nn.Linear(3, 2)
+    prints = [
+        record(Live(network, ["logits"], precision=precision), parts.Rows(), tmp_path / "store").manifest.fingerprints
+        for precision in ("float32", "bf16", "bf16")
+    ]
+    assert prints[0]["teacher"] != prints[1]["teacher"] == prints[2]["teacher"]
+    assert [place.name for place in (tmp_path / "old").iterdir()] == ["store-1"]
+
+
 def test_a_teacher_without_a_name_is_known_by_its_answers(parts, tmp_path):
     def other(batch):
         return {name: value + 1 for name, value in parts.teacher(batch).items()}

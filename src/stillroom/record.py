@@ -214,6 +214,8 @@ def _print_of(teacher: Teacher) -> str | None:
     if not isinstance(parts[0], nn.Module):
         return None
     known = [fingerprint_of(part) if isinstance(part, nn.Module) else None for part in parts]
+    precision = getattr(teacher, "precision", "float32")
+    known += [] if precision == "float32" else [precision]
     return files.fingerprint([*known, behaviour(*(part for part in parts if part is not None))])
 
 
