@@ -20,8 +20,6 @@ from stillroom.models.zoo import TEXTS, build
 from stillroom.randomness import forked
 from stillroom.recipe import Encode
 
-LONGEST = {"words": 64, "hugging-face": 128}  # tokens of a text that are read where the recipe does not say
-
 
 @dataclass(frozen=True)
 class Made:
@@ -66,11 +64,11 @@ class Making:
                 say(f"The encoder '{place}' reads texts", "data without texts", "a source of texts", "Name another.")
             )
         self._refuse(wanted, ("size", "unit", "vocabulary"), f"the encoder '{place}', which has a tokenizer of its own")
-        longest = wanted.longest or LONGEST["hugging-face"]
+        length = _length(wanted)
 
         def read(seed: int) -> Pretrained:
             with forked(seed, "weights"):
-                return from_folder(place, classes=self.classes, longest=longest, **options)
+                return from_folder(place, classes=self.classes, **length, **options)
 
         found = read(0)
         described = found.described
@@ -86,8 +84,8 @@ class Making:
         self._refuse(wanted, ("size",), "texts")
         key = repr(wanted)
         if key not in self.encodes:
-            longest = wanted.longest or LONGEST["words"]
-            self.encodes[key] = words_for(self.data, unit=wanted.unit, size=wanted.vocabulary, longest=longest)
+            length = _length(wanted)
+            self.encodes[key] = words_for(self.data, unit=wanted.unit, size=wanted.vocabulary, **length)
         encode = self.encodes[key]
         return encode, [encode.size]
 
@@ -116,6 +114,11 @@ class Making:
     def _config(self, model: Mapping[str, Any], shape: list[int]) -> dict[str, Any]:
         names = [str(one) for one in self.data.classes or ()]
         return {"model": dict(model), "shape": list(shape), "input": input_of(self.data), "classes": names}
+
+
+def _length(wanted: Encode) -> dict[str, Any]:
+    """Return the option ``longest`` where the recipe says it; each encode's maker has a default of its own."""
+    return {} if wanted.longest is None else {"longest": wanted.longest}
 
 
 def reads_texts(data: Source) -> bool:
