@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from stillroom.data import text_views
 from stillroom.data.text_views import MASK, TextViews
 from stillroom.data.texts import TextSource
 from stillroom.errors import DataError
+from stillroom.models import vocabulary
 from stillroom.utf8 import unpack
 
 TEXTS = [f"film {row} was a rather slow thing of some beauty , they say" for row in range(60)]
@@ -107,6 +109,10 @@ def test_characters_are_the_unit_of_chinese():
     assert by_word.count(MASK) == 1
     (by_character,) = seen(TextViews(2, mask=1.0, sample=0, unit="character"), ["good film"])
     assert by_character.count(MASK) == 7
+
+
+def test_a_character_that_stands_alone_does_so_in_views_and_in_vocabularies():
+    assert text_views._CHINESE == vocabulary._APART
 
 
 def test_the_fingerprint_names_what_shapes_a_view_and_nothing_else():
