@@ -186,6 +186,23 @@ def test_a_damaged_bundle_says_what_is_wrong(tmp_path, harm, words):
         load(tmp_path)
 
 
+def test_a_model_of_texts_without_its_vocabulary_is_refused(tmp_path):
+    model = build("textmlp", shape=(9,), classes=2, embedding=4, hidden=4)
+    words = WordEncode(["a", "b", "c", "d", "e", "f", "g"], longest=8)
+    text = {"dtype": "text", "shape": []}
+    about = {
+        "model": {"use": "textmlp", "options": {"embedding": 4, "hidden": 4}},
+        "shape": [9],
+        "classes": ["no", "yes"],
+    }
+    save_bundle(tmp_path, model, encode=words, config=about | {"input": text})
+    assert load(tmp_path)(["a b"]).shape == (1, 2)
+    rewrite(tmp_path, encode=None)
+    with pytest.raises(ModelError, match=r"nothing turns them into tokens: got no 'encode'.*Export the model again"):
+        load(tmp_path)
+    assert load(tmp_path, encode=words)(["a b"]).shape == (1, 2)
+
+
 def test_no_folder_and_a_folder_of_something_else(tmp_path):
     with pytest.raises(ModelError, match="no such folder"):
         load(tmp_path / "nowhere")

@@ -455,6 +455,8 @@ def test_without_control_or_memory_the_rest_is_still_said():
     curve, totals = findings(found)
     assert curve.number is None and "distilled remembers 4.0 numbers" in curve.sentence and headline(found) == ""
     assert "4 units hold" in totals.sentence
+    del found["models"]["teacher"], found["models"]["distilled"]["state"]
+    assert "teacher" not in findings(found)[1].sentence, "a teacher without a memory has no steps to differ in"
     assert draw(curve.figure, slots(["teacher", "distilled"]))
     assert memory_of({"distilled": [Remembers(nn.Linear(1, 1))]}, independent()) is None
 

@@ -99,6 +99,25 @@ def test_every_kind_of_file_gives_the_same(votes, tmp_path):
     assert [row["class"] for row in predictions(votes, [gb], encoding="gb18030")[0]] == ["positive", "negative"]
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("a.txt", "好电影\n坏\n".encode("gb18030"), "Give '--encoding gb18030'"),
+        ("a.csv", "text\ncafé\n".encode("latin-1"), "Give '--encoding cp1252'"),
+        ("a.csv", "text\nfine\n".encode("utf-16-le"), "Give '--encoding utf-16-le'"),
+    ],
+)
+def test_another_encoding_is_answered_with_the_flag_that_gives_it(command, tmp_path, file, content, told):
+    (tmp_path / file).write_bytes(content)
+    code, out, err = command("predict", "model", file)
+    assert code == 2 and told in err and not out and not (tmp_path / "predictions.csv").exists()
+
+
+def test_one_prediction_is_called_one(command, tmp_path):
+    (tmp_path / "a.txt").write_text("fine\n")
+    assert "Wrote 1 prediction to predictions.csv" in command("predict", "model", "a.txt")[1]
+
+
 def test_what_was_cut_is_said_and_a_line_of_a_megabyte_does_no_harm(votes, tmp_path):
     place = tmp_path / "long.txt"
     place.write_text("good " * 20 + "\n" + "dull " * 200_000 + "\n" + "x" * 1_000_000 + "\nfine\n")

@@ -301,5 +301,5 @@ def test_what_cannot_be_classified_is_told(tmp_path):
         texts_of([write(tmp_path, "x", "a.png")])
     with pytest.raises(DataError, match="nothing to classify"):
         texts_of([write(tmp_path, "\n \n", "a.txt")])
-    with pytest.raises(DataError, match="encoding: cp1252"):
+    with pytest.raises(DataError, match="--encoding cp1252"):
         texts_of([write(tmp_path, "café\n", "a.txt", "latin-1")])

@@ -105,7 +105,7 @@ def predict(
     if as_json:
         show_json({"file": str(out), "rows": len(answers), "notes": notes, "predictions": answers})
         return
-    screen.print(f"Wrote {len(answers)} predictions to {out}", markup=False)
+    screen.print(f"Wrote {len(answers):,} prediction{'s' * (len(answers) != 1)} to {out}", markup=False)
     for note in notes:
         screen.print(note, markup=False)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 ARRAYS = (".npy", ".npz")
 LINES = (".txt",)
+ENCODING = "--encoding "  # how the command line gives an encoding
 
 
 def rows_of(places: Sequence[Path], wanted: Mapping[str, Any]) -> tuple[list[str], Tensor]:
@@ -132,10 +133,10 @@ def _texts_in(place: Path, column: str | None, encoding: str) -> Iterator[tuple[
     from stillroom.data.text_tables import check_column, kind_of, lines_of, read_rows
 
     if kind_of(place) in LINES:
-        yield from lines_of(place, encoding)
+        yield from lines_of(place, encoding, setting=ENCODING)
         return
     chosen = column
-    for number, (line, row) in enumerate(read_rows(place, encoding)):
+    for number, (line, row) in enumerate(read_rows(place, encoding, setting=ENCODING)):
         if not number:
             chosen = column or (next(iter(row)) if len(row) == 1 else "text")
             check_column(chosen, row, place, "Name it with --column COLUMN.")

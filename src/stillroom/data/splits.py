@@ -61,7 +61,7 @@ def amount(value: float, rows: int, what: str) -> int:
         raise DataError(say(f"The size of '{what}' is not a number", repr(value), allowed))
     count = round(value * rows) if isinstance(value, float) and 0 <= value < 1 else value
     if count != int(count) or not 0 <= count < max(1, rows):
-        raise DataError(say(f"The size of '{what}' does not fit the {rows} rows at hand", value, allowed))
+        raise DataError(say(f"The size of '{what}' does not fit the {rows} rows at hand", f"{value:g}", allowed))
     return int(count)
 
 

@@ -16,6 +16,7 @@ from typing import IO
 from stillroom.errors import DataError, say
 
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson")
+RECIPE = "encoding: "  # how a recipe gives an encoding
 Row = tuple[int, Mapping[str, str]]
 """The line a row begins at (from 1) and its fields by column."""
 
@@ -35,11 +36,12 @@ def kind_of(file: Path) -> str:
     return Path(file.name[:-3] if file.name.lower().endswith(".gz") else file.name).suffix.lower()
 
 
-def read_rows(file: Path, encoding: str = "utf-8") -> Iterator[Row]:
+def read_rows(file: Path, encoding: str = "utf-8", *, setting: str = RECIPE) -> Iterator[Row]:
     """Yield the rows of a table. A byte order mark overrules ``encoding``; blank lines are passed over.
 
     CSV: the first line names the columns; fields may be quoted; ``;`` separates where that line has no comma. TSV: the
     same with tabs, and quotes are plain characters. JSON Lines: an object a line; null becomes an empty field.
+    ``setting`` is how a person gives another encoding, told where this one does not fit.
 
     Raises:
         DataError: the file is absent or damaged, is no such table, or is written in another encoding.
@@ -47,17 +49,19 @@ def read_rows(file: Path, encoding: str = "utf-8") -> Iterator[Row]:
     kind = kind_of(file)
     if kind not in KINDS:
         raise DataError(say(f"Cannot read {file}", f"a file ending in '{kind}'", f"{', '.join(KINDS)}, also .gz"))
-    with _reading(file, encoding) as stream:
+    with _reading(file, encoding, setting) as stream:
         yield from _objects(stream, file) if kind in (".jsonl", ".ndjson") else _table(stream, file, kind)
 
 
-def lines_of(file: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+def lines_of(file: Path, encoding: str = "utf-8", *, setting: str = RECIPE) -> Iterator[tuple[int, str]]:
     """Yield the lines of a plain text file, with their numbers from 1; lines of white space alone are passed over.
+
+    ``setting`` is how a person gives another encoding, told where this one does not fit.
 
     Raises:
         DataError: the file is absent or damaged, or is written in another encoding.
     """
-    with _reading(file, encoding) as stream:
+    with _reading(file, encoding, setting) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 yield number, line.strip()
@@ -134,18 +138,18 @@ def _field(value: object) -> str:
 
 
 @contextmanager
-def _reading(file: Path, encoding: str) -> Iterator[IO[str]]:
+def _reading(file: Path, encoding: str, setting: str) -> Iterator[IO[str]]:
     """Open a file as text and tell what goes wrong while it is read."""
     found = encoding
     try:
         with _opened(file) as binary:
-            found = _encoding(binary, file, encoding)
+            found = _encoding(binary, file, encoding, setting)
             with io.TextIOWrapper(binary, encoding=found, newline="") as stream:
                 yield stream
     except UnicodeDecodeError as error:
-        raise _wrong_encoding(file, found, error) from None
+        raise _wrong_encoding(file, found, error, setting) from None
     except UnicodeError as error:  # UTF-16 without its mark, for one
-        raise DataError(f"Cannot read {file}: it is not {found} ({error}). Give its 'encoding'.") from None
+        raise DataError(f"Cannot read {file}: it is not {found} ({error}). Give '{setting}NAME'.") from None
     except FileNotFoundError:
         raise DataError(f"Missing file: {file} does not exist. Check the path.") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -159,7 +163,7 @@ def _opened(file: Path) -> io.BufferedReader:
     return open(file, "rb")
 
 
-def _encoding(binary: io.BufferedReader, file: Path, encoding: str) -> str:
+def _encoding(binary: io.BufferedReader, file: Path, encoding: str, setting: str) -> str:
     """Return what a file is written in: by its mark, else as it was given."""
     head = binary.peek(64)[:64]
     for mark, name in _MARKS:
@@ -174,12 +178,12 @@ def _encoding(binary: io.BufferedReader, file: Path, encoding: str) -> str:
         for zeros, name in ((head[1::2], "utf-16-le"), (head[::2], "utf-16-be")):
             if len(head) >= 4 and zeros.count(0) > len(head) // 4:
                 raise DataError(
-                    f"{file} is not written in {encoding}: every second byte is zero. Give 'encoding: {name}'."
+                    f"{file} is not written in {encoding}: every second byte is zero. Give '{setting}{name}'."
                 )
     return encoding
 
 
-def _wrong_encoding(file: Path, encoding: str, error: UnicodeDecodeError) -> DataError:
+def _wrong_encoding(file: Path, encoding: str, error: UnicodeDecodeError, setting: str) -> DataError:
     """Find the first byte that does not fit, from the start of the file, and say what it looks like instead."""
     decoder = codecs.getincrementaldecoder(encoding)()
     read, lines, piece = 0, 1, b""
@@ -201,7 +205,7 @@ def _wrong_encoding(file: Path, encoding: str, error: UnicodeDecodeError) -> Dat
     wrong = error.object[error.start]
     return DataError(
         f"{file} is not written in {encoding.removesuffix('-sig')}: got the byte 0x{wrong:02x} at {place:,} (line "
-        f"{lines:,}). Give 'encoding: {_likely(piece or error.object)}' if that is what it was saved in, or save it "
+        f"{lines:,}). Give '{setting}{_likely(piece or error.object)}' if that is what it was saved in, or save it "
         "again as UTF-8."
     )
 

@@ -224,6 +224,8 @@ def _full(result: Mapping[str, Any], main: str) -> str:
     )
     fits = held.get("state")
     if not fits:
+        if TEACHER not in result["models"]:
+            return f"{text}."
         return f"{text}. Its state was not set beside the teacher's, whose steps in time are others."
     ratio = float(np.mean([fit["ratio"] for fit in fits]))
     explained = float(np.mean([fit["r2"] for fit in fits]))

@@ -285,6 +285,10 @@ def load(folder: Path | str, *, model: nn.Module | None = None, encode: nn.Modul
         )
     encode = _build_encode(config, folder) if encode is None else encode
     _must_fit(encode, config.shape, str(folder))
+    if encode is None and config.input.dtype == TEXT and isinstance(config.model, _Zoo):
+        given = f"no 'encode' in {CONFIG}"
+        do = "Export the model again, together with its encode."
+        raise ModelError(say(f"{folder} takes texts, and nothing turns them into tokens", given, "its vocabulary", do))
     built = Deployed(
         _build(config, folder) if model is None else model,
         encode,

@@ -142,7 +142,7 @@ def build(
         raise ModelError(
             say(
                 "These texts give no vocabulary",
-                f"{len(texts)} texts with {len(counts)} different {chosen}s",
+                f"{len(texts)} text{'s' * (len(texts) != 1)} with {len(counts)} different {chosen}s",
                 f"at least one {chosen} that occurs {least} times",
                 "Give more text, or ask for fewer occurrences (least).",
             )

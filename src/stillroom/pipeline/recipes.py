@@ -80,7 +80,8 @@ def class_count(data: Source) -> int:
     """
     if not data.classes:
         raise ModelError(
-            "A model of the zoo needs the number of classes: got data without labels. Give labels, or your own module."
+            "A model of the zoo needs the number of classes: got data without labels. Name the column of labels "
+            "(data.label), or use stillroom.distill in Python with a network of your own."
         )
     if len(data.classes) < 2:
         raise ModelError(
