@@ -137,6 +137,40 @@ def test_killed_at_several_places_of_the_export(graphs: Lab) -> None:
     assert faults.leftovers(graphs.root / "killed") == []
 
 
+TEXTS = """\
+data: {{use: text, path: "{data}", labels: 40}}
+teacher: {{model: bilstm, embedding: 16, hidden: 16, train: {{steps: 8, batch: 16, lr: 1.0e-2}}}}
+student: {{model: bigru, embedding: 8, hidden: 6, encode: {{unit: character, longest: 40}}}}
+objectives:
+  - {{use: labels, weight: 0.1}}
+  - {{use: kd, weight: 0.9}}
+  - {{use: memory, student: memory@h, teacher: memory@h}}
+record: {{views: 3, precision: bf16}}
+train: {{steps: 12, batch: {{labelled: 8, transfer: 16}}, lr: 1.0e-2}}
+seeds: [0]
+export: {{onnx: null}}
+"""
+
+
+def test_texts_views_and_memories_go_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+    numbers, words = random.Random(0), ["good lovely fine warm".split(), "bad dull slow cold".split()]
+    lines = ["text,label"]
+    for row in range(220):  # some unlabelled, in batches of like length
+        text = " ".join(numbers.choice([*words[row % 2], "the", "a", "plot"]) for _ in range(numbers.randint(1, 14)))
+        lines.append(f"{text} {row},{'' if row % 7 == 0 else ['pos', 'neg'][row % 2]}")
+    (tmp_path / "texts.csv").write_text("\n".join(lines))
+    (tmp_path / "small.yaml").write_text(TEXTS.format(data=tmp_path / "texts.csv"))
+    lab = Lab(tmp_path)
+    assert lab.run("clean") == 0
+    wanted = lab.result("clean")
+    assert len(wanted["files"]) > 5 and wanted["metrics"]["memory"]["models"]
+    for fault in ("train:step:5", "record:batch:2", "train:step:7", "train:checkpoint:2", "run:metrics:1"):
+        assert lab.run("killed", fault) == -signal.SIGKILL, fault
+    assert lab.run("killed") == 0
+    assert lab.result("killed") == wanted
+    assert faults.leftovers(tmp_path / "killed") == []
+
+
 # --- several processes, killed at any time ---------------------------------------------------------------------
 
 
