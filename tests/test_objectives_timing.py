@@ -254,6 +254,14 @@ def test_borders_of_other_tokens_are_refused(tap):
             match("memory_cells", tap, theirs).size(shown, told, {})
 
 
+def test_borders_of_another_spacing_are_refused():
+    """Four borders of 28 steps, by 7 and by 8: equal shapes, other steps."""
+    shown, told = ({"m@c": drawn(2, 4, 1, 1, 6, seed=seed)} for seed in (0, 1))
+    match("memory_cells", "m@c/7", "m@c/7").size(shown, told, {})
+    with pytest.raises(LossError, match="'m@c/7' of the student and 'm@c/8' of the teacher.*same number behind"):
+        match("memory_cells", "m@c/7", "m@c/8").size(shown, told, {})
+
+
 def test_states_and_cells_meet_in_one_direction_only():
     told = {"m@c": drawn(2, 5, 1, 2, 4)}
     for directions, fits in ((1, True), (2, False)):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stillroom.contracts import SPANS, Place, Segments, Signals, State
-from stillroom.errors import LossError
+from stillroom.errors import LossError, say
 from stillroom.objectives.signature import Signature
 from stillroom.objectives.stretches import at_borders
 
@@ -63,8 +63,8 @@ def align(
     (bool, B x Ts) for a loss that takes features and no masks: it is computed over those steps, each a row.
 
     Raises:
-        LossError: states in the order of the text meet cells in the order of reading, in two directions; borders after
-            so many steps meet those of another tokenizer; or stretches of a memory meet something else.
+        LossError: states in the order of the text meet cells in the order of reading, in two directions; borders meet
+            others, of another spacing or tokenizer; or stretches of a memory meet something else.
     """
     ours, theirs = reads.sides("student"), reads.sides("teacher")
     if not ours or not theirs:
@@ -72,6 +72,7 @@ def align(
     mine, place = pair[ours[0].name], pair[theirs[0].name]
     shown, target = values[ours[0].name], values[theirs[0].name]
     spans = _spans(student, mine), _spans(teacher, place)
+    _one_spacing(title, mine, place)
     if _border(mine) or _border(place) or isinstance(mine.tap, Segments):
         _one_reading(title, mine, spans[0], place, spans[1])
     if isinstance(mine.tap, Segments):
@@ -130,6 +131,15 @@ def _one_reading(title: str, mine: Place, ours: Tensor | None, place: Place, the
             "both sides. Give both one encode, or compare the states at every step ('memory@h', the loss memory), "
             "which spans align."
         )
+
+
+def _one_spacing(title: str, mine: Place, place: Place) -> None:
+    """Refuse borders after other numbers of steps: there may be as many of them, as of 28 steps by 7 and by 8."""
+    if not (isinstance(mine.tap, State) and isinstance(place.tap, State) and _border(mine) and _border(place)):
+        return
+    if mine.tap.every != place.tap.every:
+        given = f"'{mine.tap}' of the student and '{place.tap}' of the teacher"
+        raise LossError(say(f"'{title}' compares cells at other borders", given, "the same number behind '/'"))
 
 
 def _one_order(title: str, mine: Place, shown: Tensor, place: Place, target: Tensor) -> None:
