@@ -450,3 +450,25 @@ def test_a_loss_that_keeps_its_axes_is_refused():
 
     with pytest.raises(LossError, match=r"must return one number: got shape \(2,\)"):
         match(unreduced)({"logits": torch.ones(2, 3)}, {}, {})
+
+
+def test_stretches_are_read_of_a_student():
+    with pytest.raises(LossError, match=r"of the teacher: got 'm@segments.c/7'. Allowed: 'm@h' or 'm@c/7'"):
+        match("memory_cells", "m@c/7", "m@segments.c/7")
+    assert match("memory_cells", ["m@segments.c/7"], ["m@c/7"]).pairs
+
+
+@pytest.mark.parametrize(
+    ("loss", "axes", "told"),
+    [
+        ("memory", (2, 5, 8), "of a transformer take the loss memory_prefix"),
+        ("memory_prefix", (2, 5, 1, 1, 8), "of a recurrent teacher take the loss memory"),
+        ("memory_prefix", (2, 8), "reads a transformer's tokens, such as 'body.encoder.layer.5'"),
+        ("memory_cells", (2, 3, 1, 1, 8), "the same number behind '/'"),
+    ],
+)
+def test_what_is_no_memory_is_answered_with_the_loss_that_fits(loss, axes, told):
+    shown, target = {"m@h": torch.randn(2, 5, 1, 1, 8)}, {"m@h": torch.randn(*axes)}
+    with pytest.raises(LossError) as refused:
+        match(loss, "m@h", "m@h").size(shown, target, {})
+    assert told in str(refused.value)

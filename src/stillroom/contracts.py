@@ -176,8 +176,8 @@ def tap(text: str | Tap) -> Tap:
         return Hidden(found["path"], side, None if found["call"] is None else int(found["call"]), pick)
     raise TapError(
         f"This is not a tap: got '{text}'. Allowed: logits, features, output, output[part], layer3, fc:in, "
-        "encoder.layer.3[0], shared#1 (its second call), lstm@state, lstm@state/8, lstm@segments.c/8, mha@attention, "
-        "logits@gradient, logits@gradient(label). Write one of these forms."
+        "encoder.layer.3[0], shared#1 (its second call), lstm@state/8, lstm@h, lstm@c/8, lstm@segments.c/8, "
+        "mha@attention, logits@gradient, logits@gradient(label). Write one of these forms."
     )
 
 

@@ -22,6 +22,7 @@ from stillroom.contracts import States, Tokens
 from stillroom.errors import LossError
 from stillroom.losses._shared import floor_of, wide
 
+STATES, TOKENS = 5, 3  # axes: batch, time, layers, directions, width; batch, time, width
 LEAST_SHARE, LEAST = 1e-3, 1e-6
 DEEPEST = 60.0  # exp(-60) is still a number of float32, so that no prefix weighs nothing
 
@@ -45,12 +46,23 @@ def _normal(values: Tensor) -> Tensor:
 
 
 def _unlike(student: Tensor, teacher: Tensor, axes: str = "layers, directions, width") -> LossError:
+    do = (
+        "Cells are read at borders ('memory@c/8'), which must be as many on both sides: read the same inputs with the "
+        "same number behind '/', or compare the states at every step with the loss memory at 'memory@h', which spans "
+        "of text align."
+    )
+    if student.dim() != STATES:
+        do = "The student shows no states here: name its recurrent part, such as 'memory@h'."
+    elif axes == "width" and teacher.dim() != TOKENS:
+        do = "memory_prefix reads a transformer's tokens, such as 'body.encoder.layer.5'; of a recurrent teacher take "
+        do += "the loss memory at 'memory@h'."
+    elif teacher.dim() != (TOKENS if axes == "width" else STATES):
+        do = "The teacher shows no states here: of a transformer take the loss memory_prefix, of a recurrent teacher "
+        do += "the tap 'memory@h'."
     return LossError(
         f"States are compared step by step: got the student's {tuple(student.shape)} and the teacher's "
         f"{tuple(teacher.shape)}. Allowed: (batch, time, layers, directions, width) and (batch, time, {axes}) with "
-        "equal batch, time and width. Cells are read at borders ('memory@c/8'), which must be as many on both sides: "
-        "read the same inputs with the same number behind '/', or compare the states at every step with the loss "
-        "memory at 'memory@h', which spans of text align."
+        f"equal batch, time and width. {do}"
     )
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from stillroom.contracts import Place, Tap, place
-from stillroom.errors import LossError
+from stillroom.contracts import Place, Segments, Tap, place
+from stillroom.errors import LossError, say
 from stillroom.objectives.signature import Signature, Slot, default_place
 
 Where = str | Tap | Sequence[str | Tap] | Mapping[str, str | Tap] | None
 
 
 def pairs_of(title: str, reads: Signature, student: Where, teacher: Where) -> list[dict[str, Place]]:
-    """Return, for each pair of taps, the place of every slot that reads a model."""
+    """Return, for each pair of taps, the place of every slot that reads a model.
+
+    Raises:
+        LossError: a place must be named, taps do not pair up, or stretches of a teacher are asked for.
+    """
     sides: dict[str, list[dict[str, Place]]] = {}
     for side, where in (("student", student), ("teacher", teacher)):
         slots = reads.sides(side)  # type: ignore[arg-type]
@@ -37,9 +41,20 @@ def pairs_of(title: str, reads: Signature, student: Where, teacher: Where) -> li
         ours, theirs = ours * len(theirs), theirs * len(ours)
     pairs = [{**a, **b} for a, b in zip(ours, theirs, strict=True)]
     for pair in pairs:
+        _of_a_student(title, reads, pair)
         for slot in reads.sides("bank"):
             pair[slot.name] = pair[reads.sides("teacher")[0].name]
     return pairs
+
+
+def _of_a_student(title: str, reads: Signature, pair: Mapping[str, Place]) -> None:
+    """Refuse stretches of a teacher: nobody tells where they start, so each would begin without a memory."""
+    sides = reads.sides("student"), reads.sides("teacher")
+    mine, theirs = (pair[slots[0].name].tap if slots else None for slots in sides)
+    if isinstance(theirs, Segments) and mine is not None and not isinstance(mine, Segments):
+        allowed = f"'{theirs.path}@h' or '{theirs.path}@c/{theirs.every}'"
+        do = "Stretches are read of a student, each from a state of the teacher's."
+        raise LossError(say(f"The objective '{title}' reads stretches of the teacher", f"'{theirs}'", allowed, do))
 
 
 def _place(title: str, slot: Slot, where: str | Tap | None) -> Place:

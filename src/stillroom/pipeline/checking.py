@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stillroom.contracts import Batch, Signals
+from stillroom.contracts import Batch, Segments, Signals
 from stillroom.errors import DataError, ModelError, TapError, say
 from stillroom.evaluate import plain_ids
 from stillroom.learner import Learner
@@ -93,6 +93,9 @@ def _arm(arm: ArmPlan, experiment: Experiment, batch: Batch, shown: Signals) -> 
         }
         with _blaming(f"the objective '{objective.name}' of arm '{arm.name}'", told):
             objective.size(seen, shown | extra, dict(batch))  # type: ignore[operator]
+    if any(isinstance(one, Segments) for one in learner.reader.taps):  # where a stretch starts is known only once sized
+        with _blaming(f"the student of arm '{arm.name}'", batch), torch.no_grad():
+            learner(dict(batch), shown | extra)
     visible = arm.data(experiment.data)
     settings, rows = arm.settings(visible), arm.rows(visible)
     transfer = "" if rows.transfer is None else f" + transfer set of {len(rows.transfer):,}"

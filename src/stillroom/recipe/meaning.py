@@ -15,6 +15,7 @@ from stillroom.recipe.text import Node
 from stillroom.settings import Mixed, Ramp, Training
 
 Pairs = Sequence[tuple[Node, Objective]]
+SUCH_AS = {"states": "memory@h", "tokens": "body.encoder.layer.5"}  # a tap to name for an example, by kind
 
 
 class Meaning:
@@ -58,7 +59,10 @@ class Meaning:
         for side, slots in (("student", reads.sides("student")), ("teacher", theirs)):
             where = getattr(objective, side)
             if where is None and slots and any(default_place(slot) is None for slot in slots):
-                self.note(node, f"{objective.use} must be told where to read: add '{side}:' with a tap such as layer3")
+                known = next(
+                    (SUCH_AS[slot.kind.name] for slot in slots if slot.kind and slot.kind.name in SUCH_AS), "layer3"
+                )
+                self.note(node, f"{objective.use} must be told where to read: add '{side}:' with a tap such as {known}")
             elif where is not None and not slots:
                 self.note(_part(node, side), f"{objective.use} reads nothing of the {side}; take '{side}' away")
         if not theirs and objective.connector != "auto":
