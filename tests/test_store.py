@@ -257,6 +257,23 @@ def test_a_dense_range_that_does_not_begin_at_0(make):
         store({"id": pairs(29)})
 
 
+def test_the_tap_of_a_memory_means_what_it_gave(tmp_path):
+    states = {"lstm@h": torch.zeros(1, 6, 1, 1, 2), "lstm@c": torch.ones(1, 2, 1, 1, 2)}
+
+    def remembers(batch):
+        return {name: value.expand(len(batch["id"]), *value.shape[1:]) for name, value in states.items()}
+
+    kept = record(remembers, Rows(), tmp_path / "store", taps=["lstm@h", "lstm@c/3"], fingerprints=PRINTS)
+    for names in ("lstm@state/3", ["lstm@h", "lstm@c/3"], ["lstm@h", "lstm@c"]):
+        assert set(kept.use(names)({"id": pairs(0, 1)})) == {"lstm@h", "lstm@c"}
+    with pytest.raises(StoreError, match=r"cells at other borders: got 'lstm@c/4'.*lstm@c/3"):
+        kept.use("lstm@c/4")
+    with pytest.raises(StoreError, match="does not hold this signal: got 'gru@h'"):
+        kept.use("gru@h")
+    nameless = record(remembers, Rows(), tmp_path / "nameless", fingerprints=PRINTS)
+    assert nameless.use("lstm@c/4").signals == ("lstm@c",), "nobody said where the borders were"
+
+
 def test_only_the_signals_in_use_are_decoded_and_shared(make, monkeypatch):
     store = make(both)
     few = store.use(["logits", "boxes.mask"])

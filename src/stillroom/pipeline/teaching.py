@@ -237,6 +237,7 @@ def open_store(experiment: Experiment, name: str, folder: Path) -> Store:
                 f"{', '.join(store.signals)}. "
                 "Record that tap too (record: {also: [...]}), or take the objective out."
             )
+        store.use(text)
     if store.views < experiment.views:
         raise StoreError(
             f"The store {store.folder} holds {store.views} views of each example: got record.views: "

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from stillroom import files, randomness
-from stillroom.contracts import SPANS, Batch, Signals, Source, Teacher
-from stillroom.errors import StoreError, say
+from stillroom.contracts import SPANS, Batch, Signals, Source, State, Teacher, place, tap
+from stillroom.errors import StoreError, TapError, say
 from stillroom.store.decoded import CHUNK, Held, Shelf
 from stillroom.store.encoding import MASK, NORM, Column, encode, named
 from stillroom.store.manifest import MANIFEST, SIDES, Manifest, read_manifest
@@ -123,17 +123,15 @@ class Store:
     def use(self, names: str | Iterable[str]) -> Store:
         """Return the same store answering with ``names`` only; decoded columns are shared.
 
-        What runs along time keeps the ``spans`` that say what its steps stand for, where they were recorded.
+        A tap of a memory stands for the entries it gave (``memory@state/8`` for ``memory@h`` and ``memory@c``). What
+        runs along time keeps the ``spans`` that say what its steps stand for, where they were recorded.
 
         Raises:
-            StoreError: a signal was not recorded.
+            StoreError: a signal was not recorded, or cells were at other borders.
         """
         wanted = [names] if isinstance(names, str) else list(names)
         chosen: list[str] = []
-        for name in wanted:
-            base = name.removesuffix(MASK)
-            if name not in self.manifest.signals and not self._shelf.has(name) and base in self.manifest.signals:
-                name = base
+        for name in (one for given in wanted for one in self._given_by(given)):
             if name not in self.manifest.signals and not self._shelf.has(name):
                 raise StoreError(
                     say(
@@ -146,6 +144,13 @@ class Store:
             if name not in chosen:
                 chosen.append(name)
         return Store(self._shelf, [*chosen, *_spans(chosen, self.manifest.signals)])
+
+    def _given_by(self, name: str) -> list[str]:
+        """Return the signals that ``name`` means: of a mask its base, of a memory's tap what it gave."""
+        signals, base = self.manifest.signals, name.removesuffix(MASK)
+        if name in signals or self._shelf.has(name):
+            return [name]
+        return [base] if base in signals else _of_memory(name, self.folder, self.manifest)
 
     def decode(self) -> Store:
         """Decode now what a call returns, so that the first step does not wait for it; return the store."""
@@ -361,6 +366,30 @@ def _spans(chosen: Sequence[str], signals: Mapping[str, Column]) -> list[str]:
     timed = [name for name in chosen if name in signals and signals[name].ragged]
     found = dict.fromkeys(name[: name.rfind("/") + 1] + SPANS for name in timed)
     return [name for name in found if name in signals and name not in chosen]
+
+
+def _of_memory(name: str, folder: Path, manifest: Manifest) -> list[str]:
+    """Return the entries that the tap of a memory gave, ``name`` itself where it is none or gave nothing.
+
+    Raises:
+        StoreError: its cells were recorded at other borders.
+    """
+    try:
+        owner, found, _ = place(name)
+        taps = [tap(one) for one in manifest.taps]
+    except TapError:  # names of somebody's own
+        return [name]
+    if not isinstance(found, State):
+        return [name]
+    before = f"{owner}/{found.path}" if owner else found.path
+    parts = ("h", "c") if found.part == "state" else (found.part,)
+    held = [f"{before}@{part}" for part in parts if f"{before}@{part}" in manifest.signals]
+    if any(one.endswith("@c") for one in held):
+        others = [one for one in taps if isinstance(one, State) and one.path == found.path and one.part != "h"]
+        if others and all(one.every != found.every for one in others):
+            do = "Write the same number behind '/', or record again."
+            raise StoreError(say(f"{folder} holds cells at other borders", f"'{name}'", map(str, others), do))
+    return held or [name]
 
 
 def _pairs(ids: Tensor) -> Tensor:
