@@ -88,6 +88,7 @@ def _ask(experiment: Experiment, arm: ArmPlan, number: int, stage: ArmPlan, part
             experiment.data,
             part / "knowledge",
             views=experiment.views,
+            order_by=getattr(experiment.data, "lengths", None),  # as for a teacher
             taps=taps,
             fingerprints={"data": str(experiment.data.fingerprint)},
             classes=experiment.data.classes,
