@@ -261,14 +261,21 @@ def test_what_is_not_on_this_machine_is_not_fetched(name):
     [
         (lambda folder: (folder / "config.json").unlink(), "without config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "without model.safetensors"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer that can be read"),
+        (
+            lambda folder: (folder / "tokenizer.json").unlink(),
+            "no tokenizer that can be read: got a folder without tokenizer.json",
+        ),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "config.json").write_text("[]"), "got list"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "cannot be read"),
-        (lambda folder: change(folder, intermediate_size=64), "cannot be read|not those of its config"),
+        (
+            lambda folder: change(folder, intermediate_size=64),
+            r"not those of its config.json: got \d+ tensors.*: encoder\.layer\.0\.intermediate",
+        ),
         (lambda folder: change(folder, num_hidden_layers=3), "tensors missing"),
         (lambda folder: change(folder, model_type="quite-new"), "code of its own"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "vit"}'), "does not read texts"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "not a tokenizer.*save_pretrained"),
         (lambda folder: (folder / "tokenizer.json").write_text(larger()), "parts of two models"),
     ],
 )

@@ -234,7 +234,8 @@ def _read_tokenizer(folder: Path) -> str:
         return (folder / TOKENIZER).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         do = "Write one where the model was made: AutoTokenizer.from_pretrained(...).save_pretrained(folder)."
-        raise ModelError(say(f"{folder} has no tokenizer that can be read", str(error), TOKENIZER, do)) from error
+        given = f"a folder without {TOKENIZER}" if isinstance(error, FileNotFoundError) else str(error)
+        raise ModelError(say(f"{folder} has no tokenizer that can be read", given, TOKENIZER, do)) from error
 
 
 # --- what it is made of ----------------------------------------------------------------------------------------
@@ -358,6 +359,7 @@ def _fill(body: Any, folder: Path) -> None:
                 trust_remote_code=False,
                 dtype=torch.float32,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told below, by name
             )
         except Exception as error:
             given = f"{type(error).__name__}: {error}"
@@ -369,7 +371,7 @@ def _fill(body: Any, folder: Path) -> None:
     held = {name: value for name, value in stored.state_dict().items() if name in wanted}
     missing = sorted(name for name in told["missing_keys"] if name in wanted) + sorted(wanted.keys() - held.keys())
     if missing or told.get("mismatched_keys"):
-        wrong = [*missing, *(str(entry) for entry in told.get("mismatched_keys", ()))]
+        wrong = [*missing, *sorted(str(entry[0]) for entry in told.get("mismatched_keys", ()))]
         given = f"{len(wrong)} tensors missing or of another shape: {', '.join(wrong[:3])}"
         raise ModelError(say(f"The weights in {folder} are not those of its {CONFIG}", given, "all of them"))
     body.load_state_dict(held)

@@ -297,7 +297,12 @@ def _tokenizer(given: Tokenizer | str) -> Tokenizer:
         return Tokenizer.from_str(text)
     except Exception as error:  # the package raises nothing narrower
         raise ModelError(
-            say("This is not a tokenizer", f"'{text[:40]}' ({error})", "the text of a tokenizer.json")
+            say(
+                "This is not a tokenizer",
+                f"'{text[:40]}' ({error})",
+                "the text of a tokenizer.json",
+                "Write one where the model was made: AutoTokenizer.from_pretrained(...).save_pretrained(folder).",
+            )
         ) from (error)
 
 
