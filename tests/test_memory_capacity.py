@@ -441,6 +441,27 @@ def test_a_difference_that_may_be_chance_is_not_called_memory():
     assert "is not shown" in findings(found)[0].sentence
 
 
+def test_random_weights_that_hold_more_are_named_beside_the_claim():
+    found = asked(6, 4)
+    assert "Random weights hold more" not in findings(found)[0].sentence
+    found["models"]["random weights"] |= {"totals": [9.0] * 5}
+    sentence = findings(found)[0].sentence
+    assert "Memory was passed on." in sentence and "Random weights hold more" in sentence
+
+
+def test_a_foreign_network_that_breaks_on_probes_does_not_end_the_report():
+    class Fragile(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.memory = nn.GRU(1, 3, batch_first=True)
+
+        def forward(self, inputs):
+            raise RuntimeError("a shape of my own\nand more")
+
+    found = memory_of({"alone": registers(4, 1), "odd": [Remembers(Fragile())]}, independent(), reach=8, rows=64)
+    assert list(found["models"]) == ["alone"] and found["left_out"] == {"odd": "a shape of my own"}
+
+
 def test_a_lead_of_a_hair_is_not_sold_as_memory():
     found = asked(6, 4)
     for name, totals in (("alone", [2.0, 2.2, 2.1, 1.9, 2.0]), ("distilled", [2.03, 2.22, 2.13, 1.93, 2.03])):

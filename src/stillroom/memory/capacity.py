@@ -62,6 +62,9 @@ class Capacity:
         }  # fmt: skip
 
 
+UNASKED = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)  # what a foreign network may raise
+
+
 class _How(NamedTuple):
     """How it is measured; see :func:`capacity`."""
 
@@ -255,8 +258,8 @@ def memory_of(
                 key = _key(one.encode)
                 taken[key] = taken.get(key) or steps_of(inputs[:MOST], one.encode, seed=seed)
                 held.append(_capacity(one, taken[key], how))
-        except UserError as error:  # one network that cannot be asked must not cost the answers of the others
-            left_out[name] = str(error)
+        except (UserError, *UNASKED) as error:  # it must not cost the others their answers, nor a run its report
+            left_out[name] = str(error).strip().split("\n")[0]
         else:
             found[name] = _entry(held)
     if not found:

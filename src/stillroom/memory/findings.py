@@ -117,7 +117,7 @@ def _advice(result: Mapping[str, Any], main: str, alone: str, lead: Interval | N
         if lead.n < CLAIM_FROM:
             claim = f"It seems that memory was passed on; {CLAIM_FROM} seeds are needed to claim it."
         best = _rival(result, main, alone)
-        return f" {claim}{best} Remembering more is not yet answering better: see the score."
+        return f" {claim}{best}{_untrained(result, main)} Remembering more is not yet answering better: see the score."
     if lead.high is not None and lead.high < 0:
         return (
             " Memory was not passed on; some was lost: train longer, or lower the weight of the objectives that pull "
@@ -133,6 +133,13 @@ def _advice(result: Mapping[str, Any], main: str, alone: str, lead: Interval | N
         " That it was passed on is not shown: give the memory objectives more weight or more steps, or run more seeds."
         + _rival(result, main, alone)
     )
+
+
+def _untrained(result: Mapping[str, Any], main: str) -> str:
+    """Say so where random weights hold more than what was trained: training lets go of what a task does not need."""
+    if RANDOM not in result["models"] or _mean(result, RANDOM) <= _mean(result, main):
+        return ""
+    return " Random weights hold more than it: training lets go of what the task does not need, and this asks for all."
 
 
 def _rival(result: Mapping[str, Any], main: str, alone: str) -> str:

@@ -12,11 +12,11 @@ from stillroom.evaluate import plain_ids
 from stillroom.files import begin, commit, committed, fingerprint
 from stillroom.memory import Remembers, memory_of, recurrent_path
 from stillroom.models.bundle import load
+from stillroom.pipeline.code import code_print
 from stillroom.pipeline.plan import Experiment, Told
 from stillroom.pipeline.teaching import trained
 from stillroom.randomness import permutation
 
-VERSION = 1  # of what is asked: a change makes what was kept be asked anew
 ROWS = 512
 RANDOM = "random weights"
 
@@ -33,7 +33,8 @@ def memory_of_run(experiment: Experiment, run: Path, told: Told) -> dict[str, An
     notes = {
         name: [(one / "done.json").read_text(encoding="utf-8") for one in parts] for name, parts in folders.items()
     }
-    inputs = fingerprint({"version": VERSION, "students": notes, "teacher": _teacher_note(run)})
+    asking = code_print(("memory", "taps", "pipeline/remembering.py"))
+    inputs = fingerprint({"asking": asking, "students": notes, "teacher": _teacher_note(run)})
     folder = run / "memory"
     if (found := committed(folder, inputs)) is not None:
         return found["result"] or None
@@ -59,7 +60,8 @@ def _asked(experiment: Experiment, run: Path, folders: dict[str, list[Path]]) ->
     train = experiment.data.splits["train"]
     rows = train[torch.from_numpy(permutation(len(train), 0, "memory")[:ROWS].copy())]
     inputs = experiment.data.batch(plain_ids(rows))["inputs"]
-    length = inputs.shape[-2] if inputs.dim() >= 3 else None  # no longer than what they were trained on
+    # no longer than what they were trained on
+    length = inputs.shape[-2] if inputs.dim() >= 3 else getattr(main.encode, "longest", None)
     try:
         return memory_of(models, inputs, length=length)
     except DataError:  # nothing to ask: inputs that never change, or a memory behind layers that shorten time
