@@ -1027,4 +1027,5 @@ def _dangerous(node: ast.Call) -> str:
     if called.endswith("np.load") or called == "numpy.load":
         safe = options.get("allow_pickle")
         return "" if isinstance(safe, ast.Constant) and safe.value is False else f"{called} without allow_pickle=False"
-    return "trust_remote_code" if "trust_remote_code" in options else ""
+    code = options.get("trust_remote_code")
+    return "" if code is None or (isinstance(code, ast.Constant) and code.value is False) else "trust_remote_code"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.cli.reading import LINES, rows_of, texts_of
+from stillroom.cli.reading import ARRAYS, LINES, PICTURES, rows_of, texts_of
 from stillroom.data.text_tables import KINDS, kind_of
 from stillroom.errors import DataError, UserError, say
 
@@ -37,7 +37,7 @@ def predictions(
     found = next((place for place in places if kind_of(place) in (*KINDS, *LINES)), None)
     if found is not None:
         wanted = dict(deployed.config["input"])
-        allowed = f"pictures or arrays, {wanted['dtype']} rows of shape {tuple(wanted['shape'])}"
+        allowed = f"pictures ({', '.join(PICTURES[:2])}) or arrays ({', '.join(ARRAYS)}), {wanted['dtype']} rows of shape {tuple(wanted['shape'])}"
         raise DataError(say("This model does not take texts", str(found), allowed))
     if column:
         raise UserError(f"--column names the column of texts, which this model does not take: got '{column}'. Omit it.")
