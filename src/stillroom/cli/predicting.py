@@ -37,7 +37,8 @@ def predictions(
     found = next((place for place in places if kind_of(place) in (*KINDS, *LINES)), None)
     if found is not None:
         wanted = dict(deployed.config["input"])
-        allowed = f"pictures ({', '.join(PICTURES[:2])}) or arrays ({', '.join(ARRAYS)}), {wanted['dtype']} rows of shape {tuple(wanted['shape'])}"
+        fits = f"{wanted['dtype']} rows of shape {tuple(wanted['shape'])}"
+        allowed = f"pictures or arrays, {fits} ({', '.join((*PICTURES[:2], *ARRAYS))})"
         raise DataError(say("This model does not take texts", str(found), allowed))
     if column:
         raise UserError(f"--column names the column of texts, which this model does not take: got '{column}'. Omit it.")
