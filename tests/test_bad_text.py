@@ -31,7 +31,7 @@ def remembering(use: str, student: str, teacher: str) -> str:
 PLAIN = TEXTS + BILSTM + KD
 FILES = {
     "no text in any row": (table([("", "pos"), (" ", "neg")] * 9), ["no texts in", "Check the file"]),
-    "no labels": (table([(text,) for text, _ in GOOD], "text"), ["has no labels", "label: null"]),
+    "no labels": (table([(text,) for text, _ in GOOD], "text"), ["has no labels", "label: COLUMN"]),
     "blank labels": (table([(text, "") for text, _ in GOOD]), ["empty label in every row", "at least two classes"]),
     "one class": (table([(text, "pos") for text, _ in GOOD]), ["nothing to tell apart", "'pos'"]),
     "another encoding": (table([*GOOD, ("很好的书", "pos")], encoding="gb18030"), ["(line 62)", "'encoding: gb18030'"]),

@@ -217,7 +217,7 @@ MISTAKES = {
         "'text'. Did you mean 'texts'.*Write 'text: COLUMN'",
     ),
     "label column": (GOOD, "a.csv", {"label": "labels"}, "'labels'. Did you mean 'label'"),
-    "no label": (GOOD.replace("label", "polarity", 1), "a.csv", {}, "columns text, polarity.*'label: null'"),
+    "no label": (GOOD.replace("label", "polarity", 1), "a.csv", {}, "columns text, polarity.*'label: COLUMN'"),
     "label in capitals": (GOOD.replace("label", "Label", 1), "a.csv", {}, "'label'. Did you mean 'Label'"),
     "no label filled in": (HEAD + "a,\nb,\n", "a.csv", {}, "empty label in every row"),
     "one class": (HEAD + "a,x\nb,x\n", "a.csv", {}, "one class, 'x', in all 2 labelled rows"),

@@ -157,7 +157,7 @@ class _Found:
         if RATING in row and self.label == "label":
             self.signed = True
         elif self.label == "label" and "label" not in map(str.lower, row):
-            do = "Name the column: 'label: COLUMN'; or write 'label: null' if these texts have no labels."
+            do = "Name the column: 'label: COLUMN'. A run needs labels on some rows; the others may be empty."
             raise DataError(say(f"{file} has no labels", f"columns {', '.join(row)[:200]}", "a column 'label'", do))
         else:
             check_column(self.label, row, file, _NAME.format("label"))
@@ -190,7 +190,7 @@ class _Found:
     def _check_classes(self, labels: Numbers, classes: Sequence[str], place: Path) -> None:
         present, rows = np.unique(labels[labels != UNLABELLED]), int((labels != UNLABELLED).sum())
         if not len(present):
-            do = "Write 'label: null' if these texts have no labels."
+            do = "Label some rows. Texts without any can be read in Python: open_source('text', path=..., label=None)."
             raise DataError(say(f"{place} has no labels", "an empty label in every row", "at least two classes", do))
         if len(present) == 1:
             do = "Ratings are taken by their sign: subtract the middle of their scale." if self.signed else ""
