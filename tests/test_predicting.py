@@ -136,7 +136,7 @@ def test_a_cut_never_breaks_a_character(votes, tmp_path):
 
 
 def test_only_empty_texts_are_left_blank(votes, tmp_path):
-    (tmp_path / "x.csv").write_text("text,n\n,1\n,2\n")
+    (tmp_path / "x.csv").write_text("text,n\n,1\n \0,2\n")
     answers, notes = predictions(votes, [tmp_path / "x.csv"])
     assert [row["class"] for row in answers] == [None, None] and "2 texts are empty" in notes[0]
     assert table(answers).decode().splitlines()[1].endswith(",,,")

@@ -51,7 +51,7 @@ def _of_texts(deployed: Deployed, names: Sequence[str], texts: Sequence[str]) ->
     from stillroom.data.texts import LONGEST
 
     shown = [" ".join(text[: 4 * SHOWN].split())[:SHOWN] for text in texts]
-    full = [number for number, text in enumerate(texts) if text.strip()]
+    full = [number for number, text in enumerate(texts) if text.strip("\0 \t\r\n").strip()]
     kept = [texts[number].encode("utf-8", "replace")[:LONGEST].decode("utf-8", "ignore") for number in full]
     found: dict[int, Answer] = {}
     beyond = 0
