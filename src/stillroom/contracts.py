@@ -120,28 +120,76 @@ class Segments:
 
 @dataclass(frozen=True)
 class Gradient:
-    """Gradient of one output along a direction, with respect to a column of the Batch.
+    """What the logits do when something that enters the model changes: a gradient, or derivatives along directions.
 
-    ``along="top"`` is the teacher's top class (the student follows the teacher's), ``"label"`` the true class.
+    ``along`` says of what, or which way:
+
+    * ``top``, ``label``: the gradient of one logit, of the teacher's top class (the student follows the teacher's) or
+      of the true class; ``loss``: of the cross-entropy with the true class. Gives the shape of ``wrt``; rows without a
+      label give zeros.
+    * ``random``: derivatives of all logits along ``count`` random directions of length 1, which belong to (``seed``,
+      example, view), so that both models and a store see the same ones: (B, count, classes).
+    * any other word: the derivative along the column of the Batch with that name, as long as it is: (B, 1, classes).
+
+    ``wrt`` is a column of the Batch, before the model's ``encode``, or the path of a submodule, whose output it is
+    then: word embeddings, for texts. ``mode``: ``vjp`` (backward mode), ``jvp`` (forward mode), ``finite_difference``
+    (two passes and no derivative at all, ``step`` apart, relative to the length of the example), or ``auto``.
     """
 
     of: Literal["logits"] = "logits"
-    along: Literal["top", "label"] = "top"
+    along: str = "top"
+    count: int = 0
     wrt: str = "inputs"
+    mode: Literal["auto", "vjp", "jvp", "finite_difference"] = "auto"
+    step: float | None = None
+    seed: int = 0
+
+    @property
+    def directional(self) -> bool:
+        """Whether it is the derivative of all logits along directions, not the gradient of one number."""
+        return self.along not in SCALARS
 
     def __str__(self) -> str:
         parts: list[str] = [] if self.along == "top" else [self.along]
+        if self.along == "random":
+            parts = [f"random={self.count}"]
+        elif self.directional:
+            parts = [f"along={self.along}"]
         parts += [] if self.wrt == "inputs" else [f"wrt={self.wrt}"]
+        parts += [] if self.mode == "auto" else [f"mode={self.mode}"]
+        parts += [] if self.step is None else [f"step={self.step:g}"]
+        parts += [] if not self.seed else [f"seed={self.seed}"]
         return f"{self.of}@gradient" + (f"({','.join(parts)})" if parts else "")
 
 
-Tap = Output | Named | Hidden | Attention | State | Segments | Gradient
+@dataclass(frozen=True)
+class GradCam:
+    """Where in its picture a convolutional model sees a class: Grad-CAM at the maps that leave ``path``, (B, H, W).
+
+    The maps, each weighted by the mean of the logit's gradient with respect to it, summed, and only what speaks for the
+    class. ``along``: the teacher's ``top`` class, or the ``label``.
+    """
+
+    path: str
+    along: Literal["top", "label"] = "top"
+
+    def __str__(self) -> str:
+        return f"{self.path}@gradcam" + ("" if self.along == "top" else f"({self.along})")
+
+
+Tap = Output | Named | Hidden | Attention | State | Segments | Gradient | GradCam
 
 RESERVED = ("logits", "features", "output")
+SCALARS = ("top", "label", "loss")
 _PLACE = re.compile(r"^(?P<path>[^\[\]#@:]*)(?P<side>:in|:out)?(?:\[(?P<pick>[^\]]+)\])?(?:#(?P<call>\d+))?$")
 _STATE = re.compile(r"^(?P<path>[^@]+)@(?P<part>state|h|c)(?:/(?P<every>[1-9]\d*))?$")
 _SEGMENTS = re.compile(r"^(?P<path>[^@]+)@segments\.(?P<part>h|c)/(?P<every>[1-9]\d*)$")
 _GRADIENT = re.compile(r"^logits@gradient(?:\((?P<options>[^)]*)\))?$")
+_GRADCAM = re.compile(r"^(?P<path>[^@]+)@gradcam(?:\((?P<along>top|label)\))?$")
+_OPTION = re.compile(
+    r"^(?:(?P<scalar>top|label|loss)|random=(?P<count>[1-9]\d*)|along=(?P<along>[A-Za-z_]\w*)|wrt=(?P<wrt>[\w.]+)"
+    r"|mode=(?P<mode>auto|vjp|jvp|finite_difference)|step=(?P<step>\d*\.?\d+(?:e-?\d+)?)|seed=(?P<seed>\d+))$"
+)
 
 
 def tap(text: str | Tap) -> Tap:
@@ -155,11 +203,10 @@ def tap(text: str | Tap) -> Tap:
     if text in ("logits", "features"):
         return Named(text)  # type: ignore[arg-type]
     if found := _GRADIENT.match(text):
-        options = [part.strip() for part in (found["options"] or "").split(",") if part.strip()]
-        wrt = next((part[4:] for part in options if part.startswith("wrt=")), "inputs")
-        along = next((part for part in options if not part.startswith("wrt=")), "top")
-        if along in ("top", "label"):
-            return Gradient(along=along, wrt=wrt)  # type: ignore[arg-type]
+        if (gradient := _gradient(found["options"] or "")) is not None:
+            return gradient
+    elif found := _GRADCAM.match(text):
+        return GradCam(found["path"], found["along"] or "top")  # type: ignore[arg-type]
     elif text.endswith("@attention"):
         return Attention(text.removesuffix("@attention"))
     elif found := _SEGMENTS.match(text):
@@ -177,8 +224,28 @@ def tap(text: str | Tap) -> Tap:
     raise TapError(
         f"This is not a tap: got '{text}'. Allowed: logits, features, output, output[part], layer3, fc:in, "
         "encoder.layer.3[0], shared#1 (its second call), lstm@state/8, lstm@h, lstm@c/8, lstm@segments.c/8, "
-        "mha@attention, logits@gradient, logits@gradient(label). Write one of these forms."
+        "mha@attention, layer3@gradcam, logits@gradient, logits@gradient(label), logits@gradient(loss,wrt=embeddings), "
+        "logits@gradient(random=4,mode=jvp), logits@gradient(along=direction,step=1). Write one of these forms."
     )
+
+
+def _gradient(options: str) -> Gradient | None:
+    """Read what stands in the parentheses of a gradient's tap; None where it cannot be read, or is said twice."""
+    given: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in options.split(","))):
+        found = _OPTION.match(part)
+        if found is None:
+            return None
+        key, value = next((key, value) for key, value in found.groupdict().items() if value is not None)
+        new: dict[str, Any] = {key: value}
+        if key in ("scalar", "count", "along"):
+            new = {"along": "random", "count": int(value)} if key == "count" else {"along": value}
+        elif key in ("step", "seed"):
+            new = {key: float(value) if key == "step" else int(value)}
+        if given.keys() & new.keys():
+            return None
+        given |= new
+    return None if given.get("along") in (*SCALARS, "random") and "along=" in options else Gradient(**given)
 
 
 class Place(NamedTuple):
@@ -324,6 +391,9 @@ Tokens = Annotated[Tensor, Kind("tokens", ("example", "time", "feature"))]
 FreeTokens = Annotated[Tensor, Kind("tokens", ("example", "time", "feature"), fit="free")]
 States = Annotated[Tensor, Kind("states", ("example", "time", "layer", "direction", "feature"))]
 FreeStates = Annotated[Tensor, Kind("states", ("example", "time", "layer", "direction", "feature"), fit="free")]
+Gradients = Annotated[Tensor, Kind("gradients", ("example", "..."), "logits@gradient", "equal")]
+Derivatives = Annotated[Tensor, Kind("derivatives", ("example", "way", "class"), "logits@gradient(random=4)", "equal")]
+Explanations = Annotated[Tensor, Kind("explanations", ("example", "height", "width"), fit="free")]
 Features = Annotated[Tensor, Kind("features", ("example", "..."), "features")]
 Labels = Annotated[Tensor, Kind("labels", ("example",))]
 
