@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from stillroom.data.arrays import ArraySource
-from stillroom.dot import Dot
 from stillroom.errors import TrainError
+from stillroom.gradients.dot import Dot
 from stillroom.learner import Learner
 from stillroom.objectives import match
 from stillroom.settings import Training

@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("2 tools", ("tensors", "order", "statistics", "taps", "losses", "data")),
     ("3 parts", ("objectives", "models", "store", "teachers", "tasks")),
     ("4", ("learner", "checkpoint")),
-    ("4 with a learner", ("dot",)),
+    ("4 with a learner", ("gradients",)),
     ("5 verbs", ("record", "train", "evaluate", "export", "report", "generality", "memory", "embeddings")),
     ("6", ("recipe", "features")),
     ("7", ("pipeline",)),

@@ -420,7 +420,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of training: its number (from 1), named losses (tensors until somebody asks) and the rate."""
+    """One step of training: its number (from 1), named losses (tensors until somebody asks) and the rate.
+
+    Where gradients were looked at: each weighted term's norm, and the teacher's gradient beside the task's, over the
+    student's parameters: the cosine between them (-1 to 1) and its norm as a multiple of the task's.
+    """
 
     number: int
     steps: int
@@ -428,6 +432,8 @@ class Step:
     learning_rate: float
     gradient_norms: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()
+    gradient_cosine: float | None = None
+    gradient_ratio: float | None = None
 
 
 Progress = Callable[[int, int, str], None]

@@ -61,6 +61,7 @@ class Training(Settings):
     decay: Share = 0.1
     warmup: Fraction = 0.0
     clip: Positive | None = None
+    balance: Positive | None = None
     precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = False
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None
@@ -82,6 +83,8 @@ class Training(Settings):
                 raise ValueError(f"{key} must rise from each to the next, got {list(points)}")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError("nesterov needs optimizer: sgd with a momentum above 0")
+        if self.balance is not None and self.optimizer == "dot":
+            raise ValueError("balance and optimizer: dot both fill the gradients; keep one of them")
         return self
 
     @property

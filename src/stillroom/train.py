@@ -14,9 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stillroom import checkpoint
 from stillroom.contracts import Batch, HasBank, HasPast, Kept, Recorded, Signals, Source, Step, Teacher
-from stillroom.dot import Dot
 from stillroom.errors import TrainError, say
 from stillroom.files import faultpoint, fingerprint
+from stillroom.gradients import Balance, Dot, Looked, Looking, Sided
+from stillroom.gradients.balance import one_sided
 from stillroom.learner import Learner
 from stillroom.losses import l2
 from stillroom.objectives import Objective
@@ -28,7 +29,6 @@ Prepare = Callable[[nn.Module, Batch], Batch]
 Gradients = Callable[[Learner, Mapping[str, Tensor], Mapping[str, float]], None]
 
 LOOKING = {"checkpoint_every", "gradient_norms_every", "evaluate_at"}  # settings that change no weight
-APART = 100.0  # gradient norms of two terms that differ by more than this factor are worth a warning
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def learning_rate(settings: Training, step: int, steps: int) -> float:
 def optimizer_of(learner: Learner, settings: Training) -> torch.optim.Optimizer:
     """Return the optimizer.
 
-    A constant ``l2`` penalty under SGD without clipping becomes weight decay (2 x its weight).
+    A constant ``l2`` penalty under SGD without clipping or balancing becomes weight decay (2 x its weight).
     """
     # DOT applies decay and momentum in its own buffers.
     decay = 0.0 if settings.optimizer == "dot" else settings.weight_decay
@@ -116,6 +116,7 @@ def _folds(objective: Objective, settings: Training) -> bool:
         and objective.every == 1
         and settings.optimizer == "sgd"
         and settings.clip is None
+        and settings.balance is None
     )
 
 
@@ -191,9 +192,8 @@ class _Run:
     ) -> None:
         self.learner, self.data, self.teacher, self.settings = learner, data, teacher, settings
         self.seed, self.folder, self.prepare = seed, folder, prepare
-        if gradients is None and settings.optimizer == "dot":
-            gradients = Dot(momentum=settings.momentum, delta=settings.delta, weight_decay=settings.weight_decay)
-        self.gradients = gradients
+        self.gradients = _filler(settings, gradients)
+        self.looking = Looking(learner)
         self.total = settings.total_steps(len(rows.labelled))
         self.order = rows.order(settings, seed=seed, views=views, lengths=lengths_of(data))
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -203,7 +203,8 @@ class _Run:
         if self.settings.precision != "float32":
             learner.precision = self.settings.precision
         self.notes: list[str] = []
-        self.warned: set[tuple[str, str]] = set()
+        if settings.balance is not None and (idle := one_sided(learner)):
+            self.notes.append(idle)
         self._refuse()
         self.answers = self._attached(teacher)
         self.past = teacher if isinstance(teacher, HasPast) else None
@@ -229,8 +230,8 @@ class _Run:
             )
         if self.gradients is not None and self.world > 1:
             raise TrainError(
-                "gradients= fills .grad by itself, which several processes would not share: got "
-                f"{self.world} processes. Use one process, or leave gradients= out."
+                "gradients=, optimizer: dot and balance fill .grad by themselves, which several processes would not "
+                f"share: got {self.world} processes. Use one process, or leave them out."
             )
         for part in self.order.parts:
             if part.count % self.world:
@@ -377,7 +378,7 @@ class _Run:
         total = losses["loss"]
         if not math.isfinite(total.item()):
             raise self._not_finite(step, batch, losses)
-        norms = self._norms(step, losses)
+        looked = self._looked(step, losses)
         self.optimizer.zero_grad(set_to_none=True)
         if self.gradients is None:
             total.backward()
@@ -390,47 +391,20 @@ class _Run:
             self.past.advance(step)
         values = {name: value.detach() for name, value in losses.items()}
         notes, self.notes = tuple(self.notes), []
-        return Step(step + 1, self.total, values, rate, norms, notes)
+        pull = self.gradients.pull if isinstance(self.gradients, Sided) else looked.pull if looked else None
+        cosine, ratio = pull or (None, None)
+        return Step(step + 1, self.total, values, rate, looked and looked.norms, notes, cosine, ratio)
 
     # --- looking at the terms ---------------------------------------------------------------------------
 
-    def _norms(self, step: int, losses: dict[str, Tensor]) -> dict[str, float] | None:
-        """Norms of each weighted term's gradient: at the first step, then every so often.
-
-        Never under several processes.
-        """
+    def _looked(self, step: int, losses: dict[str, Tensor]) -> Looked | None:
+        """Look at the first step, then every so often; never under several processes."""
         often = self.settings.gradient_norms_every
         if self.world > 1 or (step != 0 and (not often or step % often)):
             return None
-        weights = self.learner.weights(step, self.total)
-        parameters = [value for value in self.learner.student.parameters() if value.requires_grad]
-        norms = {}
-        for objective in self._objectives():
-            if objective.folded:
-                losses[objective.name] = objective({}, {}, {})
-            value = losses.get(objective.name)
-            if value is None or not value.requires_grad or not weights[objective.name]:
-                continue
-            found = torch.autograd.grad(
-                value * weights[objective.name], parameters, retain_graph=True, allow_unused=True
-            )
-            squares = [part.float().square().sum() for part in found if part is not None]
-            norms[objective.name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-        self._compare(step, norms)
-        return norms
-
-    def _compare(self, step: int, norms: Mapping[str, float]) -> None:
-        some = {name: norm for name, norm in norms.items() if norm > 0}
-        if len(some) < 2:
-            return
-        large, small = max(some, key=some.__getitem__), min(some, key=some.__getitem__)
-        if some[large] > APART * some[small] and (large, small) not in self.warned:
-            self.warned.add((large, small))
-            self.notes.append(
-                f"step {step + 1}: the gradient of '{large}' ({some[large]:.3g}) is {some[large] / some[small]:.0f} "
-                "times that of "
-                f"'{small}' ({some[small]:.3g}); '{small}' hardly takes part. Raise its weight or lower the other's."
-            )
+        looked = self.looking(step, losses, self.learner.weights(step, self.total))
+        self.notes += looked.notes
+        return looked
 
     def _not_finite(self, step: int, batch: Batch, losses: Mapping[str, Tensor]) -> TrainError:
         terms = ", ".join(f"{name} = {float(value.detach()):.4g}" for name, value in losses.items())
@@ -461,6 +435,24 @@ class _Run:
                 f"{self._kept()} "
                 "Lower train.lr or set train.clip, then run again."
             )
+
+
+def _filler(settings: Training, given: Gradients | None) -> Gradients | None:
+    """Return what fills ``.grad`` in place of a plain backward pass, if anything."""
+    if given is not None and settings.balance is not None:
+        raise TrainError(
+            say(
+                "Only one can fill .grad",
+                f"gradients= and balance: {settings.balance:g}",
+                "one of the two",
+                "Leave train.balance out.",
+            )
+        )
+    if given is None and settings.balance is not None:
+        return Balance(settings.balance)
+    if given is None and settings.optimizer == "dot":
+        return Dot(momentum=settings.momentum, delta=settings.delta, weight_decay=settings.weight_decay)
+    return given
 
 
 def _bound(objective: Objective) -> Callable[[Tensor], Tensor]:

@@ -7,8 +7,8 @@ import hashlib
 from pathlib import Path
 
 MAKERS = (
-    "data", "losses", "models", "objectives", "store", "taps", "tasks",
-    "checkpoint.py", "dot.py", "evaluate.py", "learner.py", "order.py", "randomness.py", "record.py", "settings.py",
+    "data", "gradients", "losses", "models", "objectives", "store", "taps", "tasks",
+    "checkpoint.py", "evaluate.py", "learner.py", "order.py", "randomness.py", "record.py", "settings.py",
     "teachers.py", "train.py", "utf8.py",
 )  # fmt: skip
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stillroom.errors import TrainError, say
+from stillroom.gradients.sides import Pull, pull_of, sides_of, trained
 from stillroom.learner import Learner
-from stillroom.objectives import Objective
 
 
 class Dot:
@@ -37,14 +37,15 @@ class Dot:
             )
         self.momentum, self.delta, self.weight_decay = momentum, delta, weight_decay
         self.buffers: dict[str, Tensor] = {}
+        self.pull: Pull | None = None
 
     def __call__(self, learner: Learner, losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
         """Fill ``.grad`` of every trained parameter with the sum of its two buffers."""
-        named = {name: value for name, value in learner.named_parameters() if value.requires_grad}
-        task, distil = (self._gradients(learner, losses, weights, named, side) for side in (False, True))
+        sides = sides_of(learner, losses, weights)
+        self.pull = pull_of(sides)
         with torch.no_grad():
-            for name, parameter in named.items():
-                parameter.grad = self._moved(name, parameter, task.get(name), distil.get(name))
+            for name, parameter in trained(learner).items():
+                parameter.grad = self._moved(name, parameter, sides.task.get(name), sides.distil.get(name))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the momentum buffers."""
@@ -53,27 +54,6 @@ class Dot:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take momentum buffers back."""
         self.buffers = dict(state)
-
-    def _gradients(
-        self,
-        learner: Learner,
-        losses: Mapping[str, Tensor],
-        weights: Mapping[str, float],
-        named: Mapping[str, nn.Parameter],
-        distil: bool,
-    ) -> dict[str, Tensor]:
-        """The gradient of one side's weighted terms, by parameter name; absent where it does not reach."""
-        terms = [
-            weights[one.name] * losses[one.name]
-            for one in learner.objectives
-            if isinstance(one, Objective) and one.name in losses and (one.role == "distil") == distil
-        ]
-        if not terms:
-            return {}
-        found = torch.autograd.grad(
-            torch.stack(terms).sum(), list(named.values()), retain_graph=True, allow_unused=True
-        )
-        return {name: value for name, value in zip(named, found, strict=True) if value is not None}
 
     def _moved(self, name: str, parameter: Tensor, task: Tensor | None, distil: Tensor | None) -> Tensor | None:
         if task is None and distil is None:

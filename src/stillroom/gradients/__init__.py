@@ -1,0 +1,8 @@
+"""Gradients in two parts, the task's and the teacher's: looked at, given a momentum each, or balanced."""
+
+from stillroom.gradients.balance import Balance
+from stillroom.gradients.dot import Dot
+from stillroom.gradients.looking import Looked, Looking
+from stillroom.gradients.sides import Pull, Sided, Sides, pull_of, sides_of
+
+__all__ = ["Balance", "Dot", "Looked", "Looking", "Pull", "Sided", "Sides", "pull_of", "sides_of"]

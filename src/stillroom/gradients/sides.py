@@ -1,0 +1,97 @@
+"""The two sides of a training's gradient: what the task asks for and what the teacher asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.learner import Learner
+from stillroom.objectives import Objective
+
+STUDENT = "student."
+
+
+class Sides(NamedTuple):
+    """The gradients of the task's and of the teacher's weighted terms, by parameter name; absent where one has none."""
+
+    task: dict[str, Tensor]
+    distil: dict[str, Tensor]
+
+
+class Pull(NamedTuple):
+    """How the teacher's gradient lies to the task's, over the student's parameters.
+
+    ``cosine``: from -1 (they undo each other) to 1 (they say the same); None where one of them is nought.
+    ``ratio``: the teacher's norm as a multiple of the task's, before any balancing; None where the task has none.
+    """
+
+    cosine: float | None
+    ratio: float | None
+
+
+@runtime_checkable
+class Sided(Protocol):
+    """A way to fill ``.grad`` that has both sides at hand, and so can tell at every step how they lie."""
+
+    pull: Pull | None
+
+
+def trained(learner: nn.Module) -> dict[str, nn.Parameter]:
+    """Return every parameter that is trained, of the student and of connectors, by its name in the learner."""
+    return {name: value for name, value in learner.named_parameters() if value.requires_grad}
+
+
+def sides_of(learner: Learner, losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Sides:
+    """Return the gradients of both sides over all that is trained, in two backward passes; penalties count as task.
+
+    The graph is free afterwards.
+    """
+    named = trained(learner)
+    task, distil = (_terms(learner, losses, weights, distil=side) for side in (False, True))
+    return Sides(_gradient(task, named, keep=bool(distil)), _gradient(distil, named, keep=False))
+
+
+def _terms(
+    learner: Learner, losses: Mapping[str, Tensor], weights: Mapping[str, float], *, distil: bool
+) -> list[Tensor]:
+    return [
+        weights[one.name] * losses[one.name]
+        for one in learner.objectives
+        if isinstance(one, Objective)
+        and one.name in losses
+        and losses[one.name].requires_grad
+        and (one.role == "distil") == distil
+    ]
+
+
+def _gradient(terms: list[Tensor], named: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, Tensor]:
+    if not terms:
+        return {}
+    total = torch.stack(terms).sum()
+    found = torch.autograd.grad(total, list(named.values()), retain_graph=keep, allow_unused=True)
+    return {name: value for name, value in zip(named, found, strict=True) if value is not None}
+
+
+def norm(gradients: Iterable[Tensor]) -> float:
+    """Return the Euclidean norm of all ``gradients`` together, in float32; 0 for none."""
+    squares = [one.float().square().sum() for one in gradients]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+
+def pull_of(sides: Sides) -> Pull:
+    """Return how the two sides lie to each other over the student's parameters (connectors have one side only)."""
+    task, distil = (
+        {name: one.float() for name, one in side.items() if name.startswith(STUDENT)}
+        for side in (sides.task, sides.distil)
+    )
+    ours, theirs = norm(task.values()), norm(distil.values())
+    ratio = theirs / ours if ours else None
+    shared = [torch.dot(task[name].flatten(), distil[name].flatten()) for name in task if name in distil]
+    if not shared or not ours or not theirs:
+        return Pull(None, ratio)
+    cosine = float(torch.stack(shared).sum()) / (ours * theirs)
+    return Pull(min(1.0, max(-1.0, cosine)) if math.isfinite(cosine) else None, ratio)
