@@ -8,10 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stillroom.contracts import Batch, Gradient, Place, Signals, Tap, place
+from stillroom.contracts import Batch, GradCam, Gradient, Place, Signals, Tap, place
 from stillroom.errors import LossError
 from stillroom.objectives import Given, Objective, objectives_of
 from stillroom.taps import Reader, Takes, read, sizing
+from stillroom.taps.derivatives import refuse_for_training
 
 Precision = Literal["float32", "bf16"]
 
@@ -54,6 +55,8 @@ class Learner(nn.Module):
             )
         for objective in self._each():
             objective.bind(student)
+        for one in self._places("student"):
+            refuse_for_training(one.tap)
         self.precision: Precision = precision
         self.reader: Reader = read(student, [one.tap for one in self._places("student")], encode, takes=takes)
 
@@ -67,7 +70,9 @@ class Learner(nn.Module):
     def teacher_places(self) -> list[Place]:
         """Return what the teacher must show."""
         wanted = self._places("teacher")
-        follows = any(isinstance(one.tap, Gradient) and one.tap.along == "top" for one in self._places("student"))
+        follows = any(
+            isinstance(one.tap, Gradient | GradCam) and one.tap.along == "top" for one in self._places("student")
+        )
         return list(dict.fromkeys([*wanted, *([place("logits")] if follows else [])]))
 
     @property

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stillroom.contracts import (
     SPANS,
     Attention,
     Batch,
+    GradCam,
     Gradient,
     HasSteps,
     Hidden,
@@ -28,6 +28,7 @@ from stillroom.contracts import (
 )
 from stillroom.errors import ModelError, TapError, say
 from stillroom.randomness import forked
+from stillroom.taps.derivatives import Derivatives
 from stillroom.taps.places import as_signals, find_logits, leaves, pick, submodule
 from stillroom.taps.recurrent import StateReading, refuse_cells
 from stillroom.taps.segments import refuse_segments, segments
@@ -62,8 +63,9 @@ class Reader:
         self.encode, self.takes = encode, takes
         self.taps = tuple(dict.fromkeys(taps))
         self._inner = [one for one in self.taps if isinstance(one, Hidden | Attention | State | Segments)]
-        self._gradients = [one for one in self.taps if isinstance(one, Gradient)]
+        self._gradients = [one for one in self.taps if isinstance(one, Gradient | GradCam)]
         self._keeps_time = isinstance(encode, HasSteps)
+        self.derivatives = Derivatives(self.module, texts=self._keeps_time)
         self._features: Hidden | None = None
         self._wants_features = Named("features") in self.taps
         self._fragile: set[str] = set()
@@ -82,7 +84,15 @@ class Reader:
                 refuse_cells(target, str(one))
             if isinstance(one, Segments):
                 refuse_segments(target, one)
+        for seen in self._gradients:
+            if isinstance(seen, GradCam):
+                submodule(self.module, seen.path)
         _one_reading_a_memory([one for one in self._inner if isinstance(one, State)])
+
+    @property
+    def notes(self) -> list[str]:
+        """By which mode derivatives are read, and why; known after the first pass."""
+        return self.derivatives.notes
 
     @property
     def names(self) -> list[str]:
@@ -116,7 +126,7 @@ class Reader:
             return self._collect(self._run(batch), batch, {}, skipped)
         with nullcontext() if self._open is not None else self._hooks(), self._listening(skipped):
             if gradients:
-                return self._with_gradients(batch, given or {}, gradients, skipped)
+                return self._with_derivatives(batch, gradients, skipped)
             return self._collect(self._run(batch), batch, {}, skipped)
 
     @contextmanager
@@ -175,7 +185,7 @@ class Reader:
     def _collect(self, output: Any, batch: Batch, extra: Signals, skipped: frozenset[Tap]) -> Signals:
         rows, signals = len(batch["id"]), {}
         for one in self.taps:
-            if one in skipped or isinstance(one, Gradient):
+            if one in skipped or isinstance(one, Gradient | GradCam):
                 continue
             if isinstance(one, State | Segments):
                 signals.update(self._memory(one))
@@ -259,33 +269,26 @@ class Reader:
             )
         return value
 
-    def _with_gradients(
-        self, batch: Batch, given: Signals, gradients: Sequence[Gradient], skipped: frozenset[Tap]
-    ) -> Signals:
+    def _with_derivatives(self, batch: Batch, wanted: Sequence[Gradient | GradCam], skipped: frozenset[Tap]) -> Signals:
         keep = torch.is_grad_enabled()
-        names = {one.wrt for one in gradients}
-        missing = names - set(batch)
-        if missing:
-            raise TapError(
-                say(
-                    "A gradient is asked for with respect to a column the batch does not have",
-                    sorted(missing)[0],
-                    list(batch),
-                )
-            )
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            replaced = {name: batch[name].detach().float().requires_grad_() for name in names}
-            output = self._run(batch, replaced)
-            logits = find_logits(output, type(self.module).__name__).float()
-            extra: Signals = {}
-            for one in gradients:
-                along = _direction(one, logits, given, batch)
-                chosen = logits.gather(1, along[:, None]).sum()
-                extra[str(one)] = torch.autograd.grad(chosen, replaced[one.wrt], create_graph=keep, retain_graph=True)[
-                    0
-                ]
-            signals = self._collect(output, batch, extra, skipped)
+        output, found = self.derivatives.read(
+            wanted, batch, self._given, lambda replaced: self._run(batch, replaced), partial(self._aside, batch)
+        )
+        signals = self._collect(output, batch, found, skipped)
         return signals if keep else {name: value.detach() for name, value in signals.items()}
+
+    def _aside(self, batch: Batch, replaced: Mapping[str, Tensor]) -> Tensor:
+        """Return the logits of one more pass, of which nothing else is kept: no reading, no statistics of a batch."""
+        normalising = [part for part in self.module.modules() if getattr(part, "track_running_stats", False)]
+        kept, self._states, self._listens = self._states, {}, False
+        try:
+            for part in normalising:
+                part.track_running_stats = False  # type: ignore[assignment]
+            return find_logits(self._run(batch, replaced), type(self.module).__name__)
+        finally:
+            for part in normalising:
+                part.track_running_stats = True  # type: ignore[assignment]
+            self._states, self._listens = kept, True
 
     # --- hooks ------------------------------------------------------------------------------------
 
@@ -445,14 +448,6 @@ def _never_ran(module: nn.Module, place: Hidden | Attention | State | Segments) 
         "weights). "
         "Tap a place before or after it."
     )
-
-
-def _direction(one: Gradient, logits: Tensor, given: Signals, batch: Batch) -> Tensor:
-    if one.along == "label":
-        if "labels" not in batch:
-            raise TapError("A gradient along the label needs labels: got a batch without them. Use along='top'.")
-        return batch["labels"].clamp(min=0)
-    return given.get("logits", logits).detach().argmax(1)
 
 
 __all__ = ["Encode", "Reader", "Takes", "read", "sizing"]

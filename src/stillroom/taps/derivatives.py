@@ -1,0 +1,369 @@
+"""Derivatives of a model's logits: by backward mode, by forward mode, or by differences and no derivative at all.
+
+Both models differentiate the same variable, a column of the Batch before either ``encode``; or the output of a
+submodule. All is done in float32 or better, outside autocast, without dropout and with attention that has a second
+derivative. Batch normalisation stays as it is: a student in training is differentiated as it is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from stillroom.contracts import UNLABELLED, Batch, GradCam, Gradient, Signals, Tap
+from stillroom.errors import TapError, nearest, say
+from stillroom.taps.directions import by_classes, by_coordinates, differences, directions, steps
+from stillroom.taps.places import find_logits, submodule
+
+COORDINATES = 4096  # a whole gradient of more numbers is found by differences only where that is asked for by name
+BACKWARD = ("vjp", "classes")  # modes that need a graph: of one number, or of every class
+Pass = Callable[[Mapping[str, Tensor]], Any]
+Wanted = Gradient | GradCam
+
+
+@dataclass
+class _Moment:
+    """One reading: what is known while it goes on. ``columns`` are differentiated, ``seen`` left their submodules."""
+
+    batch: Batch
+    given: Signals
+    aside: Pass
+    modes: dict[Wanted, str]
+    columns: dict[str, Tensor]
+    keep: bool
+    seen: dict[str, Tensor] = field(default_factory=dict)
+    tangent: Tensor | None = None
+
+    @property
+    def forward(self) -> Gradient | None:
+        """The derivative by forward mode that comes along with the clean pass."""
+        return next((one for one, mode in self.modes.items() if mode == "jvp" and isinstance(one, Gradient)), None)
+
+
+class Derivatives:
+    """Reads the derivatives that are wanted of one model; ``notes`` say by which mode, and why.
+
+    ``texts``: whether the Batch's inputs are texts, which have no derivative.
+    """
+
+    def __init__(self, module: nn.Module, *, texts: bool) -> None:
+        self.module, self.texts = module, texts
+        self.notes: list[str] = []
+        self._tried: set[str] = set()
+
+    def read(
+        self, wanted: Sequence[Wanted], batch: Batch, given: Signals, clean: Pass, aside: Pass
+    ) -> tuple[Any, Signals]:
+        """Return the output of one pass, and the derivatives by the names of their taps.
+
+        ``clean`` runs the model with columns of the Batch replaced; ``aside`` does so without leaving a trace and
+        returns the logits; ``given`` is what the teacher showed.
+
+        Raises:
+            TapError: there is no such derivative, or it cannot be had by the mode that is asked for.
+        """
+        keep = torch.is_grad_enabled()
+        names = {_of(one) for one in wanted}
+        columns = {name: self._column(name, batch) for name in names if name in batch}
+        now = _Moment(batch, given, aside, {}, columns, keep)
+        now.modes |= {one: self._mode(one, now) for one in wanted}
+        with self._still(now):
+            output = self._pass(clean, now)
+            logits = self._logits(output)
+            with torch.set_grad_enabled(keep or any(mode in BACKWARD for mode in now.modes.values())):
+                found = {str(one): self._value(one, logits, now) for one in wanted}
+        return output, found if keep else {name: value.detach() for name, value in found.items()}
+
+    # --- how ----------------------------------------------------------------------------------------
+
+    def _mode(self, one: Wanted, now: _Moment) -> str:
+        """Return how ``one`` is read: a mode, ``classes`` for directions by vjp, ``coordinates`` for no directions."""
+        if isinstance(one, GradCam):
+            return "vjp"
+        if one.wrt not in now.columns and (one.directional or one.mode not in ("auto", "vjp")):
+            given = "directions" if one.directional else one.mode
+            raise TapError(say(f"'{one}': what a submodule gives is not moved by hand", given, "a gradient by vjp"))
+        if one.directional:
+            why = "all logits along few directions: one more pass each, and no derivative"
+            mode = self._say(one, "finite_difference", why) if one.mode == "auto" else one.mode
+            return "classes" if mode == "vjp" else mode
+        if now.keep:
+            refuse_for_training(one)
+        if one.mode == "auto":
+            return self._say(one, "vjp", "a whole gradient of one number: one backward pass")
+        return "coordinates" if one.mode == "finite_difference" else one.mode
+
+    def _say(self, one: Wanted, mode: str, why: str) -> str:
+        note = f"{one} is read by {mode} ({why})"
+        if note not in self.notes:
+            self.notes.append(note)
+        return mode
+
+    def _column(self, name: str, batch: Batch) -> Tensor:
+        """Return the column that is differentiated with respect to, as floats.
+
+        Raises:
+            TapError: it holds whole numbers that stand for something, as texts and tokens do.
+        """
+        values = batch[name]
+        if values.is_floating_point():
+            return _wide(values.detach())
+        if values.dtype != torch.uint8 or (self.texts and name == "inputs"):
+            words = [path for path, part in self.module.named_modules() if isinstance(part, nn.Embedding)]
+            kind = "texts" if self.texts else str(values.dtype).removeprefix("torch.")
+            do = f"Write 'logits@gradient(wrt={words[0]})'." if words else "Name the path of the model's embedding."
+            allowed = "wrt=path, the output of an embedding" + (f": {', '.join(words[:5])}" if words else "")
+            raise TapError(say("There is no derivative by whole numbers", f"'{name}' ({kind})", allowed, do))
+        return values.detach().float()
+
+    @contextmanager
+    def _still(self, now: _Moment) -> Iterator[None]:
+        """Float32, no dropout, attention that can be differentiated twice; statistics of batches stay."""
+        parts = list(self.module.modules())
+        noisy = [part for part in parts if part.training and not isinstance(part, nn.modules.batchnorm._NormBase)]
+        device = now.batch["id"].device.type
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(device, enabled=False))
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if now.forward is not None and any(isinstance(part, nn.RNNBase) for part in parts):
+                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))  # its LSTM has no forward mode
+            try:
+                for part in noisy:
+                    part.training = False
+                yield
+            finally:
+                for part in noisy:
+                    part.training = True
+
+    # --- the pass -----------------------------------------------------------------------------------
+
+    def _pass(self, clean: Pass, now: _Moment) -> Any:
+        """Run the model once, so that what is wanted can be read of it; where it has no graph, modes change."""
+        leaves = [_of(one) for one, mode in now.modes.items() if mode in BACKWARD and _of(one) in now.columns]
+        now.columns |= {name: now.columns[name].clone().requires_grad_() for name in leaves}
+        with ExitStack() as stack:
+            for path, one in {_of(one): one for one in now.modes if _of(one) not in now.columns}.items():
+                stack.callback(self._listen(path, one, now))
+            if not any(mode in BACKWARD for mode in now.modes.values()):
+                return self._dual(clean, now)
+            try:
+                with torch.enable_grad():
+                    output = self._dual(clean, now)
+                    broken = "" if self._logits(output).requires_grad else "its answers have no graph"
+            except (RuntimeError, NotImplementedError) as error:
+                broken = str(error).splitlines()[0][:120]
+            if not broken:
+                return output
+            now.seen.clear()
+            now.columns |= {name: now.columns[name].detach() for name in leaves}
+            output = self._dual(clean, now)  # what is wrong beside gradients shows itself here
+            self._without_backward(now, broken)
+            return output
+
+    def _without_backward(self, now: _Moment, broken: str) -> None:
+        """Leave backward mode, which this model does not have, where ``auto`` allows it."""
+        for one, mode in now.modes.items():
+            if mode not in BACKWARD:
+                continue
+            numbers = math.prod(now.columns[_of(one)].shape[1:]) if _of(one) in now.columns else 0
+            if isinstance(one, GradCam) or one.mode == "vjp" or not 0 < numbers <= COORDINATES:
+                raise TapError(
+                    f"'{one}' cannot be read by vjp: got a {type(self.module).__name__} that cannot be differentiated "
+                    f"({broken}). Allowed: mode=finite_difference, which takes two passes for each number of the "
+                    f"input, or one a direction: 'logits@gradient(random=4,mode=finite_difference)'. Write that."
+                )
+            passes = f"two passes for each of {numbers} numbers"
+            self._say(one, "finite_difference", f"the model cannot be differentiated, {broken}: {passes}")
+            now.modes[one] = "coordinates"
+
+    def _dual(self, clean: Pass, now: _Moment) -> Any:
+        """Run the clean pass; the first derivative by forward mode comes along with it."""
+        one = now.forward
+        if one is None:
+            return clean(now.columns)
+        value = now.columns[one.wrt]
+        with forward_ad.dual_level():
+            moving = forward_ad.make_dual(value, self._ways(one, value, now.batch)[:, 0])
+            output = clean({**now.columns, one.wrt: moving})
+            now.tangent = _tangent(self._logits(output))
+        return output
+
+    def _listen(self, path: str, one: Wanted, now: _Moment) -> Callable[[], None]:
+        """Make what leaves a submodule something to differentiate with respect to; return what ends that."""
+        paths = [name for name, _ in self.module.named_modules() if name]
+        if path not in paths:
+            close = nearest(path, [*now.batch, *paths])
+            hint = f" Did you mean '{close}'?" if close else ""
+            allowed = f"a column of the batch ({', '.join(now.batch)}) or the path of a submodule"
+            raise TapError(say(f"'{one}' is with respect to nothing that is there", f"'{path}'.{hint}", allowed))
+
+        def leaving(part: nn.Module, _: Any, output: Any) -> Tensor:
+            if not isinstance(output, Tensor) or path in now.seen:
+                what = "a second call" if path in now.seen else f"{type(output).__name__} of {type(part).__name__}"
+                raise TapError(say(f"'{one}' needs one tensor from one call of '{path}'", what, "a tensor, once"))
+            loose = torch.is_grad_enabled() and not output.requires_grad
+            now.seen[path] = output.detach().requires_grad_() if loose else output
+            return now.seen[path].clone()  # a later layer may work in place
+
+        return submodule(self.module, path).register_forward_hook(leaving).remove
+
+    # --- the values ---------------------------------------------------------------------------------
+
+    def _value(self, one: Wanted, logits: Tensor, now: _Moment) -> Tensor:
+        mode = now.modes[one]
+        if mode in ("vjp", "coordinates"):
+            return self._gradient(one, logits, now)
+        assert isinstance(one, Gradient)
+        value = now.columns[one.wrt]
+        ways = self._ways(one, value, now.batch)
+        if mode == "classes":
+            return by_classes(logits, value, ways, keep=now.keep)
+        if mode == "jvp":
+            return self._forward(one, value.detach(), ways, logits, now)
+
+        def answer(moved: Tensor) -> Tensor:
+            return _wide(now.aside({one.wrt: moved}))
+
+        value = value.detach()
+        far = steps(value, one.step, relative=one.along == "random")
+        return differences(logits, value, ways, far, answer)
+
+    def _gradient(self, one: Wanted, logits: Tensor, now: _Moment) -> Tensor:
+        """Return the gradient of one number a row, or the map that is made of it."""
+        classes = _classes(one, logits, now)
+        if now.modes[one] == "coordinates":
+            assert isinstance(one, Gradient)
+            value = now.columns[one.wrt]
+
+            def number(moved: Tensor) -> Tensor:
+                return _number(one, _wide(now.aside({_of(one): moved})), classes)
+
+            return by_coordinates(value, one.step, number)
+        if _of(one) not in now.columns and _of(one) not in now.seen:
+            what = f"a pass in which '{_of(one)}' was never called"
+            raise TapError(say(f"'{one}' saw nothing", what, "a submodule whose forward runs"))
+        value = now.columns[_of(one)] if _of(one) in now.columns else now.seen[_of(one)]
+        chosen = _number(one, logits, classes).sum()
+        found = torch.autograd.grad(chosen, value, create_graph=now.keep, retain_graph=True, allow_unused=True)[0]
+        if found is None:
+            do = "Name something that they are made of, or use mode=finite_difference."
+            raise TapError(say(f"The logits do not depend on '{_of(one)}'", f"'{one}'", "what they depend on", do))
+        if now.keep:
+            self._twice(one, found)
+        return _gradcam(one, value, found) if isinstance(one, GradCam) else found
+
+    def _twice(self, one: Wanted, found: Tensor) -> None:
+        """See once that the gradient can itself be differentiated, before a training relies on it."""
+        trained = [value for value in self.module.parameters() if value.requires_grad]
+        if str(one) in self._tried or not found.requires_grad or not trained:
+            return
+        self._tried.add(str(one))
+        try:
+            torch.autograd.grad(found.square().sum(), trained, retain_graph=True, allow_unused=True)
+        except (RuntimeError, NotImplementedError) as error:
+            raise TapError(
+                f"'{one}' cannot be trained through: got an operation without a second derivative "
+                f"({str(error).splitlines()[0][:160]}). Allowed: directions by finite differences, which need none. "
+                "Write 'logits@gradient(random=4,mode=finite_difference)' on both sides."
+            ) from error
+
+    def _forward(self, one: Gradient, value: Tensor, ways: Tensor, logits: Tensor, now: _Moment) -> Tensor:
+        """Return the derivatives along ``ways`` by forward mode; the first may be known from the clean pass."""
+        found = []
+        if one is now.forward and now.tangent is not None:
+            found.append(now.tangent)
+        for number in range(len(found), ways.shape[1]):
+            with forward_ad.dual_level():
+                found.append(_tangent(now.aside({one.wrt: forward_ad.make_dual(value, ways[:, number])})))
+        return torch.stack(found, 1)
+
+    def _ways(self, one: Gradient, value: Tensor, batch: Batch) -> Tensor:
+        """Return the directions: (B, ways, *shape of the column)."""
+        if one.along == "random":
+            return directions(batch["id"], value.shape[1:], one.count, one.seed).to(value)
+        if one.along not in batch:
+            do = "Give the source that column, or make it in prepare=."
+            raise TapError(say(f"'{one}': there is no column to go along", f"'{one.along}'", list(batch), do))
+        if batch[one.along].shape != value.shape:
+            allowed = f"the shape of '{one.wrt}', {tuple(value.shape)}"
+            raise TapError(say(f"'{one}' cannot go along its column", tuple(batch[one.along].shape), allowed))
+        return batch[one.along].detach().to(value)[:, None]
+
+    def _logits(self, output: Any) -> Tensor:
+        return _wide(find_logits(output, type(self.module).__name__))
+
+
+def refuse_for_training(one: Tap) -> None:
+    """Refuse what would take a pass for every number of the input at each step.
+
+    Raises:
+        TapError: a whole gradient by forward mode or by finite differences.
+    """
+    if isinstance(one, Gradient) and not one.directional and one.mode in ("jvp", "finite_difference"):
+        passes = "a pass" if one.mode == "jvp" else "two passes"
+        raise TapError(
+            f"A whole gradient by {one.mode} takes {passes} for each number of the input: got '{one}' of a model in "
+            "training. Allowed: vjp for whole gradients; finite_difference and jvp along directions, for example "
+            "'logits@gradient(random=4)'. Write mode=vjp, or directions on both sides."
+        )
+
+
+def _of(one: Wanted) -> str:
+    return one.path if isinstance(one, GradCam) else one.wrt
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def _tangent(logits: Tensor) -> Tensor:
+    primal, tangent = forward_ad.unpack_dual(logits)
+    return torch.zeros_like(primal) if tangent is None else tangent
+
+
+def _classes(one: Wanted, logits: Tensor, now: _Moment) -> Tensor:
+    """Return the class of each row whose logit or loss is differentiated; -1 for none."""
+    if one.along == "top":
+        told = now.given.get("logits", logits).detach().argmax(1)
+        if int(told.max()) >= logits.shape[1]:
+            what = f"class {int(told.max())} of the teacher"
+            raise TapError(
+                say(f"'{one}' follows a class that this model does not have", what, f"{logits.shape[1]} classes")
+            )
+        return told
+    labels = now.batch.get("labels")
+    if labels is None or labels.is_floating_point() or labels.dim() != 1:
+        what = "a batch without labels" if labels is None else f"labels {tuple(labels.shape)}, {labels.dtype}"
+        raise TapError(say(f"'{one}' needs the class of each row", what, "labels of classes", "Use '(top)'."))
+    return labels
+
+
+def _number(one: Wanted, logits: Tensor, classes: Tensor) -> Tensor:
+    """Return the number of each row that is differentiated: (B); 0 for a row without a class."""
+    if one.along == "loss":
+        return F.cross_entropy(logits, classes, ignore_index=UNLABELLED, reduction="none")
+    chosen = logits.gather(1, classes.clamp(min=0)[:, None])[:, 0]
+    return torch.where(classes >= 0, chosen, torch.zeros_like(chosen))
+
+
+def _gradcam(one: GradCam, maps: Tensor, gradient: Tensor) -> Tensor:
+    """Grad-CAM, Selvaraju et al. 2017 (https://arxiv.org/abs/1610.02391): (B, C, H, W) twice -> (B, H, W).
+
+    With average pooling and one linear layer behind the maps it is the class activation map over the number of places,
+    less what speaks against the class.
+    """
+    if maps.dim() != 4:
+        raise TapError(say(f"'{one}' reads maps", f"shape {tuple(maps.shape)}", "(batch, channels, height, width)"))
+    return F.relu((gradient.mean((2, 3), keepdim=True) * maps).sum(1))
+
+
+__all__ = ["Derivatives", "refuse_for_training"]
