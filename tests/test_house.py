@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("1 ground", ("behaviour", "files", "progress", "randomness", "settings", "utf8")),
     ("2 tools", ("tensors", "order", "statistics", "taps", "losses", "data")),
     ("3 parts", ("objectives", "models", "store", "teachers", "tasks")),
-    ("4", ("learner", "checkpoint")),
+    ("4", ("learner", "checkpoint", "attacks")),
     ("4 with a learner", ("gradients",)),
     ("5 verbs", ("record", "train", "evaluate", "export", "report", "generality", "memory", "embeddings")),
     ("6", ("recipe", "features")),
