@@ -9,6 +9,13 @@ from stillroom.losses.attention import attention_relations, attention_transfer
 from stillroom.losses.decoupled import dkd, nkd
 from stillroom.losses.divergences import forward_kl, jsd, reverse_kl, skew_kl
 from stillroom.losses.features import hcl, hint, nst
+from stillroom.losses.gradients import (
+    directional_derivative,
+    embedding_gradient,
+    explanation,
+    input_gradient,
+    input_gradient_cosine,
+)
 from stillroom.losses.memory import memory, memory_cells, memory_prefix, memory_updates
 from stillroom.losses.penalties import l1, l2
 from stillroom.losses.relations import bank, crd, pkt, rkd, sp
@@ -27,11 +34,16 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "attention_transfer": attention_transfer,
     "bank": bank,
     "crd": crd,
+    "directional_derivative": directional_derivative,
     "dist": dist,
     "dkd": dkd,
+    "embedding_gradient": embedding_gradient,
+    "explanation": explanation,
     "forward_kl": forward_kl,
     "hcl": hcl,
     "hint": hint,
+    "input_gradient": input_gradient,
+    "input_gradient_cosine": input_gradient_cosine,
     "jsd": jsd,
     "kd": kd,
     "kd_multilabel": kd_multilabel,
@@ -64,11 +76,16 @@ __all__ = [
     "attention_transfer",
     "bank",
     "crd",
+    "directional_derivative",
     "dist",
     "dkd",
+    "embedding_gradient",
+    "explanation",
     "forward_kl",
     "hcl",
     "hint",
+    "input_gradient",
+    "input_gradient_cosine",
     "jsd",
     "kd",
     "kd_multilabel",

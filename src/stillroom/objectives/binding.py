@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from stillroom.contracts import Place, Segments, Tap, place
+from stillroom.contracts import Gradient, Place, Segments, Tap, place
 from stillroom.errors import LossError, say
 from stillroom.objectives.signature import Signature, Slot, default_place
 
@@ -28,8 +28,10 @@ def pairs_of(title: str, reads: Signature, student: Where, teacher: Where) -> li
             sides[side] = [{slot.name: _place(title, slot, where.get(slot.name)) for slot in slots}]
         elif isinstance(where, Sequence) and not isinstance(where, str):
             sides[side] = [{slots[0].name: place(one)} for one in where]
+            _points(title, slots, sides[side])
         else:
             sides[side] = [{slot.name: _place(title, slot, where) for slot in slots}]
+            _points(title, slots, sides[side])
     ours, theirs = sides["student"], sides["teacher"]
     if len(ours) != len(theirs) and reads.sides("student") and reads.sides("teacher"):
         raise LossError(
@@ -66,6 +68,31 @@ def _place(title: str, slot: Slot, where: str | Tap | None) -> Place:
             + f". Name the place: {slot.side}: layer3, for example."
         )
     return place(named)
+
+
+def _points(title: str, slots: Sequence[Slot], pairs: list[dict[str, Place]]) -> None:
+    """Where one place stands for a gradient and the embeddings it is taken at, read those by themselves.
+
+    Raises:
+        LossError: the gradient is not taken at the output of a submodule.
+    """
+    for slot in slots:
+        if slot.kind is None or slot.kind.name != "embeddings":
+            continue
+        for pair in pairs:
+            found = pair[slots[0].name]
+            if not isinstance(found.tap, Gradient) or found.tap.wrt == "inputs":
+                allowed = "a gradient with respect to word embeddings, such as 'logits@gradient(wrt=embed)'"
+                raise LossError(say(f"The loss '{title}' reads the {slot.side}'s gradient", f"'{found.key}'", allowed))
+            owner = f"{found.owner}/" if found.owner else ""
+            pair[slot.name] = place(f"{owner}{found.tap.wrt}")
+
+
+def mask_keys(slot: Slot, pair: Mapping[str, Place]) -> list[str]:
+    """Return the names a slot's mask may come under: of the place it is called after, else of each of its side."""
+    name = slot.name.removesuffix("_mask")
+    owners = [name] if name in pair else [other for other in pair if other.startswith(f"{name}_")]
+    return [f"{pair[owner].key}.mask" for owner in owners]
 
 
 def owner_slot(slot: Slot, pair: Mapping[str, Place]) -> str:

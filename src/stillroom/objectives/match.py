@@ -12,10 +12,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from stillroom.behaviour import behaviour
-from stillroom.contracts import Batch, Place, Role, Segments, Signals
+from stillroom.contracts import Batch, Gradient, Place, Role, Segments, Signals
 from stillroom.errors import LossError, say
 from stillroom.losses import LOSSES, PREPARED
-from stillroom.objectives.binding import Where, owner_slot, pairs_of
+from stillroom.objectives.binding import Where, mask_keys, owner_slot, pairs_of
 from stillroom.objectives.connectors import STATE, Connector, pool
 from stillroom.objectives.signature import Signature, Slot, signature
 from stillroom.objectives.stretches import at_borders, starts
@@ -44,10 +44,12 @@ class Objective(nn.Module):
         connect: str,
         every: int,
         role: Role,
+        part: float = 1.0,
     ) -> None:
         super().__init__()
         self.name, self.loss, self.options, self.pairs = name, loss, dict(options), list(pairs)
         self.own, self.weight, self.connect, self.every, self.role = own, weight, connect, every, role
+        self.part = part
         self.reads: Signature = signature(loss)
         self.connectors = nn.ModuleDict()
         self.meeting = self._connected()
@@ -110,6 +112,7 @@ class Objective(nn.Module):
             "options": {key: repr(value) for key, value in self.options.items()},
             "weight": repr(self.weight),
             "every": self.every,
+            **({} if self.part == 1.0 else {"part": self.part}),
             "own": self.own,
             "connector": self.connect,
         }
@@ -215,7 +218,7 @@ class Objective(nn.Module):
                 else _floats(_entry(signals, f"{place.key}.bank", self))
             )
         if slot.mask:
-            return signals.get(f"{place.key}.mask")
+            return next((signals[key] for key in mask_keys(slot, pair) if key in signals), None)
         return _floats(_entry(signals, place.key, self))
 
     def _meet(self, index: int, pair: Mapping[str, Place], values: dict[str, Any]) -> None:
@@ -293,10 +296,13 @@ class Objective(nn.Module):
 
     def _must_be_equal(self, ours: Place, mine: Tensor, theirs: Place, target: Tensor) -> None:
         if mine.shape != target.shape:
+            do = "Give both models the same classes in the same order, or compare features instead (hint, bank)."
+            if isinstance(ours.tap, Gradient) or isinstance(theirs.tap, Gradient):
+                do = "Read both with the same 'wrt' and as many directions, of models with the same classes and, at "
+                do += "word embeddings, one tokenizer and one width."
             raise LossError(
                 f"The objective '{self.name}' needs equal shapes: got the student's '{ours.key}' {tuple(mine.shape)} "
-                f"and the teacher's '{theirs.key}' {tuple(target.shape)}. Give both models the same classes in the "
-                "same order, or compare features instead (hint, bank)."
+                f"and the teacher's '{theirs.key}' {tuple(target.shape)}. {do}"
             )
 
 
@@ -308,6 +314,7 @@ def match(
     weight: Weight | Mapping[str, float] = 1.0,
     connector: Literal["auto", "none", "linear"] = "auto",
     every: int = 1,
+    part: float = 1.0,
     name: str | None = None,
     **options: Any,
 ) -> Objective:
@@ -318,7 +325,7 @@ def match(
     keywords. ``student`` and ``teacher`` are taps; lists of equal length give a sum over pairs, a mapping names a tap
     for each parameter, and ``teacher={"student": tap}`` compares the student with its own signals, detached.
     ``weight`` is a number or a ramp ``{"from": 1, "to": 0, "until": 0.5}``; ``every`` computes it at every k-th
-    step only.
+    step only, ``part`` on that share of the batch's rows, in a pass of their own.
 
     Raises:
         LossError: an unknown loss or option, an option out of its range, or a place that must be named.
@@ -344,7 +351,11 @@ def match(
     ramp = _ramp(title, weight) if isinstance(weight, Mapping) else weight
     if every < 1:
         raise LossError(say(f"The objective '{title}' is to be computed every so many steps", every, "1 or more"))
-    return Objective(title, function, options, pairs, own=own, weight=ramp, connect=connector, every=every, role=role)
+    if not 0 < part <= 1:
+        raise LossError(say(f"The objective '{title}' is to be computed on a part of the batch", part, "above 0, to 1"))
+    return Objective(
+        title, function, options, pairs, own=own, weight=ramp, connect=connector, every=every, role=role, part=part
+    )
 
 
 Given = str | Objective | Callable[..., Any]
