@@ -87,7 +87,9 @@ class PGD:
             raise UserError(say("Disagreement is with a teacher", "no teacher", "teacher=Live(model, ['logits'])"))
         ends = (self.low, self.high)
         if (self.low is None) != (self.high is None) or (None not in ends and not self.low < self.high):  # type: ignore[operator]
-            raise UserError(say("This is not a range", f"low={self.low}, high={self.high}", "low below high, or neither"))
+            raise UserError(
+                say("This is not a range", f"low={self.low}, high={self.high}", "low below high, or neither")
+            )
 
     def __call__(self, model: nn.Module, batch: Batch) -> Batch:
         """Return ``batch`` with attacked ``inputs``, ``clean`` and ``direction``; the model is left as it was.
@@ -114,7 +116,9 @@ class PGD:
         """
         if getattr(self.encode, "outside", False) or getattr(model, "reads_text", False):
             do = "Texts can be disturbed as views (TextViews), which the recipe's data takes."
-            raise ModelError(say("Tokens have no direction to be moved in", "a model of texts", "numbers, as images", do))
+            raise ModelError(
+                say("Tokens have no direction to be moved in", "a model of texts", "numbers, as images", do)
+            )
         low, high = self._range(batch["inputs"])
         clean = batch["inputs"].detach().float()
         reach = self.epsilon * (high - low)
