@@ -124,3 +124,31 @@ class Ramp(Settings):
         """Return the weight when ``progress`` (0 to 1) of the steps are done."""
         passed = (progress - self.start) / (self.until - self.start)
         return self.begin + (self.to - self.begin) * min(1.0, max(0.0, passed))
+
+
+class Synthesis(Settings):
+    """How a few synthetic examples of each class are made from many real ones, by matching gradients.
+
+    ``steps`` change the examples, each by ``lr`` (in standard deviations of the data's values) along gradients of
+    ``batch`` real examples a class. A fresh network is taken every ``renew`` steps; in between it is trained for
+    ``between`` steps on the examples made so far. ``augment`` is how far both sides are moved, turned and stretched.
+    """
+
+    per_class: Annotated[int, Field(ge=1)] = 10
+    steps: Annotated[int, Field(ge=1)] = 100
+    lr: Positive = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    batch: Annotated[int, Field(ge=1)] = 64
+    start: Literal["real", "noise"] = "real"
+    renew: Annotated[int, Field(ge=1)] = 1
+    between: Annotated[int, Field(ge=0)] = 0
+    augment: Fraction = 0.0
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _used(self) -> Synthesis:
+        if self.between and self.renew == 1:
+            raise ValueError(
+                f"between ({self.between}) trains a network that is used once (renew: 1); raise renew, or leave it out"
+            )
+        return self
