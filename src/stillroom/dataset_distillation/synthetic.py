@@ -12,7 +12,6 @@ from stillroom.contracts import Source
 from stillroom.data.arrays import ArraySource
 from stillroom.data.splits import labels_of
 from stillroom.errors import DataError, say
-from stillroom.evaluate import plain_ids
 from stillroom.files import writing
 
 PART = 4096
@@ -41,6 +40,11 @@ def with_synthetic(source: Source, inputs: Tensor, labels: Tensor) -> ArraySourc
         views=getattr(source, "views", None),
         name=f"{getattr(source, 'name', 'data')}-distilled",
     )
+
+
+def plain_ids(rows: Tensor) -> Tensor:
+    """Return the ids (B, 2) of examples without any view."""
+    return torch.stack([rows, torch.zeros_like(rows)], 1)
 
 
 def real_inputs(source: Source, rows: Tensor) -> Tensor:
