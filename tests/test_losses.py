@@ -16,7 +16,7 @@ from stillroom.teachers import Live
 
 ROWS, OTHERS = 6, 9
 SIZES = {"class": 5, "feature": 4, "channel": 3, "height": 6, "width": 6, "time": 7, "...": 4}
-SIZES |= {"layer": 2, "direction": 2}
+SIZES |= {"layer": 2, "direction": 2, "way": 4, "token": 7}
 SMALLER = {**SIZES, "channel": 5, "height": 3, "width": 3, "feature": 6}  # a teacher whose shapes are free to differ
 
 # Losses that are not least where the student shows what the teacher shows: others of the bank push away (crd), and
@@ -36,6 +36,12 @@ WITH_ROWS = [name for name in NAMES if not signature(LOSSES[name]).sides("parame
 
 def slots(name: str) -> tuple[Slot, ...]:
     return signature(LOSSES[name]).slots
+
+
+def offered(name: str) -> list[Slot]:
+    """What a student shows and may learn; embeddings only say at which point both gradients were taken."""
+    ours = signature(LOSSES[name]).sides("student")
+    return [slot for slot in ours if slot.kind is None or slot.kind.name != "embeddings"]
 
 
 def value_of(slot: Slot, generator: torch.Generator, rows: int, sizes=SIZES):
@@ -63,6 +69,9 @@ def inputs(name: str, rows: int = ROWS, *, seed: int = 0, apart: bool = False) -
     for slot in slots(name):
         free = apart and slot.side == "teacher" and slot.kind is not None and slot.kind.fit == "free"
         made[slot.name] = value_of(slot, generator, rows, SMALLER if free else SIZES)
+    for slot in signature(LOSSES[name]).sides("student"):
+        if slot not in offered(name):
+            made[slot.name] = made[slot.name.replace("student", "teacher")].clone()
     return made
 
 
@@ -79,12 +88,9 @@ def each(made: dict, change) -> dict:
 
 def learning(name: str, made: dict) -> list[Tensor]:
     """What the student shows, made ready for a gradient."""
-    found = []
-    for slot in slots(name):
-        if slot.side == "parameters":
-            found += [part.requires_grad_() for part in made[slot.name].values()]
-        elif slot.side == "student" and not slot.mask:
-            found.append(made[slot.name].requires_grad_())
+    found = [made[slot.name].requires_grad_() for slot in offered(name)]
+    for slot in signature(LOSSES[name]).sides("parameters"):
+        found += [part.requires_grad_() for part in made[slot.name].values()]
     return found
 
 
@@ -160,14 +166,7 @@ def test_a_loss_is_least_where_the_student_shows_what_the_teacher_shows(name):
         assert gradient.abs().max() < 1e-5
     assert least.abs() < 1e-5
     for seed in range(1, 6):
-        other = {
-            **same,
-            **{
-                slot.name: inputs(name, seed=seed)[slot.name]
-                for slot in slots(name)
-                if slot.side == "student" and not slot.mask
-            },
-        }
+        other = {**same, **{slot.name: inputs(name, seed=seed)[slot.name] for slot in offered(name)}}
         assert call(name, other) > least + 1e-3
 
 
@@ -256,9 +255,8 @@ def test_a_student_that_shows_the_same_for_all_pulls_with_ordinary_strength(name
     """A dead student, whose last layer gives zeros or one constant, must neither stop the training nor burst it."""
     for constant in (0.0, 1.0):
         made = inputs(name)
-        for slot in slots(name):
-            if slot.side == "student" and not slot.mask:
-                made[slot.name] = torch.full_like(made[slot.name], constant)
+        for slot in offered(name):
+            made[slot.name] = torch.full_like(made[slot.name], constant)
         students = learning(name, made)
         for gradient in torch.autograd.grad(call(name, made), students):
             assert torch.isfinite(gradient).all() and gradient.abs().max() < 1e6
@@ -268,17 +266,19 @@ def test_a_student_that_shows_the_same_for_all_pulls_with_ordinary_strength(name
 
 
 class Small(nn.Module):
-    """Maps, then tokens (one a channel; the same in the shape of a memory), then features, then logits."""
+    """Rows of the image as word vectors, maps, tokens (one a channel; also as a memory's), features, logits."""
 
     def __init__(self, seed: int):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.maps, self.head = nn.Conv2d(1, 3, 3), nn.Linear(3, SIZES["class"])
+            self.words, self.curved = nn.Flatten(1, 2), nn.Tanh()
             self.tokens, self.states = nn.Flatten(2), nn.Unflatten(2, (2, 2, 4))
 
     def forward(self, inputs):
-        tokens = self.tokens(self.maps(inputs))
+        maps = self.maps(self.words(inputs)[:, None])
+        tokens = self.curved(self.tokens(maps))
         return self.head(self.states(tokens).flatten(2).mean(2))
 
 
@@ -288,7 +288,8 @@ def bound(name: str):
     for side in ("student", "teacher"):
         kinds = [slot.kind for slot in signature(LOSSES[name]).sides(side)]
         if kinds and kinds[0] is not None and kinds[0].default is None:
-            where = {"states": "states", "tokens": "tokens"}
+            where = {"states": "states", "tokens": "tokens", "explanations": "maps@gradcam"}
+            where["token gradients"] = "logits@gradient(wrt=words)"
             places[side] = where.get(kinds[0].name, "maps")
     return match(name, **places)
 
@@ -328,13 +329,18 @@ def test_masks_stand_beside_the_place_they_belong_to(name):
     """A mask comes with the signal of its side, whatever the loss calls it (student_logits, student_tokens)."""
     objective = bound(name)
     made = inputs(name)
-    (ours,), (theirs,) = (signature(LOSSES[name]).sides(side) for side in ("student", "teacher"))
-    keys = [objective.places(side)[0].key for side in ("student", "teacher")]
-    shown = {keys[0]: made[ours.name], f"{keys[0]}.mask": made["student_mask"]}
-    told = {keys[1]: made[theirs.name], f"{keys[1]}.mask": made["teacher_mask"]}
-    objective.size(shown, told, {})
-    assert torch.allclose(objective(shown, told, {}), call(name, made), rtol=1e-6)
-    assert not torch.allclose(objective({keys[0]: made[ours.name]}, {keys[1]: made[theirs.name]}, {}), call(name, made))
+    plain = {
+        side: {
+            place.key: made[slot.name]
+            for slot, place in zip(signature(LOSSES[name]).sides(side), objective.places(side), strict=True)
+        }
+        for side in ("student", "teacher")
+    }
+    objective.size(plain["student"], plain["teacher"], {})
+    assert not torch.allclose(objective(*plain.values(), {}), call(name, made))
+    for which in range(len(plain["student"])):  # beside any of the places that one mask may belong to
+        masked = [{**plain[side], f"{list(plain[side])[which]}.mask": made[f"{side}_mask"]} for side in plain]
+        assert torch.allclose(objective(*masked, {}), call(name, made), rtol=1e-6)
 
 
 # --- bad options and bad labels -------------------------------------------------------------------------------
