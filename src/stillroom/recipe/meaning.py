@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from stillroom.contracts import Attention, Gradient, Hidden, Place, Segments, State, place
+from stillroom.contracts import Attention, GradCam, Gradient, Hidden, Place, Segments, State, place
 from stillroom.errors import ModelError, TapError, nearest
 from stillroom.objectives.signature import Signature, default_place, signature
 from stillroom.recipe.blocks import Reading
@@ -15,7 +15,9 @@ from stillroom.recipe.text import Node
 from stillroom.settings import Mixed, Ramp, Training
 
 Pairs = Sequence[tuple[Node, Objective]]
-SUCH_AS = {"states": "memory@h", "tokens": "body.encoder.layer.5"}  # a tap to name for an example, by kind
+# A tap to name for an example, by kind.
+SUCH_AS = {"states": "memory@h", "tokens": "body.encoder.layer.5", "explanations": "layer3@gradcam"}
+SUCH_AS |= {"token gradients": "'logits@gradient(wrt=embed)'"}
 
 
 class Meaning:
@@ -134,7 +136,7 @@ class Meaning:
 
     def _inside(self, node: Node, found: Place, whose: str, model: Student | Teacher) -> None:
         """Check a path against the submodules of a zoo model; models from folders are checked when loaded."""
-        path = found.tap.path if isinstance(found.tap, Hidden | Attention | State | Segments) else None
+        path = found.tap.path if isinstance(found.tap, Hidden | Attention | State | Segments | GradCam) else None
         module = self.module(model)
         if module is None or path is None or isinstance(found.tap, Gradient):
             return
