@@ -28,6 +28,7 @@ TITLES = {
     "features": "Representations",
     "attention": "Attention",
     "memory": "Memory",
+    "gradients": "Derivatives",
     "relations": "Relations between examples",
     "penalties": "Penalties on weights",
 }
@@ -40,13 +41,15 @@ Shown are what it reads and its options with their defaults, which are those of 
 toolbox that restates it; the docstring of each (`help(stillroom.losses.dkd)`) says which, and where paper and code
 differ. Every one is compared with its formula, written a second time in another way, in `tests/parity/`.
 
-Shapes: B examples, C classes or channels, D features, T time, N rows of the bank. Logits and features are found by
-themselves; maps, tokens and states want a place: `student: block3, teacher: layer3`, or `student: memory@h`.
+Shapes: B examples, C classes or channels, D features, T time or tokens, N rows of the bank. Logits, features and
+derivatives at the inputs are found by themselves; maps, tokens, states and explanations want a place:
+`student: block3, teacher: layer3`, or `student: memory@h`, `block3@gradcam`, `logits@gradient(wrt=embed)`.
 *connected* means that a linear map, trained with the student and thrown away after, stands between two widths; *free*
 that the two sides need not agree in the last axes or the number of channels; *equal* that they must. This page is
 written by `scripts/make_loss_table.py`.
 """
 AXES = {"example": "B", "class": "C", "feature": "D", "channel": "C", "height": "H", "width": "W", "time": "T"}
+AXES |= {"token": "T", "way": "ways"}
 FITS = {"connect": "connected", "free": "free", "equal": "equal"}
 
 
@@ -96,6 +99,7 @@ def _reads(loss: Callable[..., Any]) -> str:
         axes = ", ".join(AXES.get(axis, axis) for axis in kind.axes)
         shape = f"{kind.name} ({axes})" if axes else "the student's weights"
         found.append(shape + (f", {FITS[kind.fit]}" if reads.sides("teacher") else ""))
+    found += [slot.kind.name for slot in ours[1:] if slot.kind is not None]
     found += [f"`{slot.name}`" for slot in reads.sides("column")]
     found += ["a bank (N, D)" for _ in reads.sides("bank")]
     found += ["masks"] * any(slot.mask and slot.side in ("student", "teacher") for slot in reads.slots)

@@ -39,6 +39,16 @@ STATES = {
     for name, loss in LOSSES.items()
     if any(slot.kind and slot.kind.name == "states" for slot in signature(loss).slots)
 }
+EXPLANATIONS = {
+    name
+    for name, loss in LOSSES.items()
+    if any(slot.kind and slot.kind.name == "explanations" for slot in signature(loss).slots)
+}
+WORDS = {
+    name
+    for name, loss in LOSSES.items()
+    if any(slot.kind and slot.kind.name == "embeddings" for slot in signature(loss).slots)
+}
 BANKS = {name for name, loss in LOSSES.items() if signature(loss).sides("bank")}
 
 
@@ -56,16 +66,16 @@ class Remembers(nn.Module):
 
 
 class Reads(nn.Module):
-    """Rows of the image as tokens, with queries, keys and values of their own."""
+    """Rows of the image as tokens, the same to both models, with queries, keys and values of their own."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.rows = nn.Flatten(2)
+        self.rows = nn.Flatten(1, 2)
         self.query, self.key, self.value = (nn.Linear(SHAPE[2], width) for _ in range(3))
         self.head = nn.Linear(width, CLASSES)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        rows = inputs.squeeze(1)
+        rows = self.rows(inputs)
         looked = torch.softmax(self.query(rows) @ self.key(rows).transpose(1, 2), 2) @ self.value(rows)
         return self.head(looked.mean(1))
 
@@ -88,7 +98,7 @@ def models(name: str) -> tuple[nn.Module, nn.Module]:
     """Student and teacher."""
     if name in STATES:
         return seeded(lambda: Remembers(8), 1), seeded(lambda: Remembers(12), 2)
-    if name in TOKENS:
+    if name in TOKENS | WORDS:
         return seeded(lambda: Reads(8), 1), seeded(lambda: Reads(12), 2)
     student = seeded(lambda: build("cnn", shape=SHAPE, classes=CLASSES, width=4), 1)
     return student, seeded(lambda: build("resnet", shape=SHAPE, classes=CLASSES, width=8), 2)
@@ -100,6 +110,10 @@ def places(name: str) -> dict[str, object]:
         return {"student": "output[states]", "teacher": theirs}
     if name in TOKENS:
         return {"student": ["query", "key", "value"], "teacher": ["query", "key", "value"], "heads": 4}
+    if name in WORDS:
+        return {"student": "logits@gradient(wrt=rows)", "teacher": "logits@gradient(wrt=rows)"}
+    if name in EXPLANATIONS:
+        return {"student": "block3@gradcam", "teacher": "layer3@gradcam"}
     return {"student": "block3", "teacher": "layer3"} if name in MAPS else {}
 
 
@@ -123,7 +137,7 @@ def test_a_loss_trains_a_student_for_three_steps(name, tmp_path):
 
 def line(name: str) -> str:
     """The loss as a line of a recipe."""
-    where = ", student: block3, teacher: layer3" if name in MAPS else ""
+    where = "".join(f", {side}: {place}" for side, place in places(name).items())
     return f"{{use: {name}{where}, weight: 0.01}}"
 
 
@@ -142,7 +156,7 @@ def recipe(*names: str) -> str:
     return RECIPE % "\n".join(f"  - {line(name)}" for name in names)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name not in TOKENS | STATES])
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in TOKENS | STATES | WORDS])
 def test_a_recipe_may_name_the_loss_and_its_options(name):
     read = read_recipe(recipe("kd" if name != "kd" else "labels", name))
     assert read.objectives[-1].use == name
@@ -151,7 +165,7 @@ def test_a_recipe_may_name_the_loss_and_its_options(name):
 
 def test_all_losses_at_once_run_from_a_recipe(tmp_path, monkeypatch):
     path = tmp_path / "all.yaml"
-    path.write_text(recipe(*(name for name in LOSSES if name not in TOKENS | STATES)))  # a CNN has neither
+    path.write_text(recipe(*(name for name in LOSSES if name not in TOKENS | STATES | WORDS)))  # a CNN has none
     monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "argv", ["stillroom", "run", str(path), "--tiny", "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as stop:
