@@ -82,8 +82,8 @@ def test_a_resting_objective_is_not_read_but_keeps_a_gradient():
     learner(BATCH, teacher, step=1)["loss"].backward()
     found = gradients(learner)
     assert not found["objectives.1.connectors.0.weight"].any()
-    shown = learner._read(BATCH, teacher, 1)
-    assert list(shown) == ["logits"] and set(learner._read(BATCH, teacher, 0)) == {"logits", "0"}
+    shown, all_shown = (learner._shown(BATCH, teacher, step)[1.0][0] for step in (1, 2))
+    assert list(shown) == ["logits"] and set(all_shown) == {"logits", "0"}
 
 
 @pytest.mark.parametrize("objective", ["labels", "hint"])
@@ -149,7 +149,7 @@ def test_bfloat16_reads_narrow_and_computes_wide():
     learner = Learner(network().eval(), ["labels", "kd"], precision="bf16")
     exact = Learner(learner.student, ["labels", "kd"])
     teacher = Live(network(seed=1))(BATCH)
-    shown = learner._read(BATCH, teacher, 0)
+    shown = learner._read(BATCH, teacher, learner._each())
     assert shown["logits"].dtype == torch.bfloat16
     losses, wide = learner(BATCH, teacher), exact(BATCH, teacher)
     assert {value.dtype for value in losses.values()} == {torch.float32}
@@ -204,3 +204,22 @@ def test_an_encoder_and_named_columns_are_the_students_own():
     )
     expected = nn.functional.cross_entropy(student(batch["inputs"].float() / 255, batch["other"]), batch["labels"])
     assert torch.allclose(learner(batch)["loss"], expected)
+
+
+def test_a_part_of_the_batch_is_read_in_a_pass_of_its_own_with_the_teachers_same_rows():
+    student = network().eval()
+    learner = Learner(student, ["labels", match("mse_logits", part=0.25), match("kd", part=0.25)])
+    teacher = Live(network(seed=1))(BATCH)
+    losses = learner(BATCH, teacher)
+    rows = torch.tensor([0, 4])  # spread over the batch of eight
+    ours, theirs = student(BATCH["inputs"])[rows], teacher["logits"][rows]
+    torch.testing.assert_close(losses["mse_logits"], match("mse_logits")({"logits": ours}, {"logits": theirs}, {}))
+    torch.testing.assert_close(losses["kd"], match("kd")({"logits": ours}, {"logits": theirs}, {}))
+    whole = Learner(student, ["labels"])(BATCH, teacher)
+    torch.testing.assert_close(losses["labels"], whole["labels"])
+
+
+@pytest.mark.parametrize("part", [0, -0.5, 1.5])
+def test_a_part_that_is_none_is_refused(part):
+    with pytest.raises(LossError, match="part of the batch"):
+        match("kd", part=part)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from stillroom.contracts import Batch, GradCam, Gradient, Place, Signals, Tap, place
+from stillroom.contracts import Batch, GradCam, Gradient, Place, Signals, place
 from stillroom.errors import LossError
 from stillroom.objectives import Given, Objective, objectives_of
 from stillroom.taps import Reader, Takes, read, sizing
@@ -92,7 +92,7 @@ class Learner(nn.Module):
             LossError: shapes do not fit; names both.
         """
         with sizing(self.student, seed=seed):
-            student = self._read(batch, teacher, 0)
+            student = self._read(batch, teacher, self._each())
         for objective in self._each():
             objective.size(student, teacher, batch, seed=seed)
 
@@ -100,8 +100,7 @@ class Learner(nn.Module):
         self, batch: Batch, teacher: Signals | None = None, *, step: int = 0, steps: int = 1
     ) -> dict[str, Tensor]:
         """Return the losses at ``step`` of ``steps`` (both only matter to ramps and to ``every``)."""
-        teacher = teacher or {}
-        student = self._read(batch, teacher, step)
+        shown = self._shown(batch, teacher or {}, step)
         losses: dict[str, Tensor] = {}
         total: Tensor | None = None
         progress = step / max(1, steps)
@@ -109,7 +108,7 @@ class Learner(nn.Module):
             if objective.folded:
                 continue
             if objective.active(step):
-                value = objective(student, teacher, batch)
+                value = objective(*shown[objective.part])
                 losses[objective.name] = value
                 total = _plus(total, value, objective.weight_at(progress))
             elif (resting := _touch(objective)) is not None:
@@ -119,19 +118,40 @@ class Learner(nn.Module):
         losses["loss"] = total if total is not None else torch.zeros(())
         return losses
 
-    def _read(self, batch: Batch, teacher: Signals, step: int) -> Signals:
-        resting = [one for one in self._each() if not one.active(step)]
-        skip: tuple[Tap, ...] = ()
-        if resting:
-            wanted = {where.tap for one in self._each() if one.active(step) for where in one.places("student")}
-            skip = tuple({where.tap for one in resting for where in one.places("student")} - wanted)
-        for one in self._each():
-            if one.gives and one.active(step):
+    def _shown(self, batch: Batch, teacher: Signals, step: int) -> dict[float, tuple[Signals, Signals, Batch]]:
+        """Return what the active objectives compare, for each part of the batch that some of them read."""
+        active = [one for one in self._each() if one.active(step) and not one.folded]
+        shown = {}
+        for part in dict.fromkeys(one.part for one in active):
+            rows = _rows(len(batch["id"]), part)
+            some, told = (batch, teacher) if rows is None else (_taken(batch, rows), _taken(teacher, rows))
+            shown[part] = (self._read(some, told, [one for one in active if one.part == part]), told, some)
+        return shown
+
+    def _read(self, batch: Batch, teacher: Signals, objectives: Sequence[Objective]) -> Signals:
+        """Return what the student shows of what ``objectives`` read."""
+        wanted = {where.tap for one in objectives for where in one.places("student")}
+        skip = tuple(one for one in self.reader.taps if one not in wanted)
+        for one in objectives:
+            if one.gives:
                 teacher = teacher | one.give(teacher)
         if self.precision == "float32":
             return self.reader(batch, teacher, skip=skip)
         with torch.autocast(batch["id"].device.type, dtype=torch.bfloat16):
             return self.reader(batch, teacher, skip=skip)
+
+
+def _rows(count: int, part: float) -> Tensor | None:
+    """Return which rows make a part of a batch, spread over all of it; None for the whole."""
+    if part == 1.0:
+        return None
+    chosen = max(1, round(part * count))
+    return torch.arange(chosen) * count // chosen
+
+
+def _taken(values: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """Return some rows of a batch or of signals; a bank belongs to no row."""
+    return {name: value if name.endswith(".bank") else value[rows.to(value.device)] for name, value in values.items()}
 
 
 def _plus(total: Tensor | None, value: Tensor, weight: float) -> Tensor:

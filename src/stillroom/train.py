@@ -24,6 +24,7 @@ from stillroom.objectives import Objective
 from stillroom.order import Order, Part, lengths_of
 from stillroom.randomness import reseed, stream
 from stillroom.settings import Mixed, Training
+from stillroom.taps.derivatives import trained_through
 
 Prepare = Callable[[nn.Module, Batch], Batch]
 Gradients = Callable[[Learner, Mapping[str, Tensor], Mapping[str, float]], None]
@@ -203,6 +204,7 @@ class _Run:
         if self.settings.precision != "float32":
             learner.precision = self.settings.precision
         self.notes: list[str] = []
+        self.told = 0  # notes of the reader that were passed on
         if settings.balance is not None and (idle := one_sided(learner)):
             self.notes.append(idle)
         self._refuse()
@@ -378,22 +380,30 @@ class _Run:
         total = losses["loss"]
         if not math.isfinite(total.item()):
             raise self._not_finite(step, batch, losses)
-        looked = self._looked(step, losses)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.gradients is None:
-            total.backward()
-        else:
-            self.gradients(learner, losses, learner.weights(step, self.total))
+        with trained_through(learner.reader.taps):
+            looked = self._filled(step, losses)
         if settings.clip is not None:
             nn.utils.clip_grad_norm_(learner.parameters(), settings.clip)
         self.optimizer.step()
         if self.past is not None:
             self.past.advance(step)
         values = {name: value.detach() for name, value in losses.items()}
-        notes, self.notes = tuple(self.notes), []
+        read = self.learner.reader.notes
+        notes, self.notes = (*read[self.told :], *self.notes), []
+        self.told = len(read)
         pull = self.gradients.pull if isinstance(self.gradients, Sided) else looked.pull if looked else None
         cosine, ratio = pull or (None, None)
         return Step(step + 1, self.total, values, rate, looked and looked.norms, notes, cosine, ratio)
+
+    def _filled(self, step: int, losses: dict[str, Tensor]) -> Looked | None:
+        """Fill ``.grad`` of all that is trained; return what was seen of the terms' gradients, at steps that look."""
+        looked = self._looked(step, losses)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.gradients is None:
+            losses["loss"].backward()
+        else:
+            self.gradients(self.learner, losses, self.learner.weights(step, self.total))
+        return looked
 
     # --- looking at the terms ---------------------------------------------------------------------------
 

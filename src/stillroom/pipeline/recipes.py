@@ -148,6 +148,7 @@ def _objective(entry: ObjectiveEntry, among: tuple[ObjectiveEntry, ...]) -> Obje
         weight=weight,
         connector=entry.connector,
         every=entry.every,
+        part=entry.part,
         name=name,
         **entry.options,
     )

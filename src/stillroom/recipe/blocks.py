@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stillroom.recipe.mistakes import check, choose, unknown_keys
-from stillroom.recipe.models import RESERVED_ARMS, Arm, Data, Evaluate, Objective, Stage, Student, Teacher
+from stillroom.recipe.models import RESERVED_ARMS, Arm, Data, DistilledData, Evaluate, Objective, Stage, Student, Teacher
 from stillroom.recipe.overrides import merged
 from stillroom.recipe.schema import Tables, block_of
 from stillroom.recipe.text import Mistakes, Node, shorten
-from stillroom.settings import Settings, Training
+from stillroom.settings import Settings, Synthesis, Training
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,63}")
 _NAMED = "letters, digits and . _ + = -, beginning with a letter or digit, at most 64 of them"
 HF = "hugging-face"  # how the zoo calls the encoders that come from a folder
 _DATA = ("use", "labels")
 _MODEL = ("model", "encode")
-_OBJECTIVE = ("use", "student", "teacher", "weight", "connector", "every", "name")
+_OBJECTIVE = ("use", "student", "teacher", "weight", "connector", "every", "part", "name")
 _ELSEWHERE = {"views": "views are chosen in one place: record: {views: 4}"}
 _SHARED = {
     "teacher": "arms share one teacher; write a second recipe, or several under 'teachers'",
@@ -139,6 +139,23 @@ class Reading:
         rest = check(plain, block_of(None, Evaluate, ("rows",)), self.mistakes)
         return None if rest is None else Evaluate(on=tuple(tasks), rows=rest.rows)
 
+    def distilled(self, node: Node | None) -> DistilledData | None:
+        """Read ``distilled_data``: how examples are made, and the network they are made on."""
+        if node is None:
+            return None
+        if not isinstance(node.value, dict):
+            self.note(node, f"must be a block such as {{per_class: 10}}, got {shorten(node.plain())}")
+            self.whole = False
+            return None
+        unknown_keys(node, (*Synthesis.model_fields, "network"), self.mistakes)
+        network = self.student(node.items.get("network"))
+        rest = {key: value for key, value in node.items.items() if key in Synthesis.model_fields}
+        making = check(Node(rest, node.where, node.line, node.origin), Synthesis, self.mistakes)
+        if making is None or (network is None and "network" in node.items):
+            self.whole = False
+            return None
+        return DistilledData(making=making, network=network)
+
     def names(self, node: Node | None, kind: str) -> dict[str, Node]:
         """Return the entries of a block whose keys the author chose, those with a usable name."""
         if node is None:
@@ -187,6 +204,7 @@ class Reading:
             data=self._laid(parts, "data", self.data),
             student=self._laid(parts, "student", self.student),
             train=self._laid(parts, "train", lambda block: self.block(block, Training)),
+            distilled_data=self._laid(parts, "distilled_data", self.distilled),
         )
 
     def _changes(self, node: Node, allowed: tuple[str, ...], reasons: dict[str, str]) -> bool:

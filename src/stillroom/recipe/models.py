@@ -11,7 +11,7 @@ from pydantic_core import to_jsonable_python
 from ruamel.yaml import YAML
 
 from stillroom.errors import RecipeError, nearest
-from stillroom.settings import Positive, Ramp, Settings, Training, plain_or_block
+from stillroom.settings import Positive, Ramp, Settings, Share, Synthesis, Training, plain_or_block
 
 TapText = Annotated[str, Field(min_length=1)]
 TapTexts = Annotated[tuple[TapText, ...], Field(min_length=1)]
@@ -80,8 +80,15 @@ class Student(Settings):
     encode: Encode = Encode()
 
 
+class DistilledData(Settings):
+    """Synthetic examples in the place of real ones: how they are made, and on which network (None: the student's)."""
+
+    making: Synthesis = Synthesis()
+    network: Student | None = None
+
+
 class Objective(Settings):
-    """A loss with its options, where it reads, and how much and how often it counts."""
+    """A loss with its options, where it reads, how much and how often it counts, and on which part of a batch."""
 
     use: str
     options: dict[str, Any] = {}
@@ -98,6 +105,7 @@ class Objective(Settings):
     ] = 1.0
     connector: Literal["auto", "none", "linear"] = "auto"
     every: Count = 1
+    part: Share = 1.0
     name: Annotated[str, Field(min_length=1)] | None = None
 
 
@@ -151,6 +159,7 @@ class Arm(Settings):
     data: Data | None = None
     student: Student | None = None
     train: Training | None = None
+    distilled_data: DistilledData | None = None
 
 
 class Recipe(Settings):
@@ -164,6 +173,7 @@ class Recipe(Settings):
     objectives: tuple[Objective, ...]
     record: Record = Record()
     train: Training = Training()
+    distilled_data: DistilledData | None = None
     arms: dict[str, Arm] = {MAIN: Arm()}
     stages: tuple[Stage, ...] = ()
     control: bool = True
@@ -189,7 +199,9 @@ class Recipe(Settings):
             )
         change = self.arms[name]
         update: dict[str, Any] = {
-            key: value for key in ("data", "student", "train") if (value := getattr(change, key)) is not None
+            key: value
+            for key in ("data", "student", "train", "distilled_data")
+            if (value := getattr(change, key)) is not None
         }
         base = self.objectives if change.objectives is None else change.objectives
         return self.model_copy(update={**update, "objectives": base + change.add, "arms": {name: Arm()}})
@@ -226,6 +238,7 @@ class Recipe(Settings):
             "train": written(self.train),
             "stages": [_difference(stage) for stage in self.stages],
             "trials": written(self.trials),
+            **({"distilled_data": written(self.distilled_data)} if self.distilled_data else {}),
         }
 
 
@@ -238,6 +251,8 @@ def written(value: Any) -> Any:
         kept = {key: part for key, part in block.items() if part is not None or key == "labels"}
         first = {key: kept[key] for key in ("use", "model", "hf") if key in kept}
         return {**first, **written(value.options), **kept}
+    if isinstance(value, DistilledData):
+        return {**written(value.making), **({"network": written(value.network)} if value.network else {})}
     if isinstance(value, Evaluate):
         return {"on": written(value.on), "rows": value.rows}
     if isinstance(value, Export):

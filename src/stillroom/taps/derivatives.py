@@ -8,7 +8,8 @@ derivative. Batch normalisation stays as it is: a student in training is differe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,7 +59,6 @@ class Derivatives:
     def __init__(self, module: nn.Module, *, texts: bool) -> None:
         self.module, self.texts = module, texts
         self.notes: list[str] = []
-        self._tried: set[str] = set()
 
     def read(
         self, wanted: Sequence[Wanted], batch: Batch, given: Signals, clean: Pass, aside: Pass
@@ -134,8 +134,8 @@ class Derivatives:
         with ExitStack() as stack:
             stack.enter_context(torch.autocast(device, enabled=False))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if now.forward is not None and any(isinstance(part, nn.RNNBase) for part in parts):
-                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))  # its LSTM has no forward mode
+            if now.forward is not None:
+                stack.enter_context(_without_fused_parts())
             try:
                 for part in noisy:
                     part.training = False
@@ -149,7 +149,8 @@ class Derivatives:
     def _pass(self, clean: Pass, now: _Moment) -> Any:
         """Run the model once, so that what is wanted can be read of it; where it has no graph, modes change."""
         leaves = [_of(one) for one, mode in now.modes.items() if mode in BACKWARD and _of(one) in now.columns]
-        now.columns |= {name: now.columns[name].clone().requires_grad_() for name in leaves}
+        with torch.enable_grad():  # clones, since hooks of torch's counter of operations cannot stand at leaves
+            now.columns |= {name: now.columns[name].requires_grad_().clone() for name in leaves}
         with ExitStack() as stack:
             for path, one in {_of(one): one for one in now.modes if _of(one) not in now.columns}.items():
                 stack.callback(self._listen(path, one, now))
@@ -257,24 +258,7 @@ class Derivatives:
         if found is None:
             do = "Name something that they are made of, or use mode=finite_difference."
             raise TapError(say(f"The logits do not depend on '{_of(one)}'", f"'{one}'", "what they depend on", do))
-        if now.keep:
-            self._twice(one, found)
         return _gradcam(one, value, found) if isinstance(one, GradCam) else found
-
-    def _twice(self, one: Wanted, found: Tensor) -> None:
-        """See once that the gradient can itself be differentiated, before a training relies on it."""
-        trained = [value for value in self.module.parameters() if value.requires_grad]
-        if str(one) in self._tried or not found.requires_grad or not trained:
-            return
-        self._tried.add(str(one))
-        try:
-            torch.autograd.grad(found.square().sum(), trained, retain_graph=True, allow_unused=True)
-        except (RuntimeError, NotImplementedError) as error:
-            raise TapError(
-                f"'{one}' cannot be trained through: got an operation without a second derivative "
-                f"({str(error).splitlines()[0][:160]}). Allowed: directions by finite differences, which need none. "
-                "Write 'logits@gradient(random=4,mode=finite_difference)' on both sides."
-            ) from error
 
     def _forward(self, one: Gradient, value: Tensor, ways: Tensor, logits: Tensor, now: _Moment) -> Tensor:
         """Return the derivatives along ``ways`` by forward mode; the first may be known from the clean pass."""
@@ -302,6 +286,20 @@ class Derivatives:
         return _wide(find_logits(output, type(self.module).__name__))
 
 
+@contextmanager
+def _without_fused_parts() -> Iterator[None]:
+    """Leave out what has no forward mode: oneDNN's LSTM and the fast path of transformer layers."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TF32")  # torch's switch warns of a precision nobody asked for
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            with torch.backends.mkldnn.flags(enabled=False):
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def refuse_for_training(one: Tap) -> None:
     """Refuse what would take a pass for every number of the input at each step.
 
@@ -315,6 +313,27 @@ def refuse_for_training(one: Tap) -> None:
             "training. Allowed: vjp for whole gradients; finite_difference and jvp along directions, for example "
             "'logits@gradient(random=4)'. Write mode=vjp, or directions on both sides."
         )
+
+
+@contextmanager
+def trained_through(taps: Iterable[Tap]) -> Iterator[None]:
+    """Say what to do where a backward pass fails because an operation has no derivative of its derivative.
+
+    Raises:
+        TapError: in the place of PyTorch's own error, where derivatives are among ``taps``.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        names = ", ".join(f"'{one}'" for one in taps if isinstance(one, Gradient | GradCam))
+        told = str(error).splitlines()[0][:160] if str(error) else ""
+        if not names or not any(sign in told for sign in ("twice", "not implemented", "inplace", "forward AD")):
+            raise
+        raise TapError(
+            f"The derivatives {names} cannot be trained through: got an operation without a derivative of that kind "
+            f"({told}). Allowed: directions by finite differences, which need none. "
+            "Write 'logits@gradient(random=4,mode=finite_difference)' on both sides."
+        ) from error
 
 
 def _of(one: Wanted) -> str:
@@ -366,4 +385,4 @@ def _gradcam(one: GradCam, maps: Tensor, gradient: Tensor) -> Tensor:
     return F.relu((gradient.mean((2, 3), keepdim=True) * maps).sum(1))
 
 
-__all__ = ["Derivatives", "refuse_for_training"]
+__all__ = ["Derivatives", "refuse_for_training", "trained_through"]
