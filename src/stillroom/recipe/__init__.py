@@ -3,6 +3,7 @@
 from stillroom.recipe.models import (
     Arm,
     Data,
+    DistilledData,
     Encode,
     Evaluate,
     Export,
@@ -23,6 +24,7 @@ __all__ = [
     "KEYS",
     "Arm",
     "Data",
+    "DistilledData",
     "Encode",
     "Evaluate",
     "Export",

@@ -9,7 +9,7 @@ from stillroom.contracts import Attention, GradCam, Gradient, Hidden, Place, Seg
 from stillroom.errors import ModelError, TapError, nearest
 from stillroom.objectives.signature import Signature, default_place, signature
 from stillroom.recipe.blocks import Reading
-from stillroom.recipe.models import Data, Objective, Own, Record, Student, Teacher
+from stillroom.recipe.models import Data, DistilledData, Objective, Own, Record, Student, Teacher
 from stillroom.recipe.schema import function_of
 from stillroom.recipe.text import Node
 from stillroom.settings import Mixed, Ramp, Training
@@ -195,6 +195,25 @@ class Meaning:
             self.note(
                 _part(batch, "labelled"), "data.labels is 0, so there are no labelled rows; write batch as one number"
             )
+
+    def distilled(self, node: Node | None, pairs: Pairs, made: DistilledData, data: Data | None) -> None:
+        """Check what learns from synthetic examples: no answer of a teacher is known of them, only their labels."""
+        at = node or self.reading.root
+        self.build(at.items.get("network"), made.network)
+        for place_of, objective in pairs:
+            if self.distils(objective):
+                self.note(
+                    place_of,
+                    f"{objective.use} reads a teacher, whose answers to synthetic examples are not recorded; take this "
+                    "objective away, or distilled_data",
+                )
+        columns = {slot.name for _, objective in pairs for slot in self.reads(objective).sides("column")}
+        if "labels" not in columns:
+            self.note(at, "nothing reads the labels of the distilled data; add the objective {use: labels}")
+        if data is not None and data.labels == 0:
+            self.note(at, "data.labels is 0, and without labels no data can be distilled; raise data.labels")
+        if "stages" in self.reading.root.items:
+            self.note(at, "a training in several stages learns from real data; take stages away, or distilled_data")
 
     def _names(self, pairs: Pairs) -> None:
         seen: set[str] = set()

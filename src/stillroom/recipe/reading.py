@@ -84,7 +84,7 @@ def _read(root: Node, tables: Tables, mistakes: Mistakes, name: str) -> Recipe |
     teachers = _teachers(reading)
     objectives = _pairs(reading, reading.list_of(top.get("objectives"), reading.objective))
     train, record = reading.block(top.get("train"), Training), reading.block(top.get("record"), Record)
-    evaluate = reading.evaluate(top.get("evaluate"))
+    evaluate, distilled = reading.evaluate(top.get("evaluate")), reading.distilled(top.get("distilled_data"))
     simple = Node({key: top[key] for key in _SIMPLE if key in top}, "", root.line, root.origin)
     simple.value.setdefault("name", Node(_fitting(name)))
     values = check(simple, block_of(None, Recipe, _SIMPLE), mistakes)
@@ -101,7 +101,7 @@ def _read(root: Node, tables: Tables, mistakes: Mistakes, name: str) -> Recipe |
             f"'{values.name}' cannot be the name of a folder; "
             "allowed: letters, digits and . _ + = -, beginning with a letter or digit",
         )
-    _check_arms(meaning, arms, objectives, (data, student, train))
+    _check_arms(meaning, arms, objectives, (data, student, train, distilled))
     meaning.rest(record, values, data)
     if data is None or student is None or None in (teachers, train, record, values, *arms.values()):
         return None
@@ -116,6 +116,7 @@ def _read(root: Node, tables: Tables, mistakes: Mistakes, name: str) -> Recipe |
         train=train,
         record=record,
         evaluate=evaluate,
+        distilled_data=distilled,
         teacher=(teachers or {}).get(""),
         teachers={} if "" in (teachers or {}) else teachers or {},
         objectives=base,
@@ -158,7 +159,7 @@ def _pairs(reading: Reading, objectives: Sequence[Objective]) -> list[tuple[Node
 
 def _check_arms(meaning: Any, arms: Mapping[str, Arm | None], base: list[tuple[Node, Objective]], common: Any) -> None:
     """Check the recipe's own lines and each arm's; what arms share is told once."""
-    reading, (data, student, train) = meaning.reading, common
+    reading, (data, student, train, distilled) = meaning.reading, common
     nodes = reading.root.items["arms"].items if "arms" in reading.root.items else {}
     views: list[tuple[Node | None, Arm]] = [(nodes[name], arm) for name, arm in arms.items() if arm is not None]
     seen: list[Objective] = []
@@ -174,6 +175,9 @@ def _check_arms(meaning: Any, arms: Mapping[str, Arm | None], base: list[tuple[N
         if reading.whole and (node is not None):
             at = node if arm.objectives is not None or arm.add else reading.root.items.get("objectives")
             meaning.arm(at, pairs, arm.data or data, arm.train or train)
+        if reading.whole and (made := arm.distilled_data or distilled) is not None:
+            at = node.items.get("distilled_data") if node is not None else None
+            meaning.distilled(at or reading.root.items.get("distilled_data"), pairs, made, arm.data or data)
     if reading.whole:
         meaning.transfer(seen, train)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from stillroom.recipe.models import Arm, Data, Recipe, Stage, Teacher
+from stillroom.recipe.models import Arm, Data, DistilledData, Recipe, Stage, Teacher
 from stillroom.settings import Mixed, Training
 
 ROWS = 256
 LABELS = 128
 STEPS = 20
 TASK_ROWS = 80
+PER_CLASS, MADE_IN, MADE_FROM = 2, 3, 16
 Change = TypeVar("Change", Arm, Stage)
 
 
@@ -26,6 +27,7 @@ def tiny(recipe: Recipe) -> Recipe:
             "arms": {name: _change(arm) for name, arm in recipe.arms.items()},
             "stages": tuple(_change(stage) for stage in recipe.stages),
             "seeds": recipe.seeds[:1],
+            "distilled_data": _distilled(recipe.distilled_data),
             "evaluate": None if recipe.evaluate is None else recipe.evaluate.model_copy(update={"rows": TASK_ROWS}),
         }
     )
@@ -37,6 +39,18 @@ def _data(data: Data) -> Data:
         options["train"] = min(options["train"] or ROWS, ROWS)
     labels = None if data.labels is None else min(data.labels, LABELS)
     return data.model_copy(update={"options": options, "labels": labels})
+
+
+def _distilled(block: DistilledData | None) -> DistilledData | None:
+    if block is None:
+        return None
+    making = block.making
+    fewer = {
+        "per_class": min(making.per_class, PER_CLASS),
+        "steps": min(making.steps, MADE_IN),
+        "batch": min(making.batch, MADE_FROM),
+    }
+    return block.model_copy(update={"making": making.model_copy(update=fewer)})
 
 
 def _training(train: Training) -> Training:
@@ -57,4 +71,6 @@ def _change(change: Change) -> Change:
     update: dict[str, Any] = {"train": None if change.train is None else _training(change.train)}
     if isinstance(change, Arm) and change.data is not None:
         update["data"] = _data(change.data)
+    if isinstance(change, Arm):
+        update["distilled_data"] = _distilled(change.distilled_data)
     return change.model_copy(update=update)
