@@ -21,6 +21,7 @@ from stillroom.report.figures import KINDS, draw, names, picture, table
 from stillroom.report.numbers import number, over_seeds, with_interval
 from stillroom.report.page import page
 from stillroom.report.readings import main_arm, model_order
+from stillroom.report.run_pull import pull
 from stillroom.report.svg import RESERVED, slots, ticks
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&amp;"
@@ -396,6 +397,38 @@ def test_curves_are_smoothed_without_losing_their_end():
     assert "'kd' was still gaining" in finding.sentence
     assert [panel["title"] for panel in finding.figure["figures"]] == ["On validation", "Loss: labels"]
     Page(str(draw(finding.figure, {})))
+
+
+def test_the_pull_of_teacher_and_labels_is_put_into_words():
+    held = {"step": [1, 101, 201, 301], "cosine": [0.5, 0.1, -0.2, -0.1], "ratio": [1.0, 2.0, 9.0, 40.0]}
+    finding = pull("kd", {**held, "looked": 8, "against": 4})
+    assert (
+        "In 50 % of the 8 looked-at steps of 'kd' they pulled against each other (mean cosine 0.07" in finding.sentence
+    )
+    assert "at right angles" in finding.sentence and finding.number == pytest.approx(0.075)
+    assert "5.50 times as strong" in finding.sentence and "40.0 times towards the end" in finding.sentence
+    assert [panel["series"][0]["y"] for panel in finding.figure["figures"]] == [held["cosine"], held["ratio"]]
+    Page(str(draw(finding.figure, {})))
+
+
+@pytest.mark.parametrize(
+    ("cosine", "ratio", "said"),
+    [
+        (0.8, 1.0, "Mostly the same way"),
+        (0.3, 1.0, "In part the same way"),
+        (-0.4, 1.0, "Mostly against each other"),
+        (0.8, 0.01, "set train.balance"),
+    ],
+)
+def test_what_a_cosine_means_is_said(cosine, ratio, said):
+    held = {"step": [1], "cosine": [cosine], "ratio": [ratio], "looked": 1, "against": int(cosine < 0)}
+    finding = pull("kd", held)
+    assert said in finding.sentence and "one looked-at step" in finding.sentence
+    assert "train.gradient_norms_every" in finding.sentence
+
+
+def test_without_two_gradients_nothing_is_said_of_their_pull():
+    assert pull("alone", {"step": [], "cosine": [], "ratio": [], "looked": 0, "against": 0}) is None
 
 
 def test_reliability_says_which_way_a_model_errs():

@@ -557,6 +557,28 @@ def test_clipping_bounds_the_step():
     assert moved(0.25) == pytest.approx(0.25, rel=1e-4) and moved(None) > 1
 
 
+def test_connectors_take_part_in_clipping():
+    """A hint through a connector: the norm that is bounded is that of the student and the connector together."""
+
+    def moved(clip):
+        learner = Learner(seeded(small), [match("hint", student="0", teacher="0", weight=100.0)])
+        teacher = Live(seeded(lambda: small(12), 3), ["0"])
+        ids = torch.stack([torch.arange(ROWS), torch.zeros(ROWS, dtype=torch.int64)], 1)
+        batch = source().batch(ids)
+        learner.size(batch, teacher(batch))
+        before = {name: value.detach().clone() for name, value in learner.named_parameters()}
+        next(train(learner, source(), teacher, plain(optimizer="sgd", lr=1.0, momentum=0.0, clip=clip)))
+        squares = {"student": 0.0, "objectives": 0.0}
+        for name, value in learner.named_parameters():
+            squares[name.split(".")[0]] += float((value.detach() - before[name]).square().sum())
+        return squares
+
+    free, clipped = moved(None), moved(0.25)
+    assert all(math.sqrt(part) > 0.25 for part in free.values()), "or neither part needed clipping"
+    assert math.sqrt(sum(clipped.values())) == pytest.approx(0.25, rel=1e-3)
+    assert clipped["objectives"] / clipped["student"] == pytest.approx(free["objectives"] / free["student"], rel=1e-3)
+
+
 # --- looking at the terms -----------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ from stillroom.models.bundle import save_bundle
 from stillroom.pipeline.code import code_print
 from stillroom.pipeline.plan import ArmPlan, Experiment, Told
 from stillroom.pipeline.stages import pass_through
+from stillroom.pipeline.synthesis import examples_inputs
 from stillroom.settings import Training
 from stillroom.tasks import accuracy
 from stillroom.tensors import pack, restore, state_of, unpack
@@ -55,6 +56,7 @@ def job_inputs(experiment: Experiment, arm: ArmPlan, seed: int, factor: float, k
             "labels": labels_print(data),
             "splits": {name: [len(rows), int(rows.sum())] for name, rows in data.splits.items()},
             "arm": dict(arm.described),
+            **({"examples": examples_inputs(experiment, arm)} if arm.distilled else {}),
             "seed": seed,
             "factor": factor,
             "views": experiment.views,
@@ -228,15 +230,19 @@ class _Log:
 
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
-        self.kept: dict[str, Any] = _read_or(path, {"step": [], "terms": {}, "norms": [], "notes": []})
+        pull = {"step": [], "cosine": [], "ratio": [], "looked": 0, "against": 0, "last": 0}
+        self.kept: dict[str, Any] = _read_or(path, {"step": [], "terms": {}, "norms": [], "notes": [], "pull": pull})
 
     def add(self, step: Step) -> None:
         kept = self.kept
         kept["notes"] += [note for note in step.notes if note not in kept["notes"]]
+        self._pulled(step)
         if kept["step"] and kept["step"][-1] >= step.number:
             return
+        norms = kept["norms"]
         if step.gradient_norms and len(step.gradient_norms) > 1:
-            kept["norms"].append({"step": step.number, **step.gradient_norms})
+            if not norms or step.number - norms[-1]["step"] >= self.every:
+                norms.append({"step": step.number, **step.gradient_norms})
         if step.number % self.every == 0 or step.number in (1, step.steps):
             kept["step"].append(step.number)
             for name, value in step.losses.items():
@@ -244,6 +250,19 @@ class _Log:
                 values.append(float(value))
             for values in kept["terms"].values():
                 values += [None] * (len(kept["step"]) - len(values))
+
+    def _pulled(self, step: Step) -> None:
+        """Count each look at which both sides had a gradient, and keep about as many of them as of the losses."""
+        pull = self.kept["pull"]
+        if step.gradient_cosine is None or step.number <= pull["last"]:
+            return
+        pull["last"] = step.number
+        pull["looked"] += 1
+        pull["against"] += step.gradient_cosine < 0
+        if not pull["step"] or step.number - pull["step"][-1] >= self.every:
+            pull["step"].append(step.number)
+            pull["cosine"].append(step.gradient_cosine)
+            pull["ratio"].append(step.gradient_ratio)
 
     def save(self) -> None:
         """Keep the curve so far."""

@@ -16,6 +16,7 @@ from stillroom.pipeline.plan import ALONE, Experiment
 from stillroom.pipeline.reasons import why_not
 from stillroom.pipeline.verdict import Answers, test_labels
 from stillroom.report import run_costs, run_findings
+from stillroom.report.run_pull import pull
 from stillroom.tasks import recall_by_class, reliability
 
 SHOWN = 12  # disagreements that the report shows
@@ -37,6 +38,9 @@ def findings_of(
     found += [reasons] if reasons is not None else []
     found.append(run_findings.arms_table(metrics))
     found.append(run_findings.training_curves(_curves(experiment, run), "accuracy"))
+    curve = read_json(run / "arms" / f"{main}-{experiment.seeds[0]}" / "curve.json")
+    if (pulled := pull(main, curve["pull"])) is not None:
+        found.append(pulled)
     if not experiment.main.answers:  # nobody trained its logits
         return [*found, *_weights(experiment, run), run_costs.sizes(metrics), *_parity(facts)]
     if labels is not None:
