@@ -10,8 +10,10 @@ __version__ = "0.1.0"
 _PLACES = {
     "ArraySource": "stillroom.data.arrays",
     "Average": "stillroom.teachers",
+    "Balance": "stillroom.gradients",
     "Capacity": "stillroom.memory",
     "Deployed": "stillroom.models.bundle",
+    "Dot": "stillroom.gradients",
     "FeatureExtractor": "stillroom.features",
     "HuggingFaceEncode": "stillroom.models.text_encode",
     "Learner": "stillroom.learner",
@@ -50,8 +52,10 @@ _PLACES = {
 __all__ = [
     "ArraySource",
     "Average",
+    "Balance",
     "Capacity",
     "Deployed",
+    "Dot",
     "FeatureExtractor",
     "HuggingFaceEncode",
     "Learner",
@@ -99,6 +103,7 @@ if TYPE_CHECKING:
     from stillroom.evaluate import evaluate
     from stillroom.export import export
     from stillroom.features import FeatureExtractor
+    from stillroom.gradients import Balance, Dot
     from stillroom.learner import Learner
     from stillroom.memory import Capacity, capacity, state_r2
     from stillroom.models.bundle import Deployed, load
