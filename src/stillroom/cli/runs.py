@@ -188,6 +188,8 @@ def train(
 
     Example: stillroom train recipes/images.yaml --arm alone --seed 0
     """
+    from stillroom.pipeline.synthesis import owner_of
+
     read, experiment = _open(recipe, set, tiny)
     name = arm or experiment.main.name
     if name not in experiment.arms:
@@ -198,6 +200,9 @@ def train(
     def wanted(task: Task) -> bool:
         if task.kind in ("teacher", "record"):
             return experiment.arms[name].reads_teacher
+        if task.kind == "examples":
+            made = experiment.arms[name].distilled
+            return made is not None and task.owner == owner_of(experiment, experiment.arms[name])
         return task.owner == name and (task.kind == "trial" or seed in (None, task.seed))
 
     _part(recipe, out, set, tiny, quiet, wanted)

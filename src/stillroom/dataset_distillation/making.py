@@ -29,6 +29,7 @@ from stillroom.tensors import pack, unpack
 
 MakeNetwork = Callable[[int], nn.Module]
 CHECKPOINT = "synthetic.safetensors"
+PART = 4096
 SAVES = 10  # checkpoints of a whole making
 LOGGED = 60  # moments of the curve that are kept
 STATISTICS = 16  # real examples a class that BatchNorm's statistics are taken from, as in the authors' code
@@ -67,28 +68,40 @@ class Real:
             DataError: texts, values that are no numbers, fewer than two classes, or a class with too few examples.
         """
         check_source(source)
-        chosen = labelled_rows(source)
-        inputs, labels = real_inputs(source, chosen), labels_of(source)[chosen]
-        rows = tuple((labels == number).nonzero()[:, 0] for number in range(len(source.classes or ())))
-        short = min(range(len(rows)), key=lambda number: len(rows[number]))
-        if len(rows[short]) < per_class:
-            raise DataError(
-                say(
-                    "There are fewer real examples than synthetic ones are to be made",
-                    f"per_class={per_class}; class '{(source.classes or ())[short]}' has {len(rows[short])} labelled "
-                    "training rows",
-                    f"1 to {len(rows[short])}",
-                    "Lower per_class: fewer examples than there were is the point.",
-                )
-            )
-        values = inputs.double()
-        low, high = (0.0, 255.0) if inputs.dtype == torch.uint8 else (float(values.min()), float(values.max()))
-        return cls(inputs, rows, low, high, float(values.mean()), max(float(values.std()), 1e-6))
+        rows, inputs = rows_by_class(source, per_class), real_inputs(source, labelled_rows(source))
+        low, high = (0.0, 255.0) if inputs.dtype == torch.uint8 else (float(inputs.min()), float(inputs.max()))
+        # In parts: all at once as 64-bit floats would take eight times the room of the images themselves.
+        count, parts = inputs.numel(), inputs.split(PART)
+        mean = sum(float(part.double().sum()) for part in parts) / count
+        spread = (sum(float((part.double() - mean).square().sum()) for part in parts) / count) ** 0.5
+        return cls(inputs, rows, low, high, mean, max(spread, 1e-6))
 
     def examples(self, number: int, count: int, seed: int, *position: int | str) -> Tensor:
         """Return up to ``count`` examples of one class, chosen by (seed, position), as float32."""
         rows = self.rows[number]
         return self.inputs[rows[torch.from_numpy(permutation(len(rows), seed, *position, number)[:count])]].float()
+
+
+def rows_by_class(source: Source, per_class: int) -> tuple[Tensor, ...]:
+    """Return, for each class, which of the labelled training rows are of it: places among those, int64.
+
+    Raises:
+        DataError: a class has fewer than ``per_class``.
+    """
+    labels = labels_of(source)[labelled_rows(source)]
+    rows = tuple((labels == number).nonzero()[:, 0] for number in range(len(source.classes or ())))
+    short = min(range(len(rows)), key=lambda number: len(rows[number]))
+    if len(rows[short]) < per_class:
+        raise DataError(
+            say(
+                "There are fewer real examples than synthetic ones are to be made",
+                f"per_class={per_class}; class '{(source.classes or ())[short]}' has {len(rows[short])} labelled "
+                "training rows",
+                f"1 to {len(rows[short])}" if len(rows[short]) else "classes that all have examples",
+                "Lower per_class: fewer examples than there were is the point.",
+            )
+        )
+    return rows
 
 
 def check_source(source: Source) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from torch import nn
 from stillroom.contracts import Source
 from stillroom.learner import Learner
 from stillroom.pipeline.plan import Experiment
+from stillroom.pipeline.synthesis import seconds_of_examples
 from stillroom.pipeline.tasks import Task
 from stillroom.settings import Training
 from stillroom.train import Rows, train
@@ -33,6 +35,9 @@ def seconds_of(experiment: Experiment, tasks: Sequence[Task], processes: int) ->
     for task in tasks:
         adopted = task.kind == "arm" and len(experiment.trials) > 1 and task.seed == experiment.seeds[0]
         if adopted:
+            continue
+        if task.kind == "examples":
+            total += math.prod(seconds_of_examples(experiment, task.owner))
             continue
         name = ("teacher " if task.kind in ("teacher", "record") else "arm ") + task.owner
         if name not in timed:

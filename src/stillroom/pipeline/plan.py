@@ -6,6 +6,7 @@ without the teacher. A *job* is one arm with one seed and one learning rate.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from stillroom.contracts import Source, Teacher, place
 from stillroom.data.splits import LabelledSubset, few_labels, labelled_rows, labels_of
 from stillroom.errors import DataError, say
 from stillroom.objectives import Objective
-from stillroom.settings import Mixed, Training
+from stillroom.settings import Mixed, Synthesis, Training
 from stillroom.train import Rows
 
 ALONE = "alone"
@@ -39,6 +40,30 @@ class TeacherPlan:
 
 
 @dataclass(frozen=True)
+class SynthesisPlan:
+    """Synthetic examples that an arm learns from: how they are made, on which networks, and how many there will be.
+
+    ``made`` is a source that has them for its training rows, once there are any.
+    """
+
+    settings: Synthesis
+    make_network: Callable[[int], nn.Module]
+    encode: nn.Module | None
+    examples: int
+    described: Mapping[str, Any]
+    made: Source | None = None
+
+    def source(self, data: Source) -> Source:
+        """Return the source to learn from; before it is made, as many real examples stand in for it."""
+        if self.made is not None:
+            return self.made
+        stand_in = copy.copy(data)
+        rows = few_labels(labels_of(data), data.splits["train"], self.examples, self.settings.seed)
+        stand_in.splits = {**data.splits, "train": rows}  # type: ignore[misc]
+        return stand_in
+
+
+@dataclass(frozen=True)
 class ArmPlan:
     """One way to train the student: fresh objectives each time, settings, and how many labels it sees (None: all).
 
@@ -58,6 +83,7 @@ class ArmPlan:
     before: tuple[ArmPlan, ...] = ()
     assistant: bool = False
     also: tuple[Training, ...] = ()
+    distilled: SynthesisPlan | None = None
 
     @property
     def distils(self) -> bool:
@@ -80,8 +106,17 @@ class ArmPlan:
         shown = [str(one.tap) for objective in self.objectives() for one in objective.places("student")]
         return any(text in ("logits", "output") or text.startswith(("output[", "logits@")) for text in shown)
 
+    @property
+    def learns_from(self) -> int | None:
+        """How many labelled examples its student learns from, be they synthetic; None: all."""
+        return self.labels if self.distilled is None else self.distilled.examples
+
     def data(self, data: Source, seed: int = 0) -> Source:
-        """Return the data as this arm's student may see it: labels outside its share are hidden."""
+        """Return the data that this arm's student learns from: what it may see, or the examples made from that."""
+        return self.seen(data, seed) if self.distilled is None else self.distilled.source(data)
+
+    def seen(self, data: Source, seed: int = 0) -> Source:
+        """Return the data as this arm may see it: labels outside its share are hidden."""
         train = data.splits["train"]
         if self.labels is None:
             known = labelled_rows(data)
@@ -121,14 +156,18 @@ class ArmPlan:
 
 
 def control_of(arm: ArmPlan, make_labels: Callable[[], Objective]) -> ArmPlan:
-    """Return the control of an arm: labels at weight 1, penalties kept, everything that reads a teacher dropped."""
+    """Return the control of an arm: labels at weight 1, penalties kept, everything that reads a teacher dropped.
+
+    In the place of synthetic examples it has as many real ones, chosen at random.
+    """
 
     def objectives() -> list[Objective]:
         kept = [one for one in arm.objectives() if one.role == "penalty"]
         return [make_labels(), *kept]
 
     # What the teacher's objectives are does not matter to it: a sweep over them pays for the control once.
-    kept = {key: value for key, value in arm.described.items() if key not in ("objectives", "stages", "record")}
+    dropped = ("objectives", "stages", "record", "distilled_data")
+    kept = {key: value for key, value in arm.described.items() if key not in dropped}
     described = {
         **kept,
         "control": [one.described() for one in objectives()],
@@ -136,7 +175,7 @@ def control_of(arm: ArmPlan, make_labels: Callable[[], Objective]) -> ArmPlan:
     }
     also = tuple(stage.training for stage in arm.before if not stage.assistant)
     return ArmPlan(
-        ALONE, objectives, arm.training, arm.labels, arm.make_student, arm.encode, arm.config, described, also=also
+        ALONE, objectives, arm.training, arm.learns_from, arm.make_student, arm.encode, arm.config, described, also=also
     )
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from stillroom.contracts import Source
 from stillroom.data.table import open_source, options_of
+from stillroom.dataset_distillation.making import check_source, rows_by_class
 from stillroom.errors import ModelError, RecipeError, say
 from stillroom.models.bundle import load
 from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.objectives import Objective, match
 from stillroom.pipeline.making import Making
-from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, TeacherPlan, control_of
+from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, SynthesisPlan, TeacherPlan, control_of
 from stillroom.recipe import Data, Own, Recipe, Stage, Teacher, written
 from stillroom.recipe import Objective as ObjectiveEntry
 from stillroom.settings import Ramp
@@ -99,6 +100,7 @@ def _arm(recipe: Recipe, name: str, making: Making) -> ArmPlan:
     student = making.zoo(recipe.student.model, recipe.student.options, recipe.student.encode)
     parts = recipe.parts()
     described = {key: parts[key] for key in ("student", "objectives", "train", "record", "stages")}
+    described |= {key: parts[key] for key in ("distilled_data",) if key in parts}
     last = recipe.stages[-1] if recipe.stages else Stage()
     plan = ArmPlan(
         name,
@@ -111,7 +113,25 @@ def _arm(recipe: Recipe, name: str, making: Making) -> ArmPlan:
         described,
     )
     before = tuple(_stage(number, stage, recipe, plan, making) for number, stage in enumerate(recipe.stages[:-1], 1))
-    return replace(plan, before=before)
+    distilled = None if recipe.distilled_data is None else _synthesis(recipe, plan, making)
+    return replace(plan, before=before, distilled=distilled)
+
+
+def _synthesis(recipe: Recipe, plan: ArmPlan, making: Making) -> SynthesisPlan:
+    """Return how the examples of an arm are made; whether they can be is seen before anything else is done.
+
+    Raises:
+        DataError: texts, too few classes, or fewer real examples than are to be made.
+    """
+    block = recipe.distilled_data
+    assert block is not None
+    check_source(making.data)
+    rows_by_class(plan.seen(making.data), block.making.per_class)
+    network = block.network or recipe.student
+    made = making.zoo(network.model, network.options, network.encode)
+    described = {"network": written(network), "making": written(block.making)}
+    examples = block.making.per_class * making.classes
+    return SynthesisPlan(block.making, made.make, made.encode, examples, described)
 
 
 def _stage(number: int, stage: Stage, recipe: Recipe, plan: ArmPlan, making: Making) -> ArmPlan:

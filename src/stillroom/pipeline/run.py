@@ -25,6 +25,7 @@ from stillroom.pipeline.notes import notes_of
 from stillroom.pipeline.plan import Experiment
 from stillroom.pipeline.remembering import memory_of_run
 from stillroom.pipeline.story import facts_of, findings_of, summary_of
+from stillroom.pipeline.synthesis import examples_findings, measured_examples
 from stillroom.pipeline.tasks import Task, Workshop, tasks_of, unfinished
 from stillroom.pipeline.verdict import metrics_of, read_answers, teacher_answers
 from stillroom.pipeline.workers import Told, perform_apart, perform_here
@@ -85,6 +86,8 @@ def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Tol
     teacher = workshop.knowledge()[0] if experiment.teachers else None
     answers, answered = read_answers(experiment, folder), teacher_answers(experiment, teacher)
     metrics = metrics_of(experiment, folder, answers, answered)
+    if made := measured_examples(experiment, folder):
+        metrics["distilled_data"] = made
     _teacher_parameters(experiment, metrics)
     add_costs(experiment, metrics, facts)
     elsewhere = generality_of(experiment, folder, lambda done, of, what: told("report", done, of, what))
@@ -97,6 +100,7 @@ def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Tol
     if remembered is not None:
         findings[2:2] = memory_findings(remembered, experiment.main.name)
     findings[2:2] = generality_findings(elsewhere) if elsewhere else []
+    findings[2:2] = examples_findings(experiment, folder, metrics)
     faultpoint("run:metrics")
     write_json(folder / "metrics.json", metrics)
     write_report(

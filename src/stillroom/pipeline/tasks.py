@@ -10,6 +10,12 @@ from stillroom.contracts import Teacher
 from stillroom.files import committed
 from stillroom.pipeline.jobs import adopt, choose, job_inputs, train_job
 from stillroom.pipeline.plan import Experiment, Told
+from stillroom.pipeline.synthesis import (
+    examples_are_ready,
+    make_arm_examples,
+    owner_of,
+    with_examples,
+)
 from stillroom.pipeline.teaching import (
     knowledge_is_whole,
     knowledge_print,
@@ -25,7 +31,7 @@ from stillroom.pipeline.teaching import (
 class Task:
     """One piece of work: its kind, whose it is, and the names of the tasks that come before."""
 
-    kind: Literal["teacher", "record", "trial", "arm"]
+    kind: Literal["teacher", "record", "examples", "trial", "arm"]
     owner: str
     seed: int = 0
     factor: float = 1.0
@@ -44,6 +50,8 @@ class Task:
             return f"train teacher {self.owner}".strip()
         if self.kind == "record":
             return f"record teacher {self.owner}".strip()
+        if self.kind == "examples":
+            return f"{self.owner}: make examples"
         if self.kind == "trial":
             return f"{self.owner}: try rate x{self.factor:g}"
         return f"{self.owner}: seed {self.seed}"
@@ -56,10 +64,13 @@ def tasks_of(experiment: Experiment) -> list[Task]:
         tasks.append(Task("teacher", name))
         tasks.append(Task("record", name, needs=(tasks[-1].name,)))
     recorded = tuple(task.name for task in tasks if task.kind == "record")
+    made = {owner_of(experiment, arm): arm for arm in experiment.arms.values() if arm.distilled is not None}
+    tasks += [Task("examples", name) for name in made]
     trials: list[Task] = []
     arms: list[Task] = []
     for name, arm in experiment.arms.items():
         first = recorded if arm.reads_teacher else ()
+        first += () if arm.distilled is None else (Task("examples", owner_of(experiment, arm)).name,)
         mine: list[Task] = []
         if len(experiment.trials) > 1:
             mine = [Task("trial", name, experiment.seeds[0], factor, first) for factor in experiment.trials]
@@ -89,6 +100,8 @@ class Workshop:
             prepare_teacher(self.experiment, task.owner, self.run, told)
         elif task.kind == "record":
             record_teacher(self.experiment, task.owner, self.run, told)
+        elif task.kind == "examples":
+            make_arm_examples(self.experiment, task.owner, self.run, told)
         else:
             self._student(task, told)
 
@@ -98,6 +111,8 @@ class Workshop:
             return teacher_is_ready(self.experiment, task.owner, self.run)
         if task.kind == "record":
             return knowledge_is_whole(self.experiment, task.owner, self.run)
+        if task.kind == "examples":
+            return examples_are_ready(self.experiment, task.owner, self.run)
         folder, _, inputs = self._place(task)
         return committed(folder, inputs) is not None
 
@@ -119,6 +134,7 @@ class Workshop:
             adopt(self.run / "arms" / "trials" / f"{arm.name}-{task.seed}-x{factor:g}", folder, inputs)
             return
         teacher = self.knowledge()[0] if arm.reads_teacher else None
+        arm = with_examples(experiment, arm, self.run)
         train_job(experiment, arm, task.seed, factor, folder, teacher, inputs, told)
 
 

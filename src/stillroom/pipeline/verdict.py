@@ -112,7 +112,7 @@ def _comparable(experiment: Experiment) -> list[str]:
     return [
         name
         for name, arm in experiment.arms.items()
-        if name != ALONE and arm.config == main.config and arm.labels == main.labels
+        if name != ALONE and arm.config == main.config and arm.learns_from == main.learns_from
     ]
 
 
