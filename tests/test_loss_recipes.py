@@ -7,13 +7,17 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillroom.cli import main
 from stillroom.data.arrays import ArraySource
+from stillroom.data.texts import TextSource
+from stillroom.errors import LossError
 from stillroom.learner import Learner
 from stillroom.losses import LOSSES
 from stillroom.models.encode import ImageEncode
+from stillroom.models.text_encode import WordEncode
 from stillroom.models.zoo import build
 from stillroom.objectives import match, signature
 from stillroom.recipe import read_recipe
@@ -133,6 +137,57 @@ def test_a_loss_trains_a_student_for_three_steps(name, tmp_path):
     assert len(values) == STEPS and all(value == value and abs(value) < 1e6 for value in values)
     assert any(not torch.equal(start[key], value) for key, value in student.named_parameters()), "nothing was learnt"
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items()), "the teacher moved"
+
+
+WORDS_OF_TEXTS = ["good", "bad", "film", "plot", "the", "and"]
+
+
+def texts() -> TextSource:
+    rows = [" ".join(WORDS_OF_TEXTS[(row * 7 + place) % 6] for place in range(1 + row % 5)) for row in range(24)]
+    return TextSource(rows, [row % 2 for row in range(24)], classes=["worse", "better"])
+
+
+def reader(seed: int, *, classes: int = 2, vectors: Tensor | None = None) -> nn.Module:
+    """A network of texts; with ``vectors`` those word embeddings, frozen."""
+    made = seeded(lambda: build("bigru", shape=(8,), classes=classes, embedding=6, hidden=5), seed)
+    if vectors is not None:
+        made.embed.weight.data.copy_(vectors)
+    made.embed.weight.requires_grad_(vectors is None)
+    return made
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["live", "stored"])
+def test_gradients_at_word_embeddings_pass_from_one_reader_to_another(stored, tmp_path):
+    data, encode, where = texts(), WordEncode(WORDS_OF_TEXTS), "logits@gradient(wrt=embed)"
+    network = reader(2)
+    with torch.no_grad():
+        network.head.weight.mul_(20)
+    learner = Learner(
+        reader(1, vectors=network.embed.weight), [match("embedding_gradient", where, where)], encode=encode
+    )
+    taps = list(dict.fromkeys(str(place.tap) for place in learner.teacher_places))
+    live = Live(network, taps, encode=encode)
+    marks = {"teacher": "t", "data": data.fingerprint}
+    teacher = record(live, data, tmp_path, taps=taps, fingerprints=marks) if stored else live
+    batch = data.batch(torch.stack([torch.arange(24), torch.zeros(24, dtype=torch.long)], 1))
+    shown, told = learner.reader(batch, teacher(batch)), teacher(batch)
+    used = (torch.arange(5) < torch.tensor([1 + row % 5 for row in range(24)])[:, None])[..., None]
+    gradients = [torch.where(used, one[where].detach(), 0.0) for one in (shown, told)]
+    apart = F.normalize(gradients[0], dim=2) - F.normalize(gradients[1], dim=2)
+    expected = float(apart.square().sum() / used.sum())
+    learner.size(batch, told)
+    assert float(learner(batch, told, step=0, steps=1)["loss"].detach()) == pytest.approx(expected, rel=1e-3)
+    settings = Training(steps=60, batch=24, lr=1e-2, schedule="constant")
+    values = [float(step.losses["loss"].detach()) for step in train(learner, data, teacher, settings)]
+    assert values[-1] < 0.5 * values[0]
+
+
+def test_gradients_at_other_word_embeddings_are_refused():
+    where = "logits@gradient(wrt=embed)"
+    learner = Learner(reader(1), [match("embedding_gradient", where, where)], encode=WordEncode(WORDS_OF_TEXTS))
+    teacher = Live(reader(2), [where, "embed"], encode=WordEncode(WORDS_OF_TEXTS))
+    with pytest.raises(LossError, match=r"one and the same point: got embeddings .* apart.*freeze them"):
+        next(iter(train(learner, texts(), teacher, Training(steps=1, batch=8))))
 
 
 def line(name: str) -> str:

@@ -262,6 +262,21 @@ CHANGES: list[tuple[str, str, str]] = [
         "{use: attention_transfer, teacher: layer1}",
         "attention_transfer must be told where to read: add 'student:'",
     ),
+    (
+        "{use: kd}",
+        "{use: explanation, teacher: layer3@gradcam}",
+        "explanation must be told where to read: add 'student:' with a tap such as layer3@gradcam",
+    ),
+    (
+        "{use: kd}",
+        "{use: explanation, student: block3@gradcam, teacher: layer9@gradcam}",
+        "the teacher (resnet) has no submodule 'layer9'; did you mean 'layer",
+    ),
+    (
+        "{use: kd}",
+        "{use: embedding_gradient}",
+        "add 'teacher:' with a tap such as 'logits@gradient(wrt=embed)'",
+    ),
     ("{use: kd}", "{use: bank, teacher: {student: features}}", "bank reads other rows of the teacher's store"),
     (
         "{use: kd}",
