@@ -56,8 +56,8 @@ def input_gradient(student_gradients: Gradients, teacher_gradients: Gradients, *
     training does not divide; but the plain squared error depends on how inputs are scaled and is ruled by the few rows
     with steep answers, so that practice divides by the row's own. Where a teacher is flat, that blows noise up: a row
     is measured by (1 - batch_share) ||gT||^2 + batch_share mean(||gT||^2). 0 is the ratio alone; 1 the paper's error
-    but for one factor a batch, right for regression on smooth functions. Rows whose teacher's gradient is zero, such
-    as those without a label, count for nothing. A student with no gradient at all has about 1.
+    but for one factor a batch. Rows whose teacher's gradient is zero, such as those without a label, count for
+    nothing. A student with no gradient at all has about 1.
 
     Shapes: equal, first axis the example; returns a scalar, 0 at equality.
     """
