@@ -124,7 +124,7 @@ class Learner(nn.Module):
         shown = {}
         for part in dict.fromkeys(one.part for one in active):
             rows = _rows(len(batch["id"]), part)
-            some, told = (batch, teacher) if rows is None else (_taken(batch, rows), _taken(teacher, rows))
+            some, told = (batch, teacher) if rows is None else (taken(batch, rows), taken(teacher, rows))
             shown[part] = (self._read(some, told, [one for one in active if one.part == part]), told, some)
         return shown
 
@@ -149,7 +149,7 @@ def _rows(count: int, part: float) -> Tensor | None:
     return torch.arange(chosen) * count // chosen
 
 
-def _taken(values: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+def taken(values: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     """Return some rows of a batch or of signals; a bank belongs to no row."""
     return {name: value if name.endswith(".bank") else value[rows.to(value.device)] for name, value in values.items()}
 

@@ -16,7 +16,7 @@ from stillroom import checkpoint
 from stillroom.contracts import Batch, HasBank, HasPast, Kept, Recorded, Signals, Source, Step, Teacher
 from stillroom.errors import TrainError, say
 from stillroom.files import faultpoint, fingerprint
-from stillroom.gradients import Balance, Dot, Looked, Looking, Sided
+from stillroom.gradients import Balance, Dot, Looked, Looking, Sided, room_for
 from stillroom.gradients.balance import one_sided
 from stillroom.learner import Learner
 from stillroom.losses import l2
@@ -321,6 +321,8 @@ class _Run:
             shown = {} if whole is None else whole(batch)
             self.learner.size(batch, shown | self._bank(batch, 0), seed=self.seed)
         check_labels(batch)
+        if self.learner.reader.derives:
+            self.notes.append(room_for(self.learner, batch, self._signals(batch, 0)))
 
     def _resume(self) -> int:
         if self.folder is None:
@@ -351,7 +353,8 @@ class _Run:
         ids = self.order.ids(step)
         if self.world > 1:
             ids = ids[self.rank :: self.world].contiguous()
-        return self.data.batch(ids)
+        batch = self.data.batch(ids)
+        return batch if self.prepare is None else self.prepare(self.learner.student, batch)
 
     def _signals(self, batch: Batch, step: int) -> Signals:
         if self.answers is None:
@@ -371,8 +374,6 @@ class _Run:
         faultpoint("train:step")
         reseed(stream(self.seed, "noise", step, self.rank))
         batch = self._batch(step)
-        if self.prepare is not None:
-            batch = self.prepare(learner.student, batch)
         rate = learning_rate(settings, step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -27,8 +27,8 @@ class Views:
     """How many views an example has (view 0, the plain one, among them) and how the others are made.
 
     ``pad`` is in pixels, each side; ``flip`` allows left-right flips; ``noise`` is the deviation of normal noise that
-    is added, as a share of the range of whole numbers (of 255) and in the unit of floats. To imitate a teacher on noised
-    inputs is, to second order, to match its derivatives too: their free control (Srinivas and Fleuret 2018,
+    is added, as a share of the range of whole numbers (of 255) and in the unit of floats. To imitate a teacher on
+    noised inputs is, to second order, to match its derivatives too: their free control (Srinivas and Fleuret 2018,
     https://arxiv.org/abs/1803.00443). Raises DataError on impossible settings.
     """
 

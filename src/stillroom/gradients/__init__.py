@@ -3,6 +3,7 @@
 from stillroom.gradients.balance import Balance
 from stillroom.gradients.dot import Dot
 from stillroom.gradients.looking import Looked, Looking
+from stillroom.gradients.room import room_for
 from stillroom.gradients.sides import Pull, Sided, Sides, pull_of, sides_of
 
-__all__ = ["Balance", "Dot", "Looked", "Looking", "Pull", "Sided", "Sides", "pull_of", "sides_of"]
+__all__ = ["Balance", "Dot", "Looked", "Looking", "Pull", "Sided", "Sides", "pull_of", "room_for", "sides_of"]

@@ -90,6 +90,11 @@ class Reader:
         _one_reading_a_memory([one for one in self._inner if isinstance(one, State)])
 
     @property
+    def derives(self) -> bool:
+        """Whether derivatives are read."""
+        return bool(self._gradients)
+
+    @property
     def notes(self) -> list[str]:
         """By which mode derivatives are read, and why; known after the first pass."""
         return self.derivatives.notes

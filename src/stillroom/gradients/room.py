@@ -1,0 +1,69 @@
+"""How much memory the derivatives of a step take: found out on a few rows, before a training begins."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stillroom.contracts import Batch, Signals
+from stillroom.errors import TrainError
+from stillroom.learner import Learner, taken
+from stillroom.taps import sizing
+
+FEW = 4  # rows that are tried
+SHARE = 0.9  # of what is free
+
+
+def room_for(learner: Learner, batch: Batch, teacher: Signals) -> str:
+    """Return a note of what a step keeps for its backward pass, which derivatives make two to three times as much.
+
+    A few rows are passed through the learner, what its graph keeps is counted, and the whole batch takes so many times
+    as much. Statistics and generators stay as they were.
+
+    Raises:
+        TrainError: the batch would need more memory than is free.
+    """
+    rows = torch.arange(min(FEW, len(batch["id"])))
+    kept: dict[int, int] = {}
+    weights = {value.untyped_storage().data_ptr() for value in learner.parameters()}
+
+    def keep(value: Tensor) -> Tensor:
+        place = value.untyped_storage()
+        if place.data_ptr() not in weights:
+            kept[place.data_ptr()] = place.nbytes()
+        return value
+
+    with sizing(learner.student), torch.enable_grad():
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            losses = learner(taken(batch, rows), taken(teacher, rows))  # named, so that nothing is freed meanwhile
+        del losses
+    need = sum(kept.values()) * len(batch["id"]) // len(rows)
+    free = free_memory()
+    if free is not None and need > SHARE * free:
+        raise TrainError(
+            f"A step with derivatives would not fit into memory: got batches of {len(batch['id'])} rows, which keep "
+            f"about {_size(need)}. Allowed: {_size(int(SHARE * free))}, {SHARE:.0%} of what is free. Lower "
+            "train.batch, read the derivatives on a part of the batch (part: 0.25), or along directions (random=1)."
+        )
+    return f"a step keeps about {_size(need)} for its backward pass, derivatives of derivatives among it"
+
+
+def free_memory() -> int | None:
+    """Return how many bytes of memory are free or can be freed; None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(1, round(count / 2**20))} MiB"
