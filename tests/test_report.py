@@ -423,7 +423,8 @@ def test_the_pull_of_teacher_and_labels_is_put_into_words():
 def test_what_a_cosine_means_is_said(cosine, ratio, said):
     held = {"step": [1], "cosine": [cosine], "ratio": [ratio], "looked": 1, "against": int(cosine < 0)}
     finding = pull("kd", held)
-    assert said in finding.sentence and "one looked-at step" in finding.sentence
+    assert said in finding.sentence and "of the one looked-at step" in finding.sentence
+    assert finding.sentence.startswith("In none of" if cosine > 0 else "In 100 % of")
     assert "train.gradient_norms_every" in finding.sentence
 
 

@@ -64,7 +64,8 @@ def pull(arm: str, held: Mapping[str, Any]) -> Finding | None:
 
 def _sentence(arm: str, cosines: Sequence[float], ratios: Sequence[Any], looked: int, against: int) -> str:
     steps = f"{looked:,} looked-at steps" if looked > 1 else "one looked-at step"
-    said = f"In {number(100 * against / looked, 0)} % of the {steps} of {quoted(arm)} they pulled against each other"
+    share = f"{number(100 * against / looked, 0)} %" if against else "none"
+    said = f"In {share} of the {steps} of {quoted(arm)} they pulled against each other"
     said += f" (mean cosine {number(fmean(cosines), 2)}). {_meaning(fmean(cosines))}"
     sizes = [value for one in ratios if (value := finite(one)) is not None]
     if sizes:
