@@ -44,7 +44,7 @@ from stillroom.train import Rows, train
 
 MOMENTUM = 0.9
 DELTAS = (0.025, 0.05, 0.075, 0.09)
-RATIOS = (0.5, 1.0, 2.0, 4.0)
+RATIOS = (1.0, 3.0, 9.0, 27.0)
 WAYS = ("sgd", "dot", "reweighted", "balance")
 SEARCH = (1000, 1001)
 WORSE = 0.005  # half a point of accuracy is "no worse"
@@ -91,11 +91,11 @@ def images(quick: bool) -> Task:
     """Fashion-MNIST, 1,000 labels of 8,000: a small CNN and a ResNet-8, four views of each image."""
     known: Any = open_source("fashion-mnist-sample", views=4)
     return _task(
-        known, "images", "Fashion-MNIST, 1,000 labels, CNN", 1000, 40 if quick else 400, (0.05, 0.1, 0.2, 0.4),
+        known, "images", "Fashion-MNIST, 1,000 labels, CNN", 1000, 40 if quick else 300, (0.05, 0.1, 0.2, 0.4),
         student=lambda: build("cnn", shape=(1, 28, 28), classes=10, width=8),
         teacher=lambda: build("resnet", shape=(1, 28, 28), classes=10, depth=8, width=32, stem=2),
-        teaching=Training(epochs=0.2 if quick else 8, lr=3e-3, weight_decay=5e-2),
-        views=4, rows=64,
+        teaching=Training(epochs=0.2 if quick else 6, lr=3e-3, weight_decay=5e-2),
+        views=4, rows=32,
     )  # fmt: skip
 
 
