@@ -370,6 +370,19 @@ def test_evaluate_agrees_with_the_run(command, finished):
     assert "Did you mean 'validation'?" in said.err
 
 
+def test_evaluate_under_attack(command, finished):
+    found = json.loads(command("evaluate", finished["images"], "--attack", "8/255", "--json").out)
+    assert found["attacked"] == 1000 and "20 steps" in found["attack"] and "0 to 255" in found["attack"]
+    assert found["robust"] < found["plain"] == pytest.approx(found["accuracy"], abs=0.1)
+    nothing = json.loads(command("evaluate", finished["images"], "--attack", "0", "--json").out)
+    assert nothing["robust"] == nothing["plain"] == found["plain"]
+    for wrong in ("8", "x", "1/0", "-0.1", "nan"):
+        said = command("evaluate", finished["images"], "--attack", wrong)
+        assert said.code == 2 and "8/255" in said.err and "Traceback" not in said.err
+    said = command("evaluate", finished["images"], "--attack", "0.1", "--on", "digits")
+    assert said.code == 2 and "--on" in said.err
+
+
 def pictures() -> np.ndarray:
     source = stillroom.open_source("fashion-mnist-sample")
     return np.stack([source.show(int(row)) for row in source.splits["test"][:6]])

@@ -45,16 +45,23 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option("--out", help="With --on: write a report here", show_default=False)
     ] = None,
+    attack: Annotated[
+        str, typer.Option("--attack", help="Also under attack, so far: 8/255 of the inputs' range", show_default=False)
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Measure a model on a split; with --on, what its features are worth on other tasks.
 
     Example: stillroom evaluate runs/images --data fashion-mnist-sample
     """
+    from stillroom.cli.attacking import attacked, size_of
     from stillroom.cli.features import evaluate_on
     from stillroom.cli.screen import out, show_json
     from stillroom.evaluate import evaluate as measure
 
+    size = size_of(attack) if attack else None
+    if on and attack:
+        raise UserError("--attack measures a model on its own task: got --on beside it. Leave one of them out.")
     if on:
         evaluate_on(model, [*on, *(more or ())], rows, report, as_json, load=_load)
         return
@@ -70,6 +77,7 @@ def evaluate(
         "split": split,
         "rows": len(source.splits[split]),
         **found,
+        **({} if size is None else attacked(deployed, source, split, size, quiet=as_json)),
     }
     if as_json:
         show_json(facts)
