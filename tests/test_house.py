@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("3 parts", ("objectives", "models", "store", "teachers", "tasks")),
     ("4", ("learner", "checkpoint", "attacks")),
     ("4 with a learner", ("gradients",)),
-    ("5 verbs", ("record", "train", "evaluate", "export", "report", "generality", "memory", "embeddings")),
+    ("5 verbs", ("record", "train", "evaluate", "export", "report", "generality", "memory", "embeddings", "dataset_distillation")),
     ("6", ("recipe", "features")),
     ("7", ("pipeline",)),
     ("8", ("cli",)),

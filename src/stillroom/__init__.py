@@ -34,6 +34,7 @@ _PLACES = {
     "WordEncode": "stillroom.models.text_encode",
     "as_source": "stillroom.data.arrays",
     "capacity": "stillroom.memory",
+    "distil_data": "stillroom.dataset_distillation.door",
     "distill": "stillroom.pipeline.distill",
     "evaluate": "stillroom.evaluate",
     "export": "stillroom.export",
@@ -77,6 +78,7 @@ __all__ = [
     "__version__",
     "as_source",
     "capacity",
+    "distil_data",
     "distill",
     "evaluate",
     "export",
@@ -98,6 +100,7 @@ if TYPE_CHECKING:
     from stillroom.data.text_views import TextViews
     from stillroom.data.texts import TextSource
     from stillroom.data.views import Views
+    from stillroom.dataset_distillation.door import distil_data
     from stillroom.embeddings import StaticEmbeddings, static_embeddings
     from stillroom.errors import StillroomError, UserError
     from stillroom.evaluate import evaluate

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from stillroom.contracts import Progress, Source
 from stillroom.data.splits import labelled_rows, labels_of
-from stillroom.dataset_distillation.matching import gradient_distance, loss_gradients
+from stillroom.dataset_distillation.matching import gradient_distance, input_gradient, loss_gradients
 from stillroom.dataset_distillation.moving import moved
 from stillroom.dataset_distillation.synthetic import real_inputs
 from stillroom.errors import DataError, ModelError, TrainError, say
@@ -33,7 +33,8 @@ PART = 4096
 SAVES = 10  # checkpoints of a whole making
 LOGGED = 60  # moments of the curve that are kept
 STATISTICS = 16  # real examples a class that BatchNorm's statistics are taken from, as in the authors' code
-NETWORK_LR, NETWORK_MOMENTUM = 0.01, 0.5  # how a network is trained in between, as in the authors' code
+# How a network is trained in between. The authors' code, 10 images a class: 50 steps at 0.01; 10 at 0.05 get as far.
+NETWORK_LR, NETWORK_MOMENTUM = 0.05, 0.5
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def check_source(source: Source) -> None:
     first = source.batch(torch.tensor([[int(source.splits["train"][0]), 0]]))
     more = sorted(set(first) - {"id", "inputs", "labels"})
     kind = first["inputs"].dtype
-    if more or not (kind == torch.uint8 or kind.is_floating_point()):
+    if more or not (kind == torch.uint8 or kind.is_floating_point):
         given = f"columns {', '.join(more)}" if more else f"inputs of type {str(kind).removeprefix('torch.')}"
         raise DataError(say("Such examples cannot be made", given, "inputs of uint8 or floats, and labels alone"))
 
@@ -136,9 +137,7 @@ def making_print(source: Source, settings: Synthesis) -> str:
 def first_examples(real: Real, settings: Synthesis) -> Tensor:
     """Return the examples that the making begins with, as float32: real ones of each class, or noise like them."""
     if settings.start == "real":
-        picked = [
-            real.examples(number, settings.per_class, settings.seed, "start") for number in range(len(real.rows))
-        ]
+        picked = [real.examples(number, settings.per_class, settings.seed, "start") for number in range(len(real.rows))]
         return torch.cat(picked)
     generator = torch.Generator().manual_seed(stream(settings.seed, "start", "noise"))
     shape = (len(real.rows) * settings.per_class, *real.inputs.shape[1:])
@@ -167,9 +166,10 @@ def make_examples(
     the latter are moved to make the distance less. With a ``folder`` the state is kept there, and a killed making goes
     on from it to the same examples, bit for bit, at the same number of threads.
 
-    Where it differs from the authors' code: the step is in standard deviations of the data, values stay in their
-    range and become whole numbers again at the end, a network is renewed more often and trained in between only where
-    asked, and a norm over the batch takes its statistics whole from real examples of all classes (theirs: a tenth).
+    Where it differs from the authors' code: the step is in standard deviations of the data, values stay in their range
+    and become whole numbers again at the end, a network is renewed more often and trained in between only where it is
+    asked (five times as fast), and a norm over the batch takes its statistics whole from real examples of all classes
+    (theirs: a tenth).
 
     Raises:
         UserError: of the kind that fits: data that cannot be made, a network that cannot be differentiated twice, a
@@ -193,9 +193,7 @@ def make_examples(
 class _Making:
     """The state of one making: the images, their momentum, and the network in use."""
 
-    def __init__(
-        self, real: Real, make_network: MakeNetwork, settings: Synthesis, encode: nn.Module | None
-    ) -> None:
+    def __init__(self, real: Real, make_network: MakeNetwork, settings: Synthesis, encode: nn.Module | None) -> None:
         self.real, self.make_network, self.settings, self.encode = real, make_network, settings, encode
         self.start = first_examples(real, settings)
         self.images, self.pace = self.start.clone(), torch.zeros_like(self.start)
@@ -215,7 +213,7 @@ class _Making:
             place = slice(number * size, (number + 1) * size)
             images = self.images[place].clone().requires_grad_()
             distance = self._distance(self.network, images, number, step)
-            gradient[place] = torch.autograd.grad(distance, images)[0]
+            gradient[place] = input_gradient(distance, images, self.network)
             total += float(distance.detach())
         if not np.isfinite(total) or not bool(gradient.isfinite().all()):
             raise TrainError(

@@ -11,6 +11,7 @@ from torch.nn import functional
 from stillroom.errors import ModelError, say
 
 TINY = 1e-6
+FAILURES = (RuntimeError, TypeError, IndexError, NotImplementedError)
 
 
 def gradient_distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
@@ -53,10 +54,26 @@ def loss_gradients(
         logits = network(inputs if encode is None else encode(inputs))
         loss = functional.cross_entropy(logits, labels)
         return torch.autograd.grad(loss, parameters, create_graph=create_graph)
-    except (RuntimeError, TypeError, IndexError, NotImplementedError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise ModelError(
-            f"The gradients of {type(network).__name__} cannot be matched: got '{reason}'. Allowed: a network that "
-            "answers raw examples with logits, uses all of its parameters, and can be differentiated twice. "
-            "Take a network of convolutions or linear layers, such as convnet, cnn, net or mlp."
-        ) from error
+    except FAILURES as error:
+        raise _refused(network, error) from error
+
+
+def input_gradient(distance: Tensor, inputs: Tensor, network: nn.Module) -> Tensor:
+    """Return the gradient of a distance of gradients of ``network`` with respect to ``inputs``, in their shape.
+
+    Raises:
+        ModelError: the network cannot be differentiated twice.
+    """
+    try:
+        return torch.autograd.grad(distance, inputs)[0]
+    except FAILURES as error:
+        raise _refused(network, error) from error
+
+
+def _refused(network: nn.Module, error: Exception) -> ModelError:
+    reason = str(error).strip().split("\n")[0].rstrip(".")
+    return ModelError(
+        f"The gradients of {type(network).__name__} cannot be matched: got '{reason}'. Allowed: a network that answers "
+        "raw examples with logits, uses all of its parameters, and can be differentiated twice. "
+        "Take a network of convolutions or linear layers, such as convnet, cnn, net or mlp."
+    )

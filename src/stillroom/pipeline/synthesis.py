@@ -73,9 +73,7 @@ def make_arm_examples(experiment: Experiment, owner: str, run: Path, told: Told)
         copy_step(kept, folder)
     else:
         plan, seen = _plan(arm), arm.seen(experiment.data)
-        made = make_examples(
-            seen, plan.make_network, plan.settings, encode=plan.encode, folder=folder, progress=told
-        )
+        made = make_examples(seen, plan.make_network, plan.settings, encode=plan.encode, folder=folder, progress=told)
         save_synthetic(with_synthetic(experiment.data, made.inputs, made.labels), folder / FILE)
         faultpoint("examples:saved")
         write_json(folder / CURVE, made.curve)
@@ -130,7 +128,7 @@ def measured_examples(experiment: Experiment, run: Path) -> dict[str, Any]:
             "examples": arm.distilled.examples,
             "per_class": arm.distilled.settings.per_class,
             "made_from": len(Real.of(arm.seen(experiment.data), 1).inputs),
-            "file": str((examples_folder(Path(), owner) / FILE)),
+            "file": str(examples_folder(Path(), owner) / FILE),
             "distance": {"first": curve["distance"][0], "last": curve["distance"][-1]},
         }
     return found
