@@ -226,7 +226,7 @@ def test_a_student_learns_on_attacked_inputs_from_a_teacher_that_is_asked_about_
         return [step.losses for step in train(learner, data, Together(both), settings, prepare=prepare)]
 
     first = losses(prepare)
-    batch, weights = seen[1]
+    batch, weights = seen[-2]
     student.load_state_dict(weights)
     with torch.no_grad():
         said = student.train()(ENCODE(batch["inputs"])).log_softmax(1)
