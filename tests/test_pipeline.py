@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from stillroom.contracts import UNLABELLED
-from stillroom.errors import StoreError
+from stillroom.data.splits import few_labels, labels_of
+from stillroom.errors import RecipeError, StoreError
 from stillroom.learner import Learner
 from stillroom.models.open_box import fingerprint
 from stillroom.pipeline.plan import ALONE
@@ -16,6 +17,7 @@ from stillroom.pipeline.recipes import experiment_of
 from stillroom.pipeline.run import perform
 from stillroom.pipeline.tasks import Workshop, tasks_of, unfinished
 from stillroom.recipe import read_recipe
+from stillroom.store import Store
 from stillroom.train import train
 
 NET = {"model": "net", "hidden": 16}
@@ -193,3 +195,42 @@ def test_without_labels_there_is_no_control_and_the_verdict_says_so(ran, tmp_pat
     metrics = perform(experiment_of(read_recipe(recipe)), tmp_path / "run").metrics
     assert "alone" not in metrics["models"] and metrics["gap_closed"] is None
     assert "no control" in metrics["verdict"] and "no control" in metrics["reason"]
+
+
+def test_without_unlabelled_examples_the_labelled_ones_alone_are_recorded_and_learnt_from(
+    tmp_path,
+):
+    text = """
+data: {use: digits, train: 200, labels: 40, unlabelled: false}
+teacher: {model: mlp, hidden: [16], train: {steps: 5}}
+student: {model: mlp, hidden: [8]}
+objectives: [{use: labels}, {use: kd}]
+record: {views: 3}
+train: {steps: 4, batch: 16, views: 1}
+arms: {main: {}, viewed: {train: {views: 3}}}
+seeds: [0]
+trials: [1]
+export: {onnx: false}
+"""
+    path = tmp_path / "few.yaml"
+    path.write_text(text)
+    experiment = experiment_of(read_recipe(path))
+    data, arm = experiment.data, experiment.main
+    known = few_labels(labels_of(data), data.splits["train"], 40, 0)
+    rows = arm.rows(arm.data(data))
+    assert rows.transfer is None and torch.equal(rows.labelled.sort().values, known.sort().values)
+    outcome = perform(experiment, tmp_path / "run")
+    assert set(outcome.metrics["models"]) >= {"teacher", "alone", "main", "viewed"}
+    store = Store.open(tmp_path / "run" / "knowledge")
+    others = len(data.splits["validation"]) + len(data.splits["test"])
+    assert len(store) == 3 * 40 + others
+
+
+def test_more_views_than_are_recorded_are_refused(tmp_path):
+    path = tmp_path / "views.yaml"
+    path.write_text(
+        "data: {use: digits}\nteacher: {model: mlp}\nstudent: {model: mlp}\nobjectives: [{use: kd}]\n"
+        "record: {views: 2}\ntrain: {views: 3}\n"
+    )
+    with pytest.raises(RecipeError, match="more views than are recorded.*got 3.*1 to 2"):
+        experiment_of(read_recipe(path))

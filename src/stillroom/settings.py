@@ -41,7 +41,7 @@ class Training(Settings):
     """How a model is trained; ``warmup``, ``milestones`` and ``evaluate_at`` are fractions of the steps.
 
     Exactly one of ``steps`` and ``epochs`` may be given; without either, 10 epochs are run. An epoch is
-    one passing of the rows that have a label.
+    one passing of the rows that have a label. ``views``: how many of the recorded views are used, by default all.
     """
 
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -67,6 +67,7 @@ class Training(Settings):
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None
     gradient_norms_every: Annotated[int, Field(ge=0)] = 100
     evaluate_at: tuple[Share, ...] = (0.25, 0.5, 1.0)
+    views: Annotated[int, Field(ge=1)] | None = None
 
     @field_validator("epochs")
     @classmethod

@@ -196,7 +196,7 @@ class _Run:
         self.gradients = _filler(settings, gradients)
         self.looking = Looking(learner)
         self.total = settings.total_steps(len(rows.labelled))
-        self.order = rows.order(settings, seed=seed, views=views, lengths=lengths_of(data))
+        self.order = rows.order(settings, seed=seed, views=settings.views or views, lengths=lengths_of(data))
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank, self.world = (
             (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)

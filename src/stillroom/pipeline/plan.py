@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from stillroom.contracts import Source, Teacher, place
 from stillroom.data.splits import LabelledSubset, few_labels, labelled_rows, labels_of
@@ -67,9 +68,9 @@ class SynthesisPlan:
 class ArmPlan:
     """One way to train the student: fresh objectives each time, settings, and how many labels it sees (None: all).
 
-    ``before`` are the stages that come first, each an arm of its own; an ``assistant`` has another student, which then
-    teaches. ``also`` are trainings whose steps are added to this one's: so the control has as many as all stages
-    together.
+    ``unlabelled``: whether it sees the examples whose labels it does not. ``before`` are the stages that come first,
+    each an arm of its own; an ``assistant`` has another student, which then teaches. ``also`` are trainings whose steps
+    are added to this one's: so the control has as many as all stages together.
     """
 
     name: str
@@ -84,6 +85,7 @@ class ArmPlan:
     assistant: bool = False
     also: tuple[Training, ...] = ()
     distilled: SynthesisPlan | None = None
+    unlabelled: bool = True
 
     @property
     def distils(self) -> bool:
@@ -137,7 +139,7 @@ class ArmPlan:
     def rows(self, visible: Source) -> Rows:
         """Return what this arm's batches are drawn from: the labelled rows alone where nothing but labels teaches."""
         rows = Rows.of(visible)
-        if not (self.distils or any(one.own for one in self.objectives())):
+        if not self.unlabelled or not (self.distils or any(one.own for one in self.objectives())):
             return Rows(rows.labelled)
         if isinstance(self.training.batch, Mixed):
             return rows
@@ -197,6 +199,15 @@ class Experiment:
     on: Sequence[tuple[str, Mapping[str, Any]]] = ()
     on_rows: int = 2000
     precision: Literal["float32", "bf16"] = "float32"
+
+    def rows_asked(self) -> Tensor | None:
+        """Return the examples of which a teacher's answers are needed; None for all."""
+        pupils = [arm for arm in self.arms.values() if arm.reads_teacher]
+        if not pupils or any(arm.unlabelled for arm in pupils):
+            return None
+        splits = self.data.splits
+        rest = [splits[name] for name in ("validation", "test") if name in splits]
+        return torch.cat([*(Rows.of(arm.seen(self.data)).labelled for arm in pupils), *rest]).unique()
 
     @property
     def main(self) -> ArmPlan:

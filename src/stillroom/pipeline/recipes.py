@@ -44,6 +44,13 @@ def experiment_of(recipe: Recipe) -> Experiment:
     if recipe.control and teachers and first.reads_labels:
         labels = next(one for one in recipe.arm(first.name).objectives if one.use == "labels")
         arms = {ALONE: control_of(first, lambda: match("labels", **labels.options)), **arms}
+    for plan in [*teachers.values(), *(part for arm in arms.values() for part in (*arm.before, arm))]:
+        asked = plan.training.views if plan.training is not None else None
+        if asked is not None and asked > recipe.record.views:
+            do = "Lower train.views or raise record.views."
+            raise RecipeError(
+                say("A training uses more views than are recorded", asked, f"1 to {recipe.record.views}", do)
+            )
     onnx = recipe.export.onnx
     return Experiment(
         recipe.name,
@@ -101,6 +108,7 @@ def _arm(recipe: Recipe, name: str, making: Making) -> ArmPlan:
     parts = recipe.parts()
     described = {key: parts[key] for key in ("student", "objectives", "train", "record", "stages")}
     described |= {key: parts[key] for key in ("distilled_data",) if key in parts}
+    described |= {} if recipe.data.unlabelled else {"unlabelled": False}
     last = recipe.stages[-1] if recipe.stages else Stage()
     plan = ArmPlan(
         name,
@@ -111,6 +119,7 @@ def _arm(recipe: Recipe, name: str, making: Making) -> ArmPlan:
         student.encode,
         student.config,
         described,
+        unlabelled=recipe.data.unlabelled,
     )
     before = tuple(_stage(number, stage, recipe, plan, making) for number, stage in enumerate(recipe.stages[:-1], 1))
     distilled = None if recipe.distilled_data is None else _synthesis(recipe, plan, making)

@@ -139,6 +139,7 @@ def record_teacher(experiment: Experiment, name: str, run: Path, told: Told) -> 
         Live(module, taps, encode=encode, precision=experiment.precision),
         experiment.data,
         kept,
+        ids=experiment.rows_asked(),
         views=experiment.views,
         order_by=getattr(experiment.data, "lengths", None),  # rows of like length are asked together
         taps=taps,
@@ -165,9 +166,10 @@ def knowledge_is_whole(experiment: Experiment, name: str, run: Path) -> bool:
 def _knowledge_place(experiment: Experiment, name: str, prints: Mapping[str, str]) -> Path:
     """Return where the cache keeps what a teacher showed on this data through these taps."""
     rows = {split: [len(part), int(part.sum())] for split, part in experiment.data.splits.items()}
-    taps = sorted(experiment.taps(name))
+    taps, asked = sorted(experiment.taps(name)), experiment.rows_asked()
     inputs = fingerprint(
         {
+            **({} if asked is None else {"asked": fingerprint(asked.tolist())}),
             "code": code_print(),
             "prints": prints,
             "taps": taps,

@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stillroom.recipe.mistakes import check, choose, unknown_keys
-from stillroom.recipe.models import RESERVED_ARMS, Arm, Data, DistilledData, Evaluate, Objective, Stage, Student, Teacher
+from stillroom.recipe.models import (
+    RESERVED_ARMS,
+    Arm,
+    Data,
+    DistilledData,
+    Evaluate,
+    Objective,
+    Stage,
+    Student,
+    Teacher,
+)
 from stillroom.recipe.overrides import merged
 from stillroom.recipe.schema import Tables, block_of
 from stillroom.recipe.text import Mistakes, Node, shorten
@@ -17,7 +27,7 @@ from stillroom.settings import Settings, Synthesis, Training
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,63}")
 _NAMED = "letters, digits and . _ + = -, beginning with a letter or digit, at most 64 of them"
 HF = "hugging-face"  # how the zoo calls the encoders that come from a folder
-_DATA = ("use", "labels")
+_DATA = ("use", "labels", "unlabelled")
 _MODEL = ("model", "encode")
 _OBJECTIVE = ("use", "student", "teacher", "weight", "connector", "every", "part", "name")
 _ELSEWHERE = {"views": "views are chosen in one place: record: {views: 4}"}
@@ -29,7 +39,7 @@ _SHARED = {
     "record": "arms read what is recorded once for all; set it for the whole recipe",
     "trials": "every arm gets as many trials; set them for the whole recipe",
 }
-_LABELS_ONLY = "arms share their data; only 'labels' may differ"
+_LABELS_ONLY = "arms share their data; only 'labels' and 'unlabelled' may differ"
 
 
 @dataclass
@@ -197,7 +207,7 @@ class Reading:
         parts = node.items
         if "data" in parts:
             own = [*parts["data"].items] if (base := self.root.items.get("data")) is None else ["use", *base.items]
-            unknown_keys(parts["data"], ("labels",), self.mistakes, dict.fromkeys(own, _LABELS_ONLY))
+            unknown_keys(parts["data"], ("labels", "unlabelled"), self.mistakes, dict.fromkeys(own, _LABELS_ONLY))
         return Arm(
             objectives=tuple(self.list_of(parts["objectives"], self.objective)) if "objectives" in parts else None,
             add=tuple(self.list_of(parts.get("add"), self.objective)),

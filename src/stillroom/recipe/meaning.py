@@ -190,6 +190,10 @@ class Meaning:
                         f"{objective.use} reads labels, and data.labels is 0; "
                         "raise data.labels or take this objective away",
                     )
+        if data is not None and data.labels == 0 and not data.unlabelled:
+            self.note(
+                _part(self.reading.root, "data"), "labels: 0 and unlabelled: false leave no examples to learn from"
+            )
         if train is not None and isinstance(train.batch, Mixed) and data is not None and data.labels == 0:
             batch = _part(_part(self.reading.root, "train"), "batch")
             self.note(

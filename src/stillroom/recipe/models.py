@@ -53,10 +53,14 @@ class Encode(Settings):
 
 
 class Data(Settings):
-    """Which source, with its loader's options; ``labels`` is how many labels the student may see, None for all."""
+    """Which source, with its loader's options; ``labels`` is how many labels the student may see, None for all.
+
+    ``unlabelled``: whether it may see the examples whose labels it does not; without, it has the labelled ones alone.
+    """
 
     use: str
     labels: Annotated[int, Field(ge=0)] | None = None
+    unlabelled: bool = True
     options: dict[str, Any] = {}
 
 
@@ -274,5 +278,5 @@ def written(value: Any) -> Any:
 def _difference(change: Arm | Stage) -> dict[str, Any]:
     given = {key: written(getattr(change, key)) for key in type(change).model_fields}
     if isinstance(change, Arm) and change.data is not None:
-        given["data"] = {"labels": change.data.labels}
+        given["data"] = {"labels": change.data.labels, "unlabelled": change.data.unlabelled}
     return {key: value for key, value in given.items() if value is not None and value != []}
