@@ -42,8 +42,8 @@ class PGD:
     Called as ``prepare`` of :func:`stillroom.train`, it gives the Batch its attacked ``inputs``, and beside them
     ``clean``, what they were, and ``direction``, from the attacked input through the clean one to its mirror image:
     ``logits@gradient(along=direction,step=1)`` is then f(x - d) - f(x + d), what IGDM compares (Lee, Cho and Kim 2025,
-    https://arxiv.org/abs/2312.03286). ``share`` below 1 attacks only so many rows of each batch, chosen at random: the
-    others stay clean, with a ``direction`` of zeros, and cost nothing.
+    https://arxiv.org/abs/2312.03286). ``share`` below 1 attacks only so many rows of each batch, the same that an
+    objective with ``part: share`` reads; the others stay clean, with a ``direction`` of zeros, and cost nothing.
 
     Raises:
         UserError: an option is out of its range, or the two ends of a range are not given together.
@@ -99,7 +99,7 @@ class PGD:
             DataError: the inputs are not numbers in a range, or there is nothing to drive away from.
         """
         clean = batch["inputs"].detach()
-        rows = self._rows(batch)
+        rows = self._rows(len(batch["id"]))
         if rows is None:
             attacked = self.find(model, batch)
         else:
@@ -137,16 +137,12 @@ class PGD:
 
     # --- parts --------------------------------------------------------------------------------------
 
-    def _rows(self, batch: Batch) -> Tensor | None:
-        """Return which rows are attacked; None for all."""
+    def _rows(self, count: int) -> Tensor | None:
+        """Return which rows are attacked, spread over the batch as those of an objective's ``part`` are."""
         if self.share == 1:
             return None
-        count = len(batch["id"])
         wanted = max(1, round(self.share * count))
-        if self.seed is None:
-            return torch.randperm(count)[:wanted]
-        drawn = uniform(self.seed, NOISE, batch["id"][:, 0].numpy(), batch["id"][:, 1].numpy(), "row")
-        return torch.from_numpy(np.argsort(drawn, kind="stable")[:wanted])
+        return torch.arange(wanted) * count // wanted
 
     def _range(self, inputs: Tensor) -> tuple[float, float]:
         """Return the least and the greatest value that an input may have."""
