@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from stillroom.attacks import PGD, robust_accuracy, under_attack
 from stillroom.data.arrays import ArraySource
@@ -184,6 +187,24 @@ def test_equal_seeds_equal_attacks():
     backwards = start.find(cnn(), {name: column[order] for name, column in BATCH.items()})
     assert torch.equal(backwards, start.find(cnn(), BATCH)[order]), "noise belongs to the example"
     assert float((start.find(cnn(), BATCH) - BATCH["inputs"]).std()) == pytest.approx(8 / 3**0.5, rel=0.1)
+
+
+def test_a_step_costs_two_passes_and_no_gradient_of_a_weight():
+    """Forward and backward to the inputs; the share of rows that stay clean costs nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 200), nn.ReLU(), nn.Linear(200, 3))
+    batch = {"id": BATCH["id"], "inputs": torch.rand(24, 64), "labels": BATCH["labels"]}
+
+    def cost(work):
+        with FlopCounterMode(display=False) as counter:
+            work()
+        return counter.get_total_flops()
+
+    once = cost(lambda: model(batch["inputs"]))
+    attack = PGD(0.1, steps=5, low=0, high=1)
+    assert cost(lambda: attack(model, batch)) == 10 * once
+    assert cost(lambda: replace(attack, share=0.25)(model, batch)) == 2.5 * once
+    assert cost(lambda: replace(attack, steps=0)(model, batch)) == 0
 
 
 # --- as a part of training -----------------------------------------------------------------------------------
