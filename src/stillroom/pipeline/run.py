@@ -24,6 +24,7 @@ from stillroom.pipeline.generality import add_generality, check_tasks, generalit
 from stillroom.pipeline.notes import notes_of
 from stillroom.pipeline.plan import Experiment
 from stillroom.pipeline.remembering import memory_of_run
+from stillroom.pipeline.sensitivity import sensitivity_findings, sensitivity_metrics, sensitivity_of_run
 from stillroom.pipeline.story import facts_of, findings_of, summary_of
 from stillroom.pipeline.synthesis import examples_findings, measured_examples
 from stillroom.pipeline.tasks import Task, Workshop, tasks_of, unfinished
@@ -96,10 +97,14 @@ def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Tol
     remembered = memory_of_run(experiment, folder, lambda done, of, what: told("report", done, of, what))
     if remembered is not None:
         metrics["memory"] = remembered | {"sentence": memory_headline(remembered, experiment.main.name)}
+    why = sensitivity_of_run(experiment, folder, lambda done, of, what: told("report", done, of, what))
+    if why is not None:
+        metrics["gradients"] = sensitivity_metrics(why, experiment.main.name)
     findings = findings_of(experiment, folder, metrics, answers, answered, facts)
     if remembered is not None:
         findings[2:2] = memory_findings(remembered, experiment.main.name)
     findings[2:2] = generality_findings(elsewhere) if elsewhere else []
+    findings[2:2] = sensitivity_findings(experiment, folder, why)
     findings[2:2] = examples_findings(experiment, folder, metrics)
     faultpoint("run:metrics")
     write_json(folder / "metrics.json", metrics)

@@ -23,6 +23,8 @@ kind           holds
 ``matrix``     ``labels`` (rows), ``columns``? (else the same labels), ``values``: [[number]]
 ``pictures``   ``items``: [{``pixels``: (H, W) or (H, W, 3) of 0..255, or a PNG in base64, or ``text``;
                ``caption``, ``rows``?: [[who, what]]}]
+``sheet``      ``columns``: [name], ``rows``: [[{``pixels`` as above, ``text``, ``about``?: what it shows}]]: pictures
+               side by side under their columns' names, all within the page's width
 ``text``       ``text``: shown as written, such as a recipe
 ``facts``      ``pairs``: [[name, value]]
 ``panels``     ``figures``: [figure], drawn side by side as small multiples under one legend
@@ -53,7 +55,7 @@ CHARTS: dict[str, Callable[[Mapping[str, Any], float, Palette], Markup]] = {
     "spread": charts.spread,
     "matrix": charts.matrix,
 }
-KINDS = (*sorted([*CHARTS, "table", "reliability", "pictures", "text", "facts", "panels"]),)
+KINDS = (*sorted([*CHARTS, "table", "reliability", "pictures", "sheet", "text", "facts", "panels"]),)
 
 
 def names(figure: Mapping[str, Any]) -> Iterator[str]:
@@ -98,6 +100,7 @@ def _body(kind: str, figure: Mapping[str, Any], palette: Palette) -> Markup:
         "table": lambda one, _: table(one),
         "reliability": _reliability,
         "pictures": lambda one, _: _pictures(one),
+        "sheet": lambda one, _: _sheet(one),
         "text": lambda one, _: tag("pre", one["text"], tabindex="0"),
         "facts": lambda one, _: facts(one["pairs"]),
         "panels": _panels,
@@ -299,16 +302,33 @@ def picture(pixels: object) -> tuple[str, int]:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(), int(array.shape[1])
 
 
+def _image(pixels: object, about: str) -> Markup:
+    source, width = picture(pixels)
+    shown = tag("img", src=source, alt=about, class_="pixels" if width <= SMALL_PICTURE else None)
+    return Markup(str(shown).removesuffix("</img>"))
+
+
+def _sheet(figure: Mapping[str, Any]) -> Markup:
+    columns = list(figure["columns"])
+    body = []
+    for row in figure["rows"]:
+        if len(row) != len(columns):
+            raise ValueError(f"a row of {len(row)} pictures under {len(columns)} columns")
+        cells = [
+            tag("td", _image(cell["pixels"], str(cell.get("about", name))), tag("p", str(cell.get("text", ""))))
+            for name, cell in zip(columns, row, strict=True)
+        ]
+        body.append(tag("tr", *cells))
+    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in columns)))
+    return tag("table", head, tag("tbody", *body), class_="sheet", style=f"max-width: {118 * len(columns)}px")
+
+
 def _pictures(figure: Mapping[str, Any]) -> Markup:
     cards = []
     for item in figure["items"]:
         caption = str(item.get("caption", ""))
         if item.get("pixels") is not None:
-            source, width = picture(item["pixels"])
-            shown = tag(
-                "img", src=source, alt=caption or "an example", class_="pixels" if width <= SMALL_PICTURE else None
-            )
-            shown = Markup(str(shown).removesuffix("</img>"))
+            shown = _image(item["pixels"], caption or "an example")
         else:
             shown = tag("blockquote", str(item.get("text", DASH)))
         rows = [Markup("").join([tag("dt", who), tag("dd", what)]) for who, what in item.get("rows", ())]
