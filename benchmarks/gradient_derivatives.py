@@ -1,0 +1,260 @@
+"""Does it help a student to match its teacher's derivatives? A smooth function known at 64 points, and 50 images.
+
+Each arm chooses its rate, weight and noise on validation, with a seed that is not measured; then every seed is measured
+once on test. All arms take as many floating-point operations on the student's side (PyTorch's counter; a plain step of
+KD costs a half to a third of one with gradients, so that those arms take two to three times as many steps). What a live
+teacher costs on top is told and not counted, in favour of the control: KD on noised inputs, a new noise at each step.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from gradient_arms import Arm, Task, images, operations, regression, student
+
+from stillroom.statistics import over_seeds, paired
+
+SEARCH = 1000
+CASES: dict[str, Callable[[bool], Task]] = {
+    "waves": lambda quick: regression("waves", quick),
+    "friedman": lambda quick: regression("friedman", quick),
+    "mlp": lambda quick: images("mlp", quick),
+    "cnn": lambda quick: images("cnn", quick),
+}
+FUNCTIONS = ("waves", "friedman")
+HALF, FIFTH, ALIKE = 0.5, 0.8, 0.7
+COMPARED = {  # an arm, and what it is held against
+    "error": (
+        ("gradient", "values"), ("gradient", "noised, recorded"), ("gradient", "noised, live"),
+        ("directions", "noised, live"), ("gradient, noised live", "values"),
+        ("gradient, noised live", "noised, live"),
+    ),
+    "accuracy": (
+        ("kd", "alone"), ("gradient", "kd"), ("gradient", "kd, noised, 8 views recorded"),
+        ("gradient", "kd, noised live"), ("gradient, noised live", "kd, noised live"), ("gradient cosine", "gradient"),
+        ("directions", "kd"), ("explanation", "kd"), ("kd, all images, noised live", "kd, all images"),
+        ("gradient, all images", "kd, all images"),
+    ),
+}  # fmt: skip
+
+
+def run(seeds: Sequence[int], quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Train all arms of all cases; returns plain values: choices, what was tried, scores by seed, differences."""
+    return {"seeds": list(seeds), "quick": quick, "cases": {name: case(name, seeds, quick, tell) for name in CASES}}
+
+
+def case(name: str, seeds: Sequence[int], quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Train the arms of one case."""
+    with tempfile.TemporaryDirectory() as folder:
+        task = CASES[name](quick)
+        task.more["operations"] = operations(task, folder)
+        measured = " ".join(f"{key} {value:.4g}" for key, value in task.more["teacher"].items())
+        tell(f"{task.title}: teacher {measured}")
+        arms = {arm.name: _arm(task, arm, seeds, folder, tell) for arm in task.arms}
+    found = {
+        "title": task.title, "best": task.best, "steps": task.steps, "teacher": task.more["teacher"],
+        "operations": task.more["operations"], "views": task.views, "arms": arms,
+        "differences": _differences(arms, task.best),
+    }  # fmt: skip
+    for arm in arms.values():
+        for scores in arm["scores"]:
+            scores.pop("right", None)
+    return found
+
+
+def _arm(task: Task, arm: Arm, seeds: Sequence[int], folder: str, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Choose on validation, then measure every seed on test."""
+    better = min if task.best == "error" else max
+    tried = []
+    for choice in arm.tries:
+        score = task.score(task, student(task, arm, choice, SEARCH, folder)[0], "validation")[task.best]
+        tried.append({"choice": dict(choice), "validation": score if math.isfinite(score) else None})
+    able = [one for one in tried if one["validation"] is not None]
+    chosen = better(able, key=lambda one: one["validation"])["choice"]
+    trained = [student(task, arm, chosen, seed, folder) for seed in seeds]
+    scores = [task.score(task, module, "test") for module, _ in trained]
+    shown = " ".join(f"{one[task.best]:.4g}" for one in scores)
+    tell(f"  {task.name}, {arm.name}: {_choice(chosen)}; {trained[0][1]['steps']} steps; {shown}")
+    return {"choice": chosen, "tried": tried, "cost": trained[0][1], "scores": scores}
+
+
+def _differences(arms: dict[str, Any], best: str) -> dict[str, Any]:
+    """Return each pair's paired differences: of errors the logarithm of the ratio."""
+    found = {}
+    for one, other in COMPARED[best]:
+        if one not in arms or other not in arms:
+            continue
+        ours, theirs = arms[one]["scores"], arms[other]["scores"]
+        if best == "error":
+            logs = [math.log(a["error"] / b["error"]) for a, b in zip(ours, theirs, strict=True)]
+            found[f"{one} / {other}"] = {"error": over_seeds(logs).plain()}
+            continue
+        right = [np.stack([np.asarray(scores["right"]) for scores in side]) for side in (ours, theirs)]
+        pair: dict[str, Any] = {"accuracy": paired(*right).plain()}
+        for measure in ("agreement", "cosine", "maps"):
+            if measure in ours[0]:
+                values = [a[measure] - b[measure] for a, b in zip(ours, theirs, strict=True)]
+                pair[measure] = over_seeds(values).plain()
+        found[f"{one} - {other}"] = pair
+    return found
+
+
+# --- what is said of it ------------------------------------------------------------------------------
+
+
+def marks(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the marks: errors of two functions relative to two controls, cosines of gradients on held-out images."""
+    found = []
+    for name in FUNCTIONS:
+        differences = result["cases"][name]["differences"]
+        for pair, target, told in (
+            ("gradient / values", HALF, "64 points with gradients, test error relative to values only"),
+            (
+                "gradient / noised, recorded",
+                FIFTH,
+                "the same, relative to KD on recorded noised inputs, as many numbers",
+            ),
+            ("gradient, noised live / noised, live", FIFTH, "both on noised inputs, a live teacher: relative to KD"),
+        ):
+            ratio = differences[pair]["error"]
+            found.append(
+                {
+                    "name": f"{name}: {told}", "target": f"<= {target:g} x", "measured": f"{_ratio(ratio)} x",
+                    "met": math.exp(ratio["mean"]) <= target,
+                }
+            )  # fmt: skip
+    for name in ("mlp", "cnn"):
+        cosines = over_seeds([scores["cosine"] for scores in result["cases"][name]["arms"]["gradient"]["scores"]])
+        found.append(
+            {
+                "name": f"{name}: cosine of the input gradients on held-out images, 5 images a class",
+                "target": f">= {ALIKE:g}", "measured": _spread(cosines.plain(), 1, 3), "met": cosines.mean >= ALIKE,
+            }
+        )  # fmt: skip
+    return found
+
+
+def page(result: dict[str, Any]) -> list[str]:
+    """Return the tables and what they say, as lines of markdown."""
+    lines = [
+        "## Matching derivatives",
+        "",
+        f"{len(result['seeds'])} paired seeds, equal operations on the student's side. Brackets: 95 %, Student's t "
+        "over seeds; of differences in accuracy the wider of that and a bootstrap over test images. Choices were made "
+        "on validation with another seed; rates at an end of those tried need not be the best there are.",
+        "",
+    ]
+    for name, one in result["cases"].items():
+        lines += [f"### {one['title']}", "", *(_errors(one) if name in FUNCTIONS else _accuracies(one)), ""]
+    return [*lines, *_sentences(result["cases"])]
+
+
+def _errors(one: dict[str, Any]) -> list[str]:
+    rows = [["arm", "chosen", "steps", "teacher's operations", "test error, geometric mean", "each seed x 1,000"]]
+    for name, arm in one["arms"].items():
+        errors = [scores["error"] for scores in arm["scores"]]
+        logs = over_seeds([math.log(error) for error in errors]).plain()
+        rows.append(
+            [
+                name, _choice(arm["choice"]), str(arm["cost"]["steps"]), _teachers(arm),
+                _ratio(logs, 5), " ".join(f"{1000 * error:.3g}" for error in errors),
+            ]
+        )  # fmt: skip
+    ratios = [["ratio of errors, paired", "x [95 %]"]]
+    ratios += [[pair, _ratio(found["error"])] for pair, found in one["differences"].items()]
+    head = (
+        f"The error is the mean square of the difference to the teacher; the teacher's own, to the truth, is "
+        f"{one['teacher']['error']:.5f}. A point has {one['views']} recorded numbers: a value and its gradient, or the "
+        f"values of the point and of {one['views'] - 1} noised views."
+    )
+    return [head, "", *_table(rows), "", *_table(ratios)]
+
+
+def _accuracies(one: dict[str, Any]) -> list[str]:
+    measures = [key for key in ("accuracy", "agreement", "cosine", "maps") if key in one["arms"]["kd"]["scores"][0]]
+    names = {
+        "accuracy": "accuracy, %",
+        "agreement": "agreement, %",
+        "cosine": "gradients' cosine",
+        "maps": "maps' cosine",
+    }
+    rows = [["arm", "chosen", "steps", "teacher's operations", *(names[key] for key in measures)]]
+    for name, arm in one["arms"].items():
+        rows.append(
+            [name, _choice(arm["choice"]), str(arm["cost"]["steps"]), _teachers(arm) if name != "alone" else ""]
+        )
+        for key in measures:
+            found = over_seeds([scores[key] for scores in arm["scores"]]).plain()
+            rows[-1].append(_spread(found, *_scale(key)))
+    pairs = [["difference, paired", *(names[key] for key in measures)]]
+    for pair, found in one["differences"].items():
+        pairs.append([pair, *(_spread(found[key], *_scale(key), sign="+") for key in measures)])
+    head = (
+        f"The teacher is right on {100 * one['teacher']['accuracy']:.1f} % of the test images. Without `all images` "
+        "a student sees 50 images and no other."
+    )
+    return [head, "", *_table(rows), "", *_table(pairs)]
+
+
+def _sentences(cases: dict[str, Any]) -> list[str]:
+    """Say what the figures say, each claim with the word its interval allows."""
+    lines = ["What follows (on the test split, at equal operations of the student):", ""]
+    for name, pair, told in (
+        ("mlp", "gradient - kd", "gradients of 50 images, recorded, beside answers"),
+        ("mlp", "gradient - kd, noised live", "the same against KD on noised inputs with the teacher at work"),
+        ("mlp", "gradient, noised live - kd, noised live", "both on noised inputs with the teacher at work"),
+        ("mlp", "gradient, all images - kd, all images", "gradients where all 8,000 images are given, unlabelled"),
+        ("cnn", "gradient - kd", "gradients of 50 images, recorded, in a CNN"),
+        ("cnn", "gradient, noised live - kd, noised live", "both on noised inputs, in a CNN"),
+        ("cnn", "explanation - kd", "Grad-CAM maps of 50 images, recorded, in a CNN"),
+    ):
+        if pair not in cases[name]["differences"]:
+            continue
+        found = cases[name]["differences"][pair]
+        said = [
+            f"{words} {_spread(found[key], *_scale(key), sign='+')} ({_verdict(found[key])})"
+            for key, words in (("accuracy", "accuracy"), ("agreement", "agreement"), ("cosine", "gradients' cosine"))
+        ]
+        lines.append(f"* {told[0].upper()}{told[1:]}: {', '.join(said)}.")
+    return lines
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    if (found["low"] or 0) > 0:
+        return "pays"
+    return "costs" if found["high"] is not None and found["high"] < 0 else "not told apart"
+
+
+def _teachers(arm: dict[str, Any]) -> str:
+    """The live teacher's operations a step, relative to the student's."""
+    return f"{arm['cost']['teacher'] / arm['cost']['student']:.1f} x" if arm["cost"]["teacher"] else "recorded"
+
+
+def _choice(choice: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in choice.items())
+
+
+def _scale(measure: str) -> tuple[float, int]:
+    return (100, 1) if measure in ("accuracy", "agreement") else (1, 3)
+
+
+def _spread(found: dict[str, Any], scale: float, digits: int, sign: str = "") -> str:
+    mean = f"{scale * found['mean']:{sign}.{digits}f}"
+    if found["low"] is None:
+        return mean
+    return f"{mean} [{scale * found['low']:{sign}.{digits}f}, {scale * found['high']:{sign}.{digits}f}]"
+
+
+def _ratio(logs: dict[str, Any], digits: int = 2) -> str:
+    if logs["low"] is None:
+        return f"{math.exp(logs['mean']):.{digits}f}"
+    low, high = math.exp(logs["low"]), math.exp(logs["high"])
+    return f"{math.exp(logs['mean']):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
