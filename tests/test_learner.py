@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.errors import LossError
-from stillroom.learner import Learner
+from stillroom.learner import Learner, taken
 from stillroom.objectives import match
 from stillroom.teachers import Live
 
@@ -223,3 +223,19 @@ def test_a_part_of_the_batch_is_read_in_a_pass_of_its_own_with_the_teachers_same
 def test_a_part_that_is_none_is_refused(part):
     with pytest.raises(LossError, match="part of the batch"):
         match("kd", part=part)
+
+
+def test_rows_are_taken_as_long_as_the_longest_of_them():
+    mask = torch.arange(5) < torch.tensor([5, 2, 3, 1])[:, None]
+    signals = {
+        "tokens": torch.rand(4, 5, 3), "tokens.mask": mask, "a@attention": torch.rand(4, 5, 5, 5),
+        "a@attention.mask": mask, "logits": torch.rand(4, 5), "x.bank": torch.rand(9, 2),
+        "x.bank.mask": torch.ones(4, 9),
+    }  # fmt: skip
+    some = taken(signals, torch.tensor([1, 2]))
+    shapes = {name: tuple(value.shape) for name, value in some.items()}
+    assert shapes == {
+        "tokens": (2, 3, 3), "tokens.mask": (2, 3), "a@attention": (2, 5, 3, 3), "a@attention.mask": (2, 3),
+        "logits": (2, 5), "x.bank": (9, 2), "x.bank.mask": (2, 9),
+    }  # fmt: skip
+    assert torch.equal(some["tokens"], signals["tokens"][1:3, :3])

@@ -228,3 +228,16 @@ def test_all_losses_at_once_run_from_a_recipe(tmp_path, monkeypatch):
     assert not stop.value.code
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert len(metrics["arms"]) == 1 and "alone" in metrics["models"]
+
+
+def test_gradients_at_words_are_stored_as_long_as_their_text(tmp_path):
+    """Recorded four texts at a time, of unlike lengths: padding is neither kept nor compared."""
+    data, encode, where = texts(), WordEncode(WORDS_OF_TEXTS), "logits@gradient(wrt=embed)"
+    live = Live(reader(2), [where, "embed"], encode=encode)
+    store = record(live, data, tmp_path, batch=4, taps=[where, "embed"], fingerprints={"teacher": "t"})
+    ids = torch.stack([torch.arange(24), torch.zeros(24, dtype=torch.long)], 1)
+    told, shown = store({"id": ids}), live(data.batch(ids))
+    lengths = torch.tensor([1 + row % 5 for row in range(24)])
+    assert torch.equal(told[f"{where}.mask"].sum(1), lengths)
+    for row, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(told[where][row, :length].float(), shown[where][row, :length], rtol=1e-2, atol=1e-6)

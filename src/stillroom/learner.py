@@ -150,8 +150,17 @@ def _rows(count: int, part: float) -> Tensor | None:
 
 
 def taken(values: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """Return some rows of a batch or of signals; a bank belongs to no row."""
-    return {name: value if name.endswith(".bank") else value[rows.to(value.device)] for name, value in values.items()}
+    """Return some rows of a batch or of signals, as long as the longest of them; a bank belongs to no row."""
+    some = {name: value if name.endswith(".bank") else value[rows.to(value.device)] for name, value in values.items()}
+    for name in [name for name in some if f"{name}.mask" in some and not name.endswith(".bank")]:
+        mask, value = some[f"{name}.mask"], some[name]
+        longest = int(mask.any(0).nonzero().max()) + 1 if bool(mask.any()) else 1
+        axes = (2, 3) if name.endswith("@attention") else (1,)
+        for axis in axes:
+            if value.dim() > axis and value.shape[axis] == mask.shape[1]:
+                value = value.narrow(axis, 0, longest)
+        some |= {name: value, f"{name}.mask": mask[:, :longest]}
+    return some
 
 
 def _plus(total: Tensor | None, value: Tensor, weight: float) -> Tensor:

@@ -140,7 +140,7 @@ def _rule(name: str, values: Tensor, wanted: str | None) -> tuple[str, Literal["
         if wanted is None and values.shape[-1] <= FULL_LOGITS:
             return "float32", "plain"
         return wanted or "float16", "shifted" if narrow else "plain"
-    if "@gradient" in last:
+    if "@gradient" in last or "@gradcam" in last:
         return wanted or "float16", "unit" if narrow else "plain"
     if wanted is None and values.numel() and 0 < float(values.abs().max()) < torch.finfo(torch.float16).smallest_normal:
         return "float32", "plain"  # halves would keep a few bits of such small numbers, or none
@@ -167,6 +167,10 @@ def _axes(name: str, shape: list[int | None]) -> tuple[str, ...]:
         return ("head", "query", "key")
     if last.endswith(("@h", "@c")) and len(shape) == 4:
         return ("time", "layer", "direction", "unit")
+    if "@gradient(" in last and len(shape) == 2 and ("random=" in last or "along=" in last):
+        return ("way", "class")
+    if "@gradcam" in last and len(shape) == 2:
+        return ("height", "width")
     if last == "logits" and shape:
         return (*_axes("", shape[:-1]), "class") if len(shape) > 1 else ("class",)
     known = {1: ("feature",), 2: ("time", "feature"), 3: ("channel", "height", "width")}

@@ -66,6 +66,8 @@ class Reader:
         self._gradients = [one for one in self.taps if isinstance(one, Gradient | GradCam)]
         self._keeps_time = isinstance(encode, HasSteps)
         self.derivatives = Derivatives(self.module, texts=self._keeps_time)
+        paths = {path for path, _ in self.module.named_modules() if path}
+        self._inside = {str(one) for one in self._gradients if isinstance(one, Gradient) and one.wrt in paths}
         self._features: Hidden | None = None
         self._wants_features = Named("features") in self.taps
         self._fragile: set[str] = set()
@@ -202,7 +204,7 @@ class Reader:
                 place = self._features if isinstance(one, Named) else one
                 assert isinstance(place, Hidden | Attention)
                 signals.update(as_signals(self._captured(place), str(one), rows))
-        return self._timed(signals, batch) | extra
+        return self._timed(signals | extra, batch)
 
     def _memory(self, one: State | Segments) -> Signals:
         if f"{one.path}@h" not in self._states:
@@ -231,7 +233,8 @@ class Reader:
         )
         masks: Signals = {}
         for name, value in signals.items():
-            if value.dim() < 3 or "@" in name or name.endswith(".mask") or f"{name}.mask" in signals:
+            known = name.endswith(".mask") or f"{name}.mask" in signals
+            if known or value.dim() < 3 or ("@" in name and name not in self._inside):
                 continue
             mask = None if name in self._untimed else self._timing(batch).mask(value.shape[1])
             if mask is None:
