@@ -19,6 +19,7 @@ _PLACES = {
     "Learner": "stillroom.learner",
     "Live": "stillroom.teachers",
     "MovingAverage": "stillroom.teachers",
+    "PGD": "stillroom.attacks",
     "Previous": "stillroom.teachers",
     "Result": "stillroom.pipeline.distill",
     "Rows": "stillroom.train",
@@ -44,6 +45,7 @@ _PLACES = {
     "open_source": "stillroom.data.table",
     "read": "stillroom.taps",
     "record": "stillroom.record",
+    "robust_accuracy": "stillroom.attacks",
     "state_r2": "stillroom.memory",
     "static_embeddings": "stillroom.embeddings",
     "train": "stillroom.train",
@@ -62,6 +64,7 @@ __all__ = [
     "Learner",
     "Live",
     "MovingAverage",
+    "PGD",
     "Previous",
     "Result",
     "Rows",
@@ -88,6 +91,7 @@ __all__ = [
     "open_source",
     "read",
     "record",
+    "robust_accuracy",
     "state_r2",
     "static_embeddings",
     "train",
@@ -95,6 +99,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from stillroom.attacks import PGD, robust_accuracy
     from stillroom.data.arrays import ArraySource, as_source
     from stillroom.data.table import open_source
     from stillroom.data.text_views import TextViews
