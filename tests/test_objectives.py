@@ -472,3 +472,20 @@ def test_what_is_no_memory_is_answered_with_the_loss_that_fits(loss, axes, told)
     with pytest.raises(LossError) as refused:
         match(loss, "m@h", "m@h").size(shown, target, {})
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({}, ["logits@gradient", "logits@gradient"]),
+        ({"student": "logits@gradient(random=2)"}, ["logits@gradient(random=2)"] * 2),
+        ({"teacher": "big/logits@gradient(label)"}, ["logits@gradient(label)", "big/logits@gradient(label)"]),
+        (
+            {"student": "logits@gradient(wrt=a)", "teacher": "logits@gradient(wrt=b)"},
+            ["logits@gradient(wrt=a)", "logits@gradient(wrt=b)"],
+        ),
+    ],
+)
+def test_derivatives_are_read_alike_on_both_sides_unless_both_are_named(given, expected):
+    objective = match("input_gradient", **given)
+    assert [one.key for side in ("student", "teacher") for one in objective.places(side)] == expected

@@ -8,6 +8,9 @@ from stillroom.contracts import Gradient, Place, Segments, Tap, place
 from stillroom.errors import LossError, say
 from stillroom.objectives.signature import Signature, Slot, default_place
 
+ALIKE = ("gradients", "derivatives")
+"""Kinds that are read alike on both sides: where one side alone is named, the other is read there too."""
+
 Where = str | Tap | Sequence[str | Tap] | Mapping[str, str | Tap] | None
 
 
@@ -17,6 +20,7 @@ def pairs_of(title: str, reads: Signature, student: Where, teacher: Where) -> li
     Raises:
         LossError: a place must be named, taps do not pair up, or stretches of a teacher are asked for.
     """
+    student, teacher = _alike(reads, student, teacher)
     sides: dict[str, list[dict[str, Place]]] = {}
     for side, where in (("student", student), ("teacher", teacher)):
         slots = reads.sides(side)  # type: ignore[arg-type]
@@ -47,6 +51,18 @@ def pairs_of(title: str, reads: Signature, student: Where, teacher: Where) -> li
         for slot in reads.sides("bank"):
             pair[slot.name] = pair[reads.sides("teacher")[0].name]
     return pairs
+
+
+def _alike(reads: Signature, student: Where, teacher: Where) -> tuple[Where, Where]:
+    """Return both sides' places: the side that is not named is read where the other is, for kinds that want that."""
+    slots = reads.sides("student")
+    if not slots or any(slot.kind is None or slot.kind.name not in ALIKE for slot in slots):
+        return student, teacher
+    if teacher is None and isinstance(student, str):
+        return student, student
+    if student is None and isinstance(teacher, str):
+        return str(place(teacher).tap), teacher
+    return student, teacher
 
 
 def _of_a_student(title: str, reads: Signature, pair: Mapping[str, Place]) -> None:

@@ -203,9 +203,9 @@ class Derivatives:
         paths = [name for name, _ in self.module.named_modules() if name]
         if path not in paths:
             close = nearest(path, [*now.batch, *paths])
-            hint = f" Did you mean '{close}'?" if close else ""
+            do = f"Did you mean '{close}'?" if close else f"The model has {', '.join(paths[:8])}."
             allowed = f"a column of the batch ({', '.join(now.batch)}) or the path of a submodule"
-            raise TapError(say(f"'{one}' is with respect to nothing that is there", f"'{path}'.{hint}", allowed))
+            raise TapError(say(f"'{one}' is with respect to nothing that is there", f"'{path}'", allowed, do))
 
         def leaving(part: nn.Module, _: Any, output: Any) -> Tensor:
             if not isinstance(output, Tensor) or path in now.seen:
