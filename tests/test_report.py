@@ -105,6 +105,10 @@ FIGURES = {
             {"text": "a film"},
         ]
     },
+    "sheet": {
+        "columns": ["picture", "kd"],
+        "rows": [[{"pixels": [[0, 255], [128, 7]], "text": "a shirt"}, {"pixels": [[9]], "text": "0.9", "about": "kd"}]],
+    },
     "text": {"text": "seeds: [0]\n"},
     "facts": {"pairs": [["threads", 1], ["none", None], ["recipe", "a: 1\nb: 2\n"]]},
 }
@@ -213,7 +217,7 @@ def test_every_kind_draws(kind):
     html = str(draw(figure, slots(names(figure))))
     read = Page(html)
     assert read.tags[0] == "figure"
-    assert ("svg" in read.tags) == (kind not in ("table", "pictures", "text", "facts"))
+    assert ("svg" in read.tags) == (kind not in ("table", "pictures", "sheet", "text", "facts"))
     assert (
         "nan" not in html.lower().replace("finance", "")
         and "None" not in html
@@ -257,6 +261,7 @@ def test_missing_values_are_dashes_in_a_table():
         ({"kind": "pictures", "items": [{"pixels": "bm90IGEgcG5n"}]}, "a PNG in base64"),
         ({"kind": "pictures", "items": [{"pixels": [[300, 1]]}]}, "0..255"),
         ({"kind": "pictures", "items": [{"pixels": [1, 2]}]}, "shape (2,)"),
+        ({"kind": "sheet", "columns": ["a"], "rows": [[]]}, "0 pictures under 1 columns"),
     ],
 )
 def test_figures_that_cannot_be_drawn_say_why_and_leave_no_file(tmp_path, figure, message):

@@ -2,14 +2,15 @@
 
 Asked on test examples, after training, of every student whether or not it learnt from derivatives. Each number has a
 control: the same student's gradient against the teacher's at *another* example of the same class. A student that has
-only learnt what a class looks like is as near to that as to its own example's.
+only learnt what a class looks like is as near to that as to its own example's. How near two gradients of the teacher
+in one class are to each other says how much there is beyond the class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from stillroom.teachers import Live
 from stillroom.tensors import pack, unpack
 
 ROWS = 500
-NUMBERS = 10_000_000  # of one model's gradients, held at once
+NUMBERS = 5_000_000  # of one model's gradients, held at once
 BATCH = 50
 RANDOM = run_sensitivity.RANDOM
 INPUT, EXPLANATION = "input", "explanation"
@@ -41,7 +42,9 @@ MAPS = "maps.safetensors"
 EACH = 2  # rows of pictures for each of: leads most, in the middle, leads least
 SIDE = 64  # a map that is kept has no more pixels a side
 TINY = 1e-12
-Alike = tuple[NDArray[np.float64], NDArray[np.float64]]
+MEMBERS = 5  # examples of a class from which its mean gradient may be taken away
+PARTICULAR = 1e-3  # of a gradient's length: what is left below this is rounding
+Values = NDArray[np.float64]
 Sight = tuple[GradCam, GradCam]
 
 
@@ -103,6 +106,17 @@ def sensitivity_findings(experiment: Experiment, run: Path, found: Mapping[str, 
     return findings
 
 
+class Alike(NamedTuple):
+    """The cosines of one student with the teacher, an entry an example: at it, at another of its class, and beyond it.
+
+    ``particular`` is that of what is left when each model's mean gradient over the class is taken away.
+    """
+
+    own: Values
+    others: Values
+    particular: Values
+
+
 class Resemblance:
     """The teacher's gradients or maps at some examples, to which students' are compared by their cosine.
 
@@ -113,30 +127,47 @@ class Resemblance:
     def __init__(self, theirs: Tensor, classes: Tensor) -> None:
         self.theirs = theirs
         self.rows = (theirs.flatten(1).double().norm(dim=1) > TINY).nonzero()[:, 0]
+        self.members = [self.rows[classes[self.rows] == one] for one in classes.unique().tolist()]
         self.partners = torch.full((len(theirs),), -1)
-        for one in classes.unique().tolist():
-            members = self.rows[classes[self.rows] == one]
+        for members in self.members:
             if len(members) > 1:
                 self.partners[members] = members.roll(1)
         self.partnered = (self.partners[self.rows] >= 0).numpy()
+        flat = theirs.flatten(1).double()
+        far = self._beyond(flat).norm(dim=1) > PARTICULAR * flat.norm(dim=1)
+        self.particular = self.rows[far[self.rows]]
+        self.within = _mean(self.of(theirs).others)
 
     def of(self, ours: Tensor) -> Alike:
-        """Return the cosines of a student's (rows, ...) with the teacher's, and with the teacher's at the partners.
+        """Return how alike a student's (rows, ...) are; one that is flat at a row has a cosine of 0 there.
 
-        The second has an entry for each of the rows that have a partner. A student that is flat at a row has 0 there.
+        Controls have an entry only for the rows that have one: their class has other examples, and gradients that vary.
         """
         one, other = _flat(ours, self.theirs)
-        paired_rows = self.rows[torch.from_numpy(self.partnered)]
-        own = _cosine(one[self.rows], other[self.rows])
-        return own, _cosine(one[paired_rows], other[self.partners[paired_rows]])
+        rows = self.rows[torch.from_numpy(self.partnered)]
+        beyond = [self._beyond(values)[self.particular] for values in (one, other)]
+        return Alike(
+            _cosine(one[self.rows], other[self.rows]),
+            _cosine(one[rows], other[self.partners[rows]]),
+            _cosine(*beyond),
+        )
+
+    def _beyond(self, values: Tensor) -> Tensor:
+        """Return (rows, numbers) less the mean over their class; 0 in classes of few examples."""
+        left = torch.zeros_like(values)
+        for members in self.members:
+            if len(members) >= MEMBERS:
+                left[members] = values[members] - values[members].mean(0)
+        return left
 
     def compared(self, found: Mapping[str, Sequence[Alike]]) -> dict[str, dict[str, Any]]:
-        """Return each model's ``cosine`` and control ``others`` by seed, and how far it is above that and ``alone``."""
-        held = {name: np.stack([own for own, _ in seeds]) for name, seeds in found.items()}
+        """Return each model's cosines by seed, and how far it is above its control ``others`` and above ``alone``."""
+        held = {name: np.stack([one.own for one in seeds]) for name, seeds in found.items()}
         models: dict[str, dict[str, Any]] = {}
         for name, seeds in found.items():
-            own, others = held[name], np.stack([one for _, one in seeds])
-            entry: dict[str, Any] = {"cosine": _value(own), "others": _value(others) if others.size else None}
+            own, others = held[name], np.stack([one.others for one in seeds])
+            entry: dict[str, Any] = {"cosine": _value(own), "others": _value(others)}
+            entry["particular"] = _value(np.stack([one.particular for one in seeds]))
             entry["above_others"] = paired(own[:, self.partnered], others).plain() if others.size else None
             if ALONE in held and name not in (ALONE, RANDOM):
                 entry["above_alone"] = paired(own, held[ALONE]).plain()
@@ -144,22 +175,25 @@ class Resemblance:
         return models
 
 
-def _value(by_seed: NDArray[np.float64]) -> dict[str, Any]:
-    return {"mean": float(by_seed.mean()), "per_seed": by_seed.mean(1).tolist()}
+def _value(by_seed: Values) -> dict[str, Any] | None:
+    return {"mean": float(by_seed.mean()), "per_seed": by_seed.mean(1).tolist()} if by_seed.size else None
+
+
+def _mean(values: Values) -> float | None:
+    return float(values.mean()) if values.size else None
 
 
 def _flat(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     """Return both as (rows, numbers); the larger of two maps is pooled to the smaller one's size."""
     if ours.shape != theirs.shape:
-        size = [min(one, other) for one, other in zip(ours.shape[1:], theirs.shape[1:], strict=True)]
+        size = (min(ours.shape[1], theirs.shape[1]), min(ours.shape[2], theirs.shape[2]))
         ours, theirs = (F.adaptive_avg_pool2d(maps[:, None], size)[:, 0] for maps in (ours, theirs))
     return ours.flatten(1).double(), theirs.flatten(1).double()
 
 
-def _cosine(one: Tensor, other: Tensor) -> NDArray[np.float64]:
+def _cosine(one: Tensor, other: Tensor) -> Values:
     lengths = one.norm(dim=1) * other.norm(dim=1)
-    flat = (one * other).sum(1) / lengths.clamp(min=TINY * TINY)
-    found: NDArray[np.float64] = flat.numpy()
+    found: Values = ((one * other).sum(1) / lengths.clamp(min=TINY * TINY)).numpy()
     return found
 
 
@@ -193,7 +227,7 @@ def _asked(experiment: Experiment, run: Path, folder: Path, told: Told) -> dict[
     result: dict[str, Any] = {
         "examples": len(sides[INPUT].rows),
         "inputs": "pictures" if images else "numbers",
-        **{kind: {"models": one.compared(alike[kind])} for kind, one in sides.items()},
+        **{kind: {"teacher": one.within, "models": one.compared(alike[kind])} for kind, one in sides.items()},
     }
     if EXPLANATION in sides and sight is not None:
         result[EXPLANATION] |= {"student": str(sight[0]), "teacher": str(sight[1])}
@@ -274,7 +308,7 @@ def _shown(
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
-def picked(cosines: NDArray[np.float64], against: NDArray[np.float64] | None, each: int = EACH) -> list[int]:
+def picked(cosines: Values, against: Values | None, each: int = EACH) -> list[int]:
     """Return which rows to show: where the lead on ``against`` is greatest, in the middle, and least.
 
     Ties are broken by place, and each row comes once. Without ``against`` the cosine itself decides.
@@ -294,7 +328,7 @@ def _pictures(
 ) -> dict[str, Any]:
     """Keep the maps of a few examples in ``folder`` and return which they are; all of the first seed."""
     names = _drawn(experiment, alike)
-    first = {name: alike[name][0][0] for name in names}
+    first = {name: alike[name][0].own for name in names}
     rows = picked(first[experiment.main.name], first.get(ALONE))
     places = side.rows[rows]
     batch = {name: torch.cat([one[name] for one in asked[0]])[places] for name in ("id", "inputs")}
@@ -315,7 +349,7 @@ def _pictures(
 def _drawn(experiment: Experiment, alike: Mapping[str, Sequence[Alike]]) -> list[str]:
     """Return whose maps are drawn: alone's, the first arm's, and those of the most alike of the others."""
     main = experiment.main.name
-    means = {name: float(np.mean([own for own, _ in seeds])) for name, seeds in alike.items()}
+    means = {name: float(np.mean([one.own for one in seeds])) for name, seeds in alike.items()}
     others = [name for name in means if name not in (ALONE, RANDOM, main)]
     best = max(others, key=lambda name: means[name], default=None)
     return [name for name in (ALONE, main, best) if name in means]
@@ -324,7 +358,7 @@ def _drawn(experiment: Experiment, alike: Mapping[str, Sequence[Alike]]) -> list
 def _map(gradients: Tensor) -> Tensor:
     """Return gradients (rows, channels, height, width) as signed maps: the channels' sum, and no more than 64 wide."""
     maps = gradients.float().sum(1)
-    size = [min(SIDE, length) for length in maps.shape[1:]]
+    size = (min(SIDE, maps.shape[1]), min(SIDE, maps.shape[2]))
     return F.adaptive_avg_pool2d(maps[:, None], size)[:, 0].contiguous()
 
 

@@ -11,63 +11,61 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stillroom.contracts import Finding
-from stillroom.report.numbers import number
+from stillroom.report.numbers import finite, number
 from stillroom.report.readings import ENOUGH_SEEDS, quoted, reading
 
 ALONE, RANDOM = "alone", "random weights"
 INPUT, EXPLANATION = "input", "explanation"
 LITTLE = 0.02  # a lead in cosine below which it is no use, however sure
-MOSTLY = 0.5  # of the cosine: a control above this share says that the class explains most of it
+ALIKE = 0.7  # between the teacher's own gradients in a class: little is left that is a single example's
 STEPS = 31  # shades of a map: odd, so that nought is one of them
 FOR, AGAINST = (226, 78, 38), (40, 132, 222)  # seen on light and on dark paper
 FULL = 0.99  # of a map's numbers lie within full colour
 
 
 def likeness(found: Mapping[str, Any], main: str) -> Finding:
-    """Show how alike teacher and students are in what their answers depend on, with both controls."""
+    """Show how alike teacher and students are in what their answers depend on, with the controls."""
     word = "picture" if found["inputs"] == "pictures" else "example"
-    panels = [_dots(found[INPUT]["models"], main, "Gradient of the answer by the input", word)]
+    panels = _panels(found[INPUT], main, "The gradients", word)
     if EXPLANATION in found:
-        panels.append(_dots(found[EXPLANATION]["models"], main, "Where in the picture (Grad-CAM)", word))
+        panels += _panels(found[EXPLANATION], main, "Where they look (Grad-CAM)", word)
     note = (
         f"Cosine with the teacher's gradient along the teacher's first choice, mean over {found['examples']} test "
-        f"{word}s; 1: the same, 0: nothing in common. 'other {word}s': the same student's against the teacher's at "
-        f"another {word} of the same class. Bars: 95 % Student's t interval over seeds; small dots: the seeds."
+        f"{word}s; 1: the same, 0: nothing in common. 'Other {word}s': the same model's against the teacher's at "
+        f"another {word} of the class. Particular: each model's mean over the class is taken away first. Bars: 95 % "
+        "Student's t interval over seeds; small dots: the seeds."
     )
-    figure: dict[str, Any] = {**panels[0], "note": note}
-    if len(panels) > 1:
-        figure = {"kind": "panels", "figures": panels, "note": note}
     text = f"{_asked(word)} {headline(found, main)}{_rival(found[INPUT]['models'], main)}"
     if EXPLANATION in found:
         text += f" {_maps(found[EXPLANATION]['models'], main)}"
-    control = f"the teacher's gradients at other {word}s of the same class, and a student with random weights."
+    control = f"the teacher's gradients at other {word}s of the class, and a student with random weights."
     mean = reading(found[INPUT]["models"].get(main), "cosine")["mean"]
+    figure = {"kind": "panels", "figures": panels, "note": note}
     return Finding("Does it answer for the teacher's reasons?", text, mean, control, figure)
 
 
 def _asked(word: str) -> str:
     what = "pixel" if word == "picture" else "number"
-    return (
-        f"The gradient says of each {what} whether more of it would make the answer surer or less sure: what the answer "
-        f"hangs on in that {word}."
-    )
+    return f"A gradient says of each {what} whether more of it would make the answer surer: what the answer hangs on."
 
 
 def headline(found: Mapping[str, Any], main: str) -> str:
     """Say in a few sentences whether the student's answers hang on what the teacher's do, whichever way it went."""
-    models, word = found[INPUT]["models"], "picture" if found["inputs"] == "pictures" else "example"
+    side, word = found[INPUT], "picture" if found["inputs"] == "pictures" else "example"
+    models = side["models"]
     if main not in models:
         return ""
-    mine = reading(models[main], "cosine")["mean"]
-    text = f"{quoted(main)} is like its teacher in that by a cosine of {number(mine, 2)}"
-    random = reading(models.get(RANDOM), "cosine")["mean"]
-    beside = f" (random weights {number(random, 2)})" if random is not None else ""
+    text = f"The gradients of {quoted(main)} have a cosine of {_told(models[main], 'cosine')} with the teacher's"
+    beside = f" (random weights {_told(models[RANDOM], 'cosine')})" if RANDOM in models else ""
     lead = models[main].get("above_alone")
     if lead is None:
-        return f"{text}{beside}.{_of_the_class(models[main], word)}"
-    theirs = reading(models[ALONE], "cosine")["mean"]
-    text += f", the same student alone by {number(theirs, 2)}{beside}: {_span(lead)}. "
-    return text + _verdict(lead) + _of_the_class(models[main], word)
+        return f"{text}{beside}.{_of_the_class(side, main, word)}"
+    text += f", those of the same student alone {_told(models[ALONE], 'cosine')}{beside}: {_span(lead)}. "
+    return text + _verdict(lead) + _of_the_class(side, main, word)
+
+
+def _told(model: Mapping[str, Any], key: str) -> str:
+    return number(reading(model, key)["mean"], 2)
 
 
 def _span(lead: Mapping[str, Any]) -> str:
@@ -95,21 +93,24 @@ def _verdict(lead: Mapping[str, Any]) -> str:
     return "The teacher's reasons were passed on with its answers."
 
 
-def _of_the_class(model: Mapping[str, Any], word: str) -> str:
+def _of_the_class(side: Mapping[str, Any], main: str, word: str) -> str:
     """Say how much of the likeness is about the class at large and would be there at any of its examples."""
-    held, above = model.get("others"), model.get("above_others")
-    if held is None or above is None:
+    models, within = side["models"], finite(side.get("teacher"))
+    above = models[main].get("above_others")
+    if within is None or above is None:
         return ""
-    mine, others = reading(model, "cosine")["mean"] or 0.0, reading(model, "others")["mean"] or 0.0
-    start = f" Against the teacher's gradients at other {word}s of the class it is {number(others, 2)}: "
+    start = f" With the teacher's at other {word}s of the class it is {_told(models[main], 'others')}"
     if above["low"] is None or above["low"] <= 0:
-        return f"{start}what it shares with the teacher is how a class looks, not what counts in this {word}."
-    if others >= MOSTLY * mine:
-        return (
-            f"{start}most of what it shares is how a class looks; the rest, {number(above['mean'], 2)}, is about this "
-            f"very {word}."
-        )
-    return f"{start}most of what it shares is about this very {word}, not about its class."
+        return f"{start}, no less: it shares how a class looks, not what counts in this very {word}."
+    text = f"{start}; the teacher's own have {number(within, 2)} with each other"
+    if within >= ALIKE:
+        text += f", so that most of what it shows is of a class, not of one {word}"
+    if models[main].get("particular") is None:
+        return f"{text}."
+    text += f". Of what is particular to a {word} it shares {_told(models[main], 'particular')}"
+    if models.get(ALONE, {}).get("particular") is not None:
+        text += f", alone {_told(models[ALONE], 'particular')}"
+    return f"{text}."
 
 
 def _rival(models: Mapping[str, Any], main: str) -> str:
@@ -117,7 +118,9 @@ def _rival(models: Mapping[str, Any], main: str) -> str:
     if not others or main not in models:
         return ""
     best = max(others, key=lambda name: models[name]["cosine"]["mean"])
-    return f" Of the other arms {quoted(best)} is most like the teacher, by {number(models[best]['cosine']['mean'], 2)}."
+    return (
+        f" Of the other arms {quoted(best)} is most like the teacher, by {number(models[best]['cosine']['mean'], 2)}."
+    )
 
 
 def _maps(models: Mapping[str, Any], main: str) -> str:
@@ -128,7 +131,7 @@ def _maps(models: Mapping[str, Any], main: str) -> str:
     text = f"Where they look (Grad-CAM) agrees by {number(mine, 2)}"
     lead = models[main].get("above_alone")
     if lead is not None:
-        text += f", alone by {number(reading(models[ALONE], 'cosine')['mean'], 2)}: {_span(lead)}"
+        text += f", alone by {_told(models[ALONE], 'cosine')}: {_span(lead)}"
         low, high = lead.get("low"), lead.get("high")
         if low is None or high is None or low <= 0 <= high:
             text += ", which may be chance"
@@ -136,15 +139,28 @@ def _maps(models: Mapping[str, Any], main: str) -> str:
     return text + (f". At other pictures of the class: {number(others, 2)}." if others is not None else ".")
 
 
-def _dots(models: Mapping[str, Any], main: str, title: str, word: str) -> dict[str, Any]:
+def _panels(side: Mapping[str, Any], main: str, title: str, word: str) -> list[dict[str, Any]]:
+    models = side["models"]
     order = _order(models, main)
     rows = [{"name": name, **reading(models[name], "cosine")} for name in order]
-    rows += [
-        {"name": f"{name}, other {word}s", "series": name, **reading(models[name], "others")}
+    if finite(side.get("teacher")) is not None:
+        other = f"other {word}s"
+        rows.append({"name": f"teacher, {other}", "series": "teacher", "mean": side["teacher"]})
+        rows += [
+            {"name": f"{name}, {other}", "series": name, **reading(models[name], "others")}
+            for name in order
+            if name != RANDOM
+        ]
+    beyond = [
+        {"name": name, **reading(models[name], "particular")}
         for name in order
-        if name != RANDOM and models[name].get("others") is not None
+        if models[name].get("particular") is not None
     ]
-    return {"kind": "dots", "title": title, "x_label": "cosine", "rows": rows, "zero": True, "digits": 2}
+    shared = {"kind": "dots", "x_label": "cosine", "zero": True, "digits": 2}
+    panels = [{**shared, "title": title, "rows": rows}]
+    return panels + (
+        [{**shared, "title": f"{title}: what is particular to a {word}", "rows": beyond}] if beyond else []
+    )
 
 
 def _order(models: Mapping[str, Any], main: str) -> list[str]:
@@ -196,7 +212,10 @@ def _rule(models: Sequence[str], main: str) -> str:
             f"Not chosen by hand, from the first seed: two pictures where {quoted(main)} leads 'alone' most in cosine, "
             "two in the middle, two where it leads least or lags."
         )
-    return f"Not chosen by hand, from the first seed: two pictures where the cosine of {quoted(main)} is highest, two in the middle, two where it is lowest."
+    return (
+        f"Not chosen by hand, from the first seed: two pictures where the cosine of {quoted(main)} is highest, two in "
+        "the middle, two where it is lowest."
+    )
 
 
 def map_picture(values: Sequence[Sequence[float]]) -> str:
