@@ -44,7 +44,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "embeddings",
         ),
     ),
-    ("6", ("recipe", "features")),
+    ("6", ("recipe", "features", "mining", "suitability")),
     ("7", ("pipeline",)),
     ("8", ("cli",)),
     ("the package itself", ("__init__", "__main__")),
