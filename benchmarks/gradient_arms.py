@@ -46,9 +46,9 @@ Choice = Mapping[str, float]
 class Arm:
     """One way to learn. ``asks``: what beside the answers (``""``: nothing); ``views``: how inputs are noised.
 
-    ``views`` is ``plain``, ``recorded`` (``Task.views`` of each example, the plain one among them) or ``live`` (a new
-    one at each step, the teacher asked each time; without noise only the directions of derivatives are new).
-    ``everywhere``: all training examples are given, most of them unlabelled.
+    ``views`` is ``plain``, ``two`` or ``recorded`` (two or ``Task.views`` of each, the plain one among them) or
+    ``live`` (a new one at each step, the teacher asked each time; without noise only the directions of derivatives are
+    new). ``everywhere``: all training examples are given, most of them unlabelled.
     """
 
     name: str
@@ -63,7 +63,8 @@ class Arm:
 class Task:
     """Data, teacher and student. ``rows(seed)`` are the few examples; ``steps`` those of an arm with gradients.
 
-    A point of a regression has as many recorded views as value and gradient have numbers.
+    A point of a regression has as many recorded views as value and gradient have numbers; two views cost the teacher
+    what value and gradient do.
     """
 
     name: str
@@ -121,7 +122,7 @@ def student(task: Task, arm: Arm, choice: Choice, seed: int, folder: str) -> tup
     module = seeded(task.student, seed)
     learner = Learner(module, objectives(task, arm, choice), encode=task.encode)
     rows = task.rows(seed)
-    views = {"plain": 1, "recorded": task.views, "live": LIVE}[arm.views]
+    views = {"plain": 1, "two": 2, "recorded": task.views, "live": LIVE}[arm.views]
     source = _noised(task, choice.get("noise", 0.0), views, seed)
     data: Any = LabelledSubset(source, rows) if source.labels is not None else source
     teacher = _teacher(task, arm, learner, source, rows, views, folder)
@@ -265,6 +266,7 @@ def _regression_arms(quick: bool) -> tuple[Arm, ...]:
     both = tuple({**one, "weight": 10.0, "share": 1.0} for one in noised)
     arms = (
         Arm("values", plain),
+        Arm("noised, 2 views recorded", noised, views="two"),
         Arm("noised, recorded", noised, views="recorded"),
         Arm("gradient", weighed, "gradient"),
         Arm("directions", weighed, "directions", "live"),

@@ -27,9 +27,16 @@ CASES: dict[str, Callable[[bool], Task]] = {
 }
 FUNCTIONS = ("waves", "friedman")
 HALF, FIFTH, ALIKE = 0.5, 0.8, 0.7
+RATIOS = (
+    ("gradient / values", HALF, "gradients at 64 points to values there"),
+    ("gradient / noised, 2 views recorded", FIFTH, "the same to noised KD, recorded, as dear to the teacher"),
+    ("gradient / noised, recorded", FIFTH, "the same to noised KD, recorded, as many numbers"),
+    ("gradient, noised live / noised, live", FIFTH, "gradients to noised KD, both with the teacher at work"),
+)
 COMPARED = {  # an arm, and what it is held against
     "error": (
-        ("gradient", "values"), ("gradient", "noised, recorded"), ("gradient", "noised, live"),
+        ("gradient", "values"), ("gradient", "noised, 2 views recorded"),
+        ("gradient", "noised, recorded"), ("gradient", "noised, live"),
         ("directions", "noised, live"), ("gradient, noised live", "values"),
         ("gradient, noised live", "noised, live"),
     ),
@@ -107,19 +114,11 @@ def _differences(arms: dict[str, Any], best: str) -> dict[str, Any]:
 
 
 def marks(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the marks: errors of two functions relative to two controls, cosines of gradients on held-out images."""
+    """Return the marks: errors on two functions relative to controls, cosines of gradients on held-out images."""
     found = []
     for name in FUNCTIONS:
         differences = result["cases"][name]["differences"]
-        for pair, target, told in (
-            ("gradient / values", HALF, "64 points with gradients, test error relative to values only"),
-            (
-                "gradient / noised, recorded",
-                FIFTH,
-                "the same, relative to KD on recorded noised inputs, as many numbers",
-            ),
-            ("gradient, noised live / noised, live", FIFTH, "both on noised inputs, a live teacher: relative to KD"),
-        ):
+        for pair, target, told in RATIOS:
             ratio = differences[pair]["error"]
             found.append(
                 {
@@ -161,7 +160,7 @@ def _errors(one: dict[str, Any]) -> list[str]:
         rows.append(
             [
                 name, _choice(arm["choice"]), str(arm["cost"]["steps"]), _teachers(arm),
-                _ratio(logs, 5), " ".join(f"{1000 * error:.3g}" for error in errors),
+                _ratio(logs), " ".join(f"{1000 * error:.3g}" for error in errors),
             ]
         )  # fmt: skip
     ratios = [["ratio of errors, paired", "x [95 %]"]]
@@ -169,7 +168,8 @@ def _errors(one: dict[str, Any]) -> list[str]:
     head = (
         f"The error is the mean square of the difference to the teacher; the teacher's own, to the truth, is "
         f"{one['teacher']['error']:.5f}. A point has {one['views']} recorded numbers: a value and its gradient, or the "
-        f"values of the point and of {one['views'] - 1} noised views."
+        f"values of the point and of {one['views'] - 1} noised views. Two views cost the teacher what value and "
+        "gradient do."
     )
     return [head, "", *_table(rows), "", *_table(ratios)]
 
@@ -203,6 +203,9 @@ def _accuracies(one: dict[str, Any]) -> list[str]:
 def _sentences(cases: dict[str, Any]) -> list[str]:
     """Say what the figures say, each claim with the word its interval allows."""
     lines = ["What follows (on the test split, at equal operations of the student):", ""]
+    for pair, target, told in RATIOS:
+        each = [f"{name} {_ratio(cases[name]['differences'][pair]['error'])} x" for name in FUNCTIONS]
+        lines.append(f"* Errors of {told}: {', '.join(each)} (asked: at most {target:g} x).")
     for name, pair, told in (
         ("mlp", "gradient - kd", "gradients of 50 images, recorded, beside answers"),
         ("mlp", "gradient - kd, noised live", "the same against KD on noised inputs with the teacher at work"),
@@ -249,11 +252,14 @@ def _spread(found: dict[str, Any], scale: float, digits: int, sign: str = "") ->
     return f"{mean} [{scale * found['low']:{sign}.{digits}f}, {scale * found['high']:{sign}.{digits}f}]"
 
 
-def _ratio(logs: dict[str, Any], digits: int = 2) -> str:
-    if logs["low"] is None:
-        return f"{math.exp(logs['mean']):.{digits}f}"
-    low, high = math.exp(logs["low"]), math.exp(logs["high"])
-    return f"{math.exp(logs['mean']):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+def _ratio(logs: dict[str, Any]) -> str:
+    """Return the exponential of a mean of logarithms, with its interval: three digits, or two after the point."""
+    shown = [_short(math.exp(logs[key])) for key in ("mean", "low", "high") if logs[key] is not None]
+    return shown[0] if len(shown) == 1 else f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.095 else f"{value:.2g}" if value >= 1e-4 else f"{value:.1e}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
