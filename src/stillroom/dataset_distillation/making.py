@@ -41,7 +41,8 @@ NETWORK_LR, NETWORK_MOMENTUM = 0.05, 0.5
 class Made:
     """Synthetic examples (classes x per_class, ...) in the type of the real ones, their labels, and how it went.
 
-    ``start`` are the examples they began as. ``curve``: ``step``, and ``distance``, the mean over the classes.
+    ``start`` are the examples they began as. ``curve``: ``step``, and ``distance`` of fresh
+    networks, the mean over the classes.
     """
 
     inputs: Tensor
@@ -272,8 +273,9 @@ class _Making:
             self.optimizer.step()
 
     def note(self, step: int, distance: float) -> None:
-        """Keep a moment of the curve, now and then."""
-        if step % max(1, self.settings.steps // LOGGED) == 0 or step in (1, self.settings.steps):
+        """Keep a moment of the curve, now and then: only of fresh networks, so that one compares with the next."""
+        renew, steps = self.settings.renew, self.settings.steps
+        if (step - 1) % (renew * max(1, steps // (LOGGED * renew))) == 0:
             self.curve["step"].append(float(step))
             self.curve["distance"].append(distance)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from stillroom.contracts import Finding, Source
 from stillroom.dataset_distillation.making import CHECKPOINT, Real, make_examples, making_print
@@ -156,7 +158,7 @@ def examples_findings(experiment: Experiment, run: Path, metrics: Mapping[str, A
 
 
 def _strips(arm: ArmPlan, made: Source, real: Source) -> list[dict[str, Any]]:
-    """A few examples of each class, those made above real ones, as lists of pixels; nothing where they are no images.
+    """A few examples of each class, those made and real ones, as lists of pixels; nothing where they are no images.
 
     With the real examples that the making may begin with, so that one sees what became of them.
     """
@@ -169,9 +171,16 @@ def _strips(arm: ArmPlan, made: Source, real: Source) -> list[dict[str, Any]]:
     for number, name in list(enumerate(real.classes or ()))[:MOST_CLASSES]:
         ours = inputs[labels == number][:MOST_EACH]
         theirs = originals.examples(number, plan.settings.per_class, plan.settings.seed, "start")[:MOST_EACH]
-        rows = [torch.cat(list(part.to(torch.uint8)), 2) for part in (ours, theirs)]
-        strips.append({"class": str(name), "pixels": [row.permute(1, 2, 0).tolist() for row in rows]})
+        pixels = [_side_by_side(part.to(torch.uint8)) for part in (ours, theirs)]
+        strips.append({"class": str(name), "pixels": pixels, "each": len(ours)})
     return strips
+
+
+def _side_by_side(images: Tensor) -> list[Any]:
+    """One strip (H, W, C) of images (N, C, H, W), a white line of a pixel between them."""
+    parted = functional.pad(images, (0, 1), value=255)
+    strip: list[Any] = torch.cat(list(parted), 2)[:, :, :-1].permute(1, 2, 0).tolist()
+    return strip
 
 
 def _plan(arm: ArmPlan) -> SynthesisPlan:

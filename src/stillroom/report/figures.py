@@ -24,7 +24,7 @@ kind           holds
 ``pictures``   ``items``: [{``pixels``: (H, W) or (H, W, 3) of 0..255, or a PNG in base64, or ``text``;
                ``caption``, ``rows``?: [[who, what]]}]
 ``sheet``      ``columns``: [name], ``rows``: [[{``pixels`` as above, ``text``, ``about``?: what it shows}]]: pictures
-               side by side under their columns' names, all within the page's width
+               side by side under their columns' names, all within the page's width; ``width``? of a column: 118
 ``text``       ``text``: shown as written, such as a recipe
 ``facts``      ``pairs``: [[name, value]]
 ``panels``     ``figures``: [figure], drawn side by side as small multiples under one legend
@@ -320,7 +320,8 @@ def _sheet(figure: Mapping[str, Any]) -> Markup:
         ]
         body.append(tag("tr", *cells))
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in columns)))
-    return tag("table", head, tag("tbody", *body), class_="sheet", style=f"max-width: {118 * len(columns)}px")
+    width = int(figure.get("width", 118)) * len(columns)
+    return tag("table", head, tag("tbody", *body), class_="sheet", style=f"max-width: {width}px")
 
 
 def _pictures(figure: Mapping[str, Any]) -> Markup:

@@ -1,4 +1,4 @@
-"""Synthetic examples in a report: each class's, above real ones, what they are worth, and how to use them.
+"""Synthetic examples in a report: each class's, beside real ones, what they are worth, and how to use them.
 
 Plain data in, Findings out, as in :mod:`stillroom.report.run_findings`.
 """
@@ -11,7 +11,8 @@ from typing import Any
 from stillroom.contracts import Finding
 from stillroom.report.numbers import number
 
-SCALE = 8  # at least; a strip is enlarged here, since a page would blur it
+SIDE = 72  # pixels of a picture at least: it is enlarged here, since a page would blur it
+PICTURE, NARROWEST, WIDEST = 56, 72, 350  # pixels of a column of the page
 
 
 def synthetic_examples(
@@ -26,7 +27,7 @@ def synthetic_examples(
     ``facts`` are those of metrics.json (``examples``, ``per_class``, ``made_from``, ``distance``). ``scores``, shares
     of right answers where known: ``made`` with these examples, ``real`` with as many real ones, ``all`` the teacher,
     which learnt from all. Each of ``strips``: ``class``, and ``pixels``, two lists of (H, W, channels): examples made,
-    and the real ones below them.
+    ``each`` side by side, and real ones.
     """
     each = "one" if facts["per_class"] == 1 else number(facts["per_class"], 0)
     sentence = (
@@ -36,18 +37,15 @@ def synthetic_examples(
     sentence += _worth(scores)
     if strips:
         sentence += (
-            " Above: made; below: real ones of the class. Grey and doubled strokes are where one picture speaks for "
-            "several ways of writing or looking."
+            " Where a picture that was made is grey or doubled, it speaks for several ways in which its class looks: "
+            "compare it with the real ones beside it."
         )
-    items = [{"pixels": _picture(one["pixels"]), "caption": str(one["class"])} for one in strips]
     first, last = facts["distance"]["first"], facts["distance"]["last"]
     note = (
         f"Distance of the gradients, from fresh networks: {number(first, 2)} at first, {number(last, 2)} at last. "
         f"To train anything on them: data: {{use: npz, path: {path}}}; its validation and test are the real ones."
     )
-    figure: dict[str, Any] = {"kind": "pictures", "items": items, "note": note}
-    if not items:
-        figure = {"kind": "text", "text": note}
+    figure: dict[str, Any] = _sheet(strips) | {"note": note} if strips else {"kind": "text", "text": note}
     control = "as many real examples, chosen at random, for the same student and steps." if "real" in scores else ""
     return Finding(f"What the data came down to: {name}", sentence, scores.get("made"), control, figure)
 
@@ -67,15 +65,32 @@ def _share(value: float) -> str:
     return f"{number(100 * value, 1)} %"
 
 
-def _picture(rows: Sequence[Any]) -> Any:
-    """Two strips of pixels, one above the other, enlarged, as an array for the figure."""
+def _sheet(strips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A row for each class: what was made, and real examples beside it."""
+    rows = []
+    for one in strips:
+        cells = [_strip(row) for row in one["pixels"]]
+        rows.append(
+            [
+                {"pixels": cells[0], "text": str(one["class"]), "about": f"made for class {one['class']}"},
+                {"pixels": cells[1], "text": "", "about": f"real examples of class {one['class']}"},
+            ]
+        )
+    return {
+        "kind": "sheet",
+        "columns": ["made", "real"],
+        "rows": rows,
+        "width": min(WIDEST, max(NARROWEST, PICTURE * strips[0]["each"])),
+    }
+
+
+def _strip(row: Any) -> Any:
+    """A strip of pictures side by side, enlarged, as an array for the figure."""
     import numpy as np
 
-    strips = [np.asarray(row, np.uint8) for row in rows]
-    scale = max(1, -(-SCALE * 8 // strips[0].shape[0]))
-    gap = np.full((max(1, strips[0].shape[0] // 4), *strips[0].shape[1:]), 255, np.uint8)
-    whole = np.concatenate([strips[0], gap, strips[1]])
-    return whole.repeat(scale, 0).repeat(scale, 1).tolist()
+    strip = np.asarray(row, np.uint8)
+    scale = max(1, -(-SIDE // strip.shape[0]))
+    return strip.repeat(scale, 0).repeat(scale, 1).tolist()
 
 
 __all__ = ["synthetic_examples"]
