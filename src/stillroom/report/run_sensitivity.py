@@ -200,7 +200,7 @@ def pictures(items: Sequence[Mapping[str, Any]], models: Sequence[str], main: st
     sentence = (
         "Red: a brighter pixel there would make the model surer of the teacher's answer. Blue: a darker one would. "
         "Where two maps have the same colours in the same places, both models answer for the same reasons; a map of "
-        "specks that follow no shape hangs on single pixels, and small changes of the picture can turn such an answer."
+        "specks that follow no shape hangs on single pixels more than on forms."
     )
     number_ = items[0]["cosines"].get(main) if items else None
     return Finding("What the answers hang on", sentence, number_, "the same student trained alone.", figure)
