@@ -9,8 +9,8 @@ weights and in the same order:
   (1 - m) / (1 - m + delta), the teacher's times (1 - m) / (1 - m - delta). It says whether DOT is more than a weight;
 * balance: the teacher's gradient at a multiple of the task's norm.
 
-Every way has the same rates to choose from, and then as many values of its own (delta, delta, ratio; for sgd more rates
-between). All is chosen by validation accuracy, mean of two seeds that are not measured afterwards.
+Every way has the same rates to choose from, and then values of its own (delta, delta, ratio), with the rates beside the
+best again; sgd tries rates between. All is chosen by validation accuracy, the mean of two seeds that are not measured.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def student(task: Task, choice: Choice, seed: int) -> tuple[nn.Module, dict[str,
         steps=task.steps, batch=task.batch, lr=choice.rate, momentum=MOMENTUM, clip=task.clip, warmup=0.05,
         optimizer="dot" if choice.way == "dot" else "sgd", gradient_norms_every=0,
         balance=choice.own if choice.way == "balance" else None,
-        **({"delta": delta} if choice.way == "dot" else {}),
+        delta=delta or DELTAS[2],
     )  # fmt: skip
     labelled = task.data.labelled  # type: ignore[attr-defined]
     learner = Learner(module, asked, encode=task.encode)
@@ -212,7 +212,11 @@ def right(module: nn.Module, task: Task, split: str) -> Tensor:
 
 
 def chosen(task: Task, way: str, quick: bool) -> tuple[Choice, dict[str, float]]:
-    """Return a way's choice on validation and all that was tried: rates first, then its own value at the best one."""
+    """Return a way's choice on validation and all that was tried.
+
+    First the rates, at the second value of its own; then the other values at the best rate; then the rates beside it,
+    with the best value and with those next to it, since a milder value may want a higher rate.
+    """
     values = {"dot": DELTAS, "reweighted": DELTAS, "balance": RATIOS}.get(way)
     tried: dict[Choice, float] = {}
 
@@ -221,10 +225,7 @@ def chosen(task: Task, way: str, quick: bool) -> tuple[Choice, dict[str, float]]
 
     def look(choice: Choice) -> None:
         if choice not in tried:
-            seeds = SEARCH[:1] if quick else SEARCH
-            tried[choice] = mean(
-                float(right(student(task, choice, one)[0], task, "validation").mean()) for one in seeds
-            )
+            tried[choice] = validated(task, choice, SEARCH[:1] if quick else SEARCH)
 
     first = values[1] if values else None
     for rate in task.rates[1:3] if quick else task.rates:
@@ -236,8 +237,18 @@ def chosen(task: Task, way: str, quick: bool) -> tuple[Choice, dict[str, float]]
     rate = best().rate
     for value in (values or BETWEEN)[: 2 if quick else None]:
         look(Choice(way, rate, value) if values else Choice(way, rate * value))
+    if values and not quick:
+        rate, place = best().rate, values.index(best().own or 0)
+        for value in values[max(0, place - 1) : place + 2]:
+            for beside in (rate / SCALE, rate * SCALE):
+                look(Choice(way, beside, value))
     named = {f"{one.rate:.3g}" + ("" if one.own is None else f", {one.own:g}"): score for one, score in tried.items()}
     return best(), named
+
+
+def validated(task: Task, choice: Choice, seeds: Sequence[int]) -> float:
+    """Return the mean validation accuracy of a choice."""
+    return mean(float(right(student(task, choice, one)[0], task, "validation").mean()) for one in seeds)
 
 
 def run(seeds: Sequence[int], quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
