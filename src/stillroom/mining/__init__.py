@@ -1,6 +1,7 @@
 """Mining: what a trained model knows, in words, numbers and pictures that a person can check."""
 
 from stillroom.mining.panel import Budget, Panel
+from stillroom.mining.panels import PANELS
 from stillroom.mining.subject import Subject
 
-__all__ = ["Budget", "Panel", "Subject"]
+__all__ = ["PANELS", "Budget", "Panel", "Subject"]

@@ -1,0 +1,84 @@
+"""The command that turns a black box into a white one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stillroom.errors import say
+
+if TYPE_CHECKING:
+    from stillroom.mining import Subject
+
+SECONDS = 20.0
+
+
+def mine(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a bundle with --data", show_default=False)],
+    model: Annotated[
+        str, typer.Option("--model", help="A teacher or an arm of the run (default: its teacher)", show_default=False)
+    ] = "",
+    data: Annotated[
+        str, typer.Option("--data", help="For a bundle: fashion-mnist-sample, npz:FILE, ...", show_default=False)
+    ] = "",
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Some panels, by name; repeat it", show_default=False)
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="At most so long for a panel")] = SECONDS,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder (default: RUN/mining)", show_default=False)] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else")] = False,
+) -> None:
+    """Dig out what a trained model knows: findings with their controls, as a report, numbers and files.
+
+    What is found is kept: the same command again answers at once.
+
+    Example: stillroom mine runs/images
+    Example: stillroom mine runs/images --model kd --only rules
+    """
+    from stillroom.cli import screen
+    from stillroom.mining.panels import PANELS, chosen
+    from stillroom.pipeline.mining import mine as dig
+    from stillroom.progress import ticking
+
+    chosen(only or [], True)
+    subject, students = _subjects(run, model, data)
+    folder = out or run / "mining"
+    with ticking(len(chosen(only or [], bool(students))), dict.fromkeys(PANELS, ""), quiet=quiet or as_json) as told:
+        mined = dig(subject, folder, students=students, only=only or [], seconds=seconds, told=told)
+    if as_json:
+        screen.show_json(
+            {
+                "folder": str(folder),
+                "findings": [{"title": one.title, "sentence": one.sentence} for one in mined.findings],
+                "notes": mined.notes,
+                "seconds": dict(mined.seconds),
+            }
+        )
+        return
+    for finding in mined.findings:
+        screen.out.print(f"{finding.title}: {finding.sentence}", markup=False)
+    for note in mined.notes:
+        screen.out.print(f"note: {note}", markup=False)
+    screen.out.print(", ".join(f"{name} {took:.1f} s" for name, took in mined.seconds.items()), markup=False)
+    screen.out.print(f"Report: {folder / 'report.html'}", markup=False)
+
+
+def _subjects(run: Path, model: str, data: str) -> tuple[Subject, dict[str, list[Subject]]]:
+    """Return what is mined: a run's teacher with its students, or a bundle by itself."""
+    from stillroom.cli.models import _data, _fits, _load
+    from stillroom.errors import UserError
+    from stillroom.mining import Subject
+    from stillroom.pipeline.mining import subjects_of_run
+
+    if (run / "recipe.yaml").is_file() and not data:
+        return subjects_of_run(run, model)
+    if model:
+        raise UserError(
+            say("--model chooses among the models of a run", f"a bundle, {run}", "a run folder", "Leave it out.")
+        )
+    deployed, source = _load(run), _data(data, run)
+    _fits(deployed, source)
+    return Subject(source, deployed.model, deployed.encode, name="model"), {}

@@ -1,0 +1,38 @@
+"""The table of panels, in reading order, as text, so that none is imported before it is used."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from stillroom.errors import UserError, say
+
+PANELS: dict[str, str] = {}
+
+OF_STUDENTS = ("students",)
+"""Panels that compare the model with its students; each takes them as its third argument."""
+
+
+def panel_called(name: str) -> Callable[..., Any]:
+    """Return the function of a panel.
+
+    Raises:
+        UserError: there is no such panel.
+    """
+    if name not in PANELS:
+        raise UserError(say("There is no such panel", f"'{name}'", PANELS))
+    module, _, function = PANELS[name].partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def chosen(only: Sequence[str], students: bool) -> list[str]:
+    """Return the panels to do, in reading order: those asked for, else all; without students none of students.
+
+    Raises:
+        UserError: one that is asked for does not exist.
+    """
+    for name in only:
+        panel_called(name)
+    return [name for name in PANELS if (not only or name in only) and (students or name not in OF_STUDENTS)]

@@ -1,0 +1,195 @@
+"""mine(): every panel on a model, each kept as a step of its own; then findings.json and a report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.contracts import Finding
+from stillroom.errors import UserError, say
+from stillroom.files import begin, commit, committed, faultpoint, fingerprint, write_bytes, write_json
+from stillroom.mining import Budget, Panel, Subject
+from stillroom.mining.panels import OF_STUDENTS, chosen, panel_called
+from stillroom.models.bundle import load
+from stillroom.models.open_box import fingerprint as fingerprint_of
+from stillroom.pipeline.code import MAKERS, code_print
+from stillroom.pipeline.plan import Experiment
+from stillroom.pipeline.recipes import experiment_of
+from stillroom.pipeline.teaching import teacher_folder, trained
+from stillroom.pipeline.workers import Told
+from stillroom.recipe import read_recipe
+from stillroom.report import write_report
+
+SECONDS = 20.0  # a panel may take, on one thread
+Students = Mapping[str, Sequence[Subject]]
+
+
+@dataclass(frozen=True)
+class Mined:
+    """What was found: where it is written, the panels by name, and how long each took when it was done."""
+
+    folder: Path
+    panels: Mapping[str, Panel]
+    seconds: Mapping[str, float]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings in reading order."""
+        return [finding for panel in self.panels.values() for finding in panel.findings]
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out to keep to the budget, or could not be asked."""
+        return [f"{name}: {note}" for name, panel in self.panels.items() for note in panel.notes]
+
+
+def mine(
+    subject: Subject,
+    folder: Path,
+    *,
+    students: Students | None = None,
+    only: Sequence[str] = (),
+    seconds: float = SECONDS,
+    told: Told = lambda name, done, of, what: None,
+    title: str = "",
+) -> Mined:
+    """Dig out what a model knows, into ``folder``: findings.json, report.html, and a folder of files for each panel.
+
+    What is done is not done again, unless the model, its data, its students or the code of mining has changed. A panel
+    that would take longer than ``seconds`` looks at fewer examples and says so.
+
+    Raises:
+        UserError: there is no such panel, or the folder cannot be written.
+    """
+    names = chosen(only, bool(students))
+    inputs = _inputs(subject, students or {}, seconds)
+    panels, took = {}, {}
+    for name in names:
+        told(name, 0, 0, "")
+        budget = Budget(seconds, lambda done, of, what, name=name: told(name, done, of, what))  # type: ignore[misc]
+        panels[name], took[name] = _panel(name, subject, students or {}, folder / name, inputs, budget)
+        told(name, 1, 1, f"{took[name]:.1f} s")
+    mined = Mined(folder, panels, took)
+    faultpoint("mine:report")
+    write_json(folder / "findings.json", _numbers(mined, subject))
+    _report(mined, subject, title or f"What the {subject.name} knows")
+    return mined
+
+
+def _inputs(subject: Subject, students: Students, seconds: float) -> dict[str, Any]:
+    """What a panel's result depends on, beside the panel itself."""
+    return {
+        "code": code_print((*MAKERS, "mining")),
+        "data": getattr(subject.data, "fingerprint", None),
+        "labels": getattr(subject.data, "labels_fingerprint", None),
+        "splits": {name: [len(rows), int(rows.sum())] for name, rows in subject.data.splits.items()},
+        "model": _print_of(subject),
+        "students": {name: [_print_of(one) for one in seeds] for name, seeds in students.items()},
+        "settings": [subject.most, subject.seed, seconds],
+    }
+
+
+def _print_of(subject: Subject) -> str:
+    """A fingerprint of the model; one that shows answers only is known by those."""
+    if subject.module is None:
+        return fingerprint(subject.logits("test").tolist())
+    return fingerprint_of(subject.module)
+
+
+def _panel(
+    name: str, subject: Subject, students: Students, folder: Path, inputs: Mapping[str, Any], budget: Budget
+) -> tuple[Panel, float]:
+    known = fingerprint({**inputs, "panel": name})
+    found = committed(folder, known)
+    if found is None:
+        begin(folder, known)
+        began = time.perf_counter()
+        more = (students,) if name in OF_STUDENTS else ()
+        panel: Panel = panel_called(name)(subject, budget, *more)
+        for file, content in panel.files.items():
+            write_bytes(folder / file, content)
+        kept = {
+            "findings": [asdict(finding) for finding in panel.findings],
+            "numbers": dict(panel.numbers),
+            "files": list(panel.files),
+            "notes": list(panel.notes),
+            "seconds": round(time.perf_counter() - began, 2),
+        }
+        commit(folder, known, result=kept)
+        found = committed(folder, known)
+        assert found is not None
+    kept = found["result"]
+    files = {file: (folder / file).read_bytes() for file in kept["files"]}
+    findings = [Finding(**finding) for finding in kept["findings"]]
+    return Panel(name, findings, kept["numbers"], files, kept["notes"]), float(kept["seconds"])
+
+
+def _numbers(mined: Mined, subject: Subject) -> dict[str, Any]:
+    return {
+        "model": subject.name,
+        "data": {"name": getattr(subject.data, "name", ""), "kind": subject.kind, "classes": subject.classes},
+        "panels": {
+            name: {
+                "findings": [
+                    {"title": one.title, "sentence": one.sentence, "number": one.number, "control": one.control}
+                    for one in panel.findings
+                ],
+                "numbers": panel.numbers,
+                "files": [f"{name}/{file}" for file in panel.files],
+                "notes": list(panel.notes),
+                "seconds": mined.seconds[name],
+            }
+            for name, panel in mined.panels.items()
+        },
+    }
+
+
+def _report(mined: Mined, subject: Subject, title: str) -> None:
+    facts: dict[str, object] = {
+        "data": f"{getattr(subject.data, 'name', 'data')}, {subject.kind}s",
+        "asked about": f"at most {subject.most:,} examples of each split",
+        "seconds by panel": {name: f"{seconds:.1f}" for name, seconds in mined.seconds.items()},
+    }
+    if mined.notes:
+        facts["left out"] = "\n".join(mined.notes)
+    first = mined.findings[0].sentence if mined.findings else "Nothing was found out: no panel could be asked."
+    write_report(mined.folder / "report.html", title=title, verdict=first, findings=mined.findings, facts=facts)
+
+
+# --- what there is in a run ----------------------------------------------------------------------------
+
+
+def subjects_of_run(run: Path, model: str = "") -> tuple[Subject, dict[str, list[Subject]]]:
+    """Return the teacher of a run to be mined, and its students by arm.
+
+    ``model`` names the teacher where there are several, or an arm, whose first student is then mined by itself. A run
+    without a teacher gives its first arm's.
+
+    Raises:
+        UserError: the folder is no run, is not finished, or has no such model.
+    """
+    if not (run / "recipe.yaml").is_file():
+        raise UserError(say("This is no run folder", str(run), "a folder that 'stillroom run' has written"))
+    experiment = experiment_of(read_recipe(run / "recipe.yaml"))
+    opened = [name for name, plan in experiment.teachers.items() if plan.make is not None]
+    if model and model not in (*opened, *experiment.arms):
+        raise UserError(say(f"The run {run} has no such model to mine", f"'{model}'", [*opened, *experiment.arms]))
+    teacher = model if model in opened else "" if "" in opened else next(iter(opened), None)
+    if model in experiment.arms or teacher is None:
+        return _student(experiment, run, model or experiment.main.name, experiment.seeds[0]), {}
+    if not (teacher_folder(run, teacher) / "done.json").is_file() and experiment.teachers[teacher].training is not None:
+        raise UserError(f"The run {run} is not finished: got no trained teacher. Finish it: stillroom run RECIPE.")
+    module, encode = trained(experiment, teacher, run)
+    students = {name: [_student(experiment, run, name, seed) for seed in experiment.seeds] for name in experiment.arms}
+    return Subject(experiment.data, module, encode, name=teacher or "teacher"), students
+
+
+def _student(experiment: Experiment, run: Path, name: str, seed: int) -> Subject:
+    arm, folder = experiment.arms[name], run / "arms" / f"{name}-{seed}"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"The run {run} is not finished: got no {folder}. Finish it: stillroom run RECIPE.")
+    part = load(folder, model=arm.make_student(seed), encode=arm.encode)
+    return Subject(experiment.data, part.model, part.encode, name=name)

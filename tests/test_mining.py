@@ -1,0 +1,79 @@
+"""mine: panels are steps of their own, kept, told, and put together in one report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stillroom.contracts import Finding
+from stillroom.data.arrays import ArraySource
+from stillroom.errors import UserError
+from stillroom.mining import Budget, Panel, Subject, panels
+from stillroom.pipeline import mining
+
+ASKED: list[str] = []
+
+
+def size(subject: Subject, budget: Budget) -> Panel:
+    ASKED.append("size")
+    figure = {"kind": "facts", "pairs": [["classes", len(subject.classes)]]}
+    finding = Finding("How many", f"It tells {len(subject.classes)} classes apart.", 2.0, "one", figure)
+    return Panel("size", [finding], {"classes": len(subject.classes)}, {"classes.txt": b"low high"}, ["all of it"])
+
+
+def students(subject: Subject, budget: Budget, pupils: Mapping[str, Sequence[Subject]]) -> Panel:
+    ASKED.append("students")
+    return Panel("students", [Finding("Pupils", f"It has {len(pupils)}.", control="none")])
+
+
+@pytest.fixture(autouse=True)
+def two_panels(monkeypatch):
+    ASKED.clear()
+    table = {"size": f"{__name__}:size", "students": f"{__name__}:students"}
+    monkeypatch.setattr(panels, "PANELS", table)
+
+
+def subject(seed: int = 0) -> Subject:
+    torch.manual_seed(seed)
+    values = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
+    data = ArraySource(values, labels=(values[:, 0] > 0).astype(np.int64), classes=["low", "high"])
+    return Subject(data, nn.Linear(6, 2))
+
+
+def test_panels_are_done_once_and_put_together(tmp_path):
+    first = mining.mine(subject(), tmp_path, students={"arm": [subject(1)]})
+    assert ASKED == ["size", "students"] and [one.title for one in first.findings] == ["How many", "Pupils"]
+    assert (tmp_path / "size" / "classes.txt").read_bytes() == b"low high"
+    told = json.loads((tmp_path / "findings.json").read_text())
+    assert told["panels"]["size"]["numbers"] == {"classes": 2} and told["panels"]["size"]["files"] == [
+        "size/classes.txt"
+    ]
+    page = (tmp_path / "report.html").read_text()
+    assert "It tells 2 classes apart." in page and "size: all of it" in page
+    again = mining.mine(subject(), tmp_path, students={"arm": [subject(1)]})
+    assert ASKED == ["size", "students"] and again.findings == first.findings and again.panels == first.panels
+    mining.mine(subject(2), tmp_path)
+    assert ASKED == ["size", "students", "size"], "another model is asked anew; without students nobody asks about them"
+
+
+def test_some_panels_and_what_is_no_panel(tmp_path):
+    mined = mining.mine(subject(), tmp_path, students={"arm": [subject(1)]}, only=["students"])
+    assert list(mined.panels) == ["students"]
+    with pytest.raises(UserError, match="no such panel.*'sizes'"):
+        mining.mine(subject(), tmp_path, only=["sizes"])
+
+
+def test_each_panel_is_told_from_its_beginning_to_its_end(tmp_path):
+    seen = []
+    mining.mine(subject(), tmp_path, told=lambda *event: seen.append(event[:3]))
+    assert seen == [("size", 0, 0), ("size", 1, 1)]
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="no run folder"):
+        mining.subjects_of_run(tmp_path)
