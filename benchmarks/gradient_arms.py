@@ -293,15 +293,7 @@ def images(kind: str, quick: bool) -> Task:
         "mlp": (lambda: _net("mlp", hidden=[256, 128]), lambda: _net("mlp", hidden=[64])),
         "cnn": (lambda: _net("cnn", width=12), lambda: _net("cnn", width=6)),
     }[kind]
-    teacher = seeded(make[0], TEACHERS_SEED)
-    rough = ArraySource(
-        data.inputs, data.labels, classes=data.classes, splits=data.splits, name=data.name,
-        views=Views(LIVE, pad=0, flip=False, noise=0.1),
-    )  # fmt: skip
-    steps = {"mlp": 1000, "cnn": 800}[kind]
-    taught = Training(steps=20 if quick else steps, batch=128, lr=2e-3, warmup=0.05, gradient_norms_every=0)
-    for _ in train(Learner(teacher, ["labels"], encode=encode), rough, None, taught, views=LIVE, seed=TEACHERS_SEED):
-        pass
+    teacher = _taught(make[0], data, encode, kind, quick, TEACHERS_SEED)
     train_rows, labels = data.splits["train"], data.labels
 
     def few(seed: int) -> Tensor:
@@ -320,7 +312,25 @@ def images(kind: str, quick: bool) -> Task:
     task.told = {split: shown(data.batch(plain_ids(rows))) for split, rows in data.splits.items() if split != "train"}
     hits = task.told["test"]["logits"].argmax(1) == labels[data.splits["test"]]
     task.more["teacher"] = {"accuracy": float(hits.float().mean())}
+    twin = _seen(task, _taught(make[0], data, encode, kind, quick, TEACHERS_SEED + 1), "test")
+    task.more["twin"] = {name: value for name, value in twin.items() if name != "right"}
     return task
+
+
+def _taught(
+    make: Callable[[], nn.Module], data: ArraySource, encode: nn.Module | None, kind: str, quick: bool, seed: int
+) -> nn.Module:
+    """Return a teacher that has learnt from all training images, noised by a tenth of their range."""
+    module = seeded(make, seed)
+    rough = ArraySource(
+        data.inputs, data.labels, classes=data.classes, splits=data.splits, name=data.name,
+        views=Views(LIVE, pad=0, flip=False, noise=0.1),
+    )  # fmt: skip
+    steps = 20 if quick else {"mlp": 1000, "cnn": 800}[kind]
+    settings = Training(steps=steps, batch=128, lr=2e-3, warmup=0.05, gradient_norms_every=0)
+    for _ in train(Learner(module, ["labels"], encode=encode), rough, None, settings, views=LIVE, seed=seed):
+        pass
+    return module
 
 
 def _net(name: str, **options: Any) -> nn.Module:

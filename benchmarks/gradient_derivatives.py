@@ -64,6 +64,7 @@ def case(name: str, seeds: Sequence[int], quick: bool, tell: Callable[[str], Non
         arms = {arm.name: _arm(task, arm, seeds, folder, tell) for arm in task.arms}
     found = {
         "title": task.title, "best": task.best, "steps": task.steps, "teacher": task.more["teacher"],
+        "twin": task.more.get("twin"),
         "operations": task.more["operations"], "views": task.views, "arms": arms,
         "differences": _differences(arms, task.best),
     }  # fmt: skip
@@ -76,7 +77,7 @@ def case(name: str, seeds: Sequence[int], quick: bool, tell: Callable[[str], Non
 def _arm(task: Task, arm: Arm, seeds: Sequence[int], folder: str, tell: Callable[[str], None]) -> dict[str, Any]:
     """Choose on validation, then measure every seed on test."""
     better = min if task.best == "error" else max
-    tried = []
+    tried: list[Any] = []
     for choice in arm.tries:
         score = task.score(task, student(task, arm, choice, SEARCH, folder)[0], "validation")[task.best]
         tried.append({"choice": dict(choice), "validation": score if math.isfinite(score) else None})
@@ -197,6 +198,8 @@ def _accuracies(one: dict[str, Any]) -> list[str]:
         f"The teacher is right on {100 * one['teacher']['accuracy']:.1f} % of the test images. Without `all images` "
         "a student sees 50 images and no other."
     )
+    twin = ", ".join(f"{names[key]} {_scale(key)[0] * one['twin'][key]:.{_scale(key)[1]}f}" for key in measures)
+    head += f" What can be expected of likeness: a second teacher, of another seed, has {twin}."
     return [head, "", *_table(rows), "", *_table(pairs)]
 
 
