@@ -8,7 +8,10 @@ from typing import Any
 
 from stillroom.errors import UserError, say
 
-PANELS: dict[str, str] = {}
+PANELS: dict[str, str] = {
+    "answers": "stillroom.mining.answers:answers",
+    "similarity": "stillroom.mining.similarity:similarity",
+}
 
 OF_STUDENTS = ("students",)
 """Panels that compare the model with its students; each takes them as its third argument."""

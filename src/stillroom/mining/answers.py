@@ -1,0 +1,158 @@
+"""How the model behaves: how often it is right, how sure it should be, and which classes it finds hard."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stillroom.contracts import UNLABELLED, Finding
+from stillroom.mining.panel import Budget, Panel
+from stillroom.mining.subject import Subject
+from stillroom.tasks import accuracy, recall_by_class, reliability
+
+HARDEST = 10  # classes that are shown
+COLDEST, HOTTEST = 0.05, 20.0  # temperatures between which the best is looked for
+BETTER = 0.005  # of ECE: less is no repair
+
+
+def answers(subject: Subject, budget: Budget) -> Panel:
+    """Return accuracy, calibration with the temperature that repairs it, and the hardest classes.
+
+    The temperature T is that of Guo et al. 2017 (https://arxiv.org/abs/1706.04599): the one whose softmax(logits / T)
+    has the least cross-entropy on the validation split; what it repairs is measured on the test split. Controls: a
+    model that always answers the most frequent class; T = 1.
+    """
+    test = subject.examples("test")
+    labels, logits = subject.labels(test), subject.logits("test")
+    known = labels != UNLABELLED
+    if not bool(known.any()):
+        return Panel("answers", notes=["no test example has a label, so nothing says how often it is right"])
+    labels, logits = labels[known], logits[known]
+    right = accuracy(logits, labels)
+    train = subject.labels(subject.examples("train"))
+    usual = int(torch.bincount(train[train >= 0], minlength=len(subject.classes)).argmax())
+    guess = float((labels == usual).double().mean())
+    temperature = _temperature(subject)
+    before = reliability(logits, labels)
+    after = reliability(logits / temperature, labels) if temperature is not None else None
+    recalls = recall_by_class(logits, labels, len(subject.classes))
+    numbers = {
+        "examples": len(labels),
+        "accuracy": right,
+        "majority_class": {"class": subject.classes[usual], "accuracy": guess},
+        "ece": before.ece,
+        "mean_confidence": float(logits.double().softmax(1).amax(1).mean()),
+        "temperature": temperature,
+        "ece_repaired": None if after is None else after.ece,
+        "recall": dict(zip(subject.classes, recalls, strict=True)),
+        "confusions": _confusions(logits, labels, subject.classes),
+    }
+    findings = [
+        _right(numbers),
+        _sure(numbers, before.plain(), None if after is None else after.plain()),
+        _hard(numbers),
+    ]
+    return Panel("answers", findings, numbers)
+
+
+def _temperature(subject: Subject) -> float | None:
+    """The temperature of least cross-entropy on validation; None without labels there."""
+    from scipy.optimize import minimize_scalar
+
+    labels, logits = subject.labels(subject.examples("validation")), subject.logits("validation").double()
+    known = labels != UNLABELLED
+    if int(known.sum()) < 2:
+        return None
+    labels, logits = labels[known], logits[known]
+
+    def cost(place: float) -> float:
+        return float(F.cross_entropy(logits / math.exp(place), labels))
+
+    found = minimize_scalar(cost, bounds=(math.log(COLDEST), math.log(HOTTEST)), method="bounded")
+    return math.exp(float(found.x))
+
+
+def _confusions(logits: Tensor, labels: Tensor, classes: list[str]) -> list[dict[str, Any]]:
+    """The pairs that are mistaken most: the true class, what was answered, how often."""
+    count = len(classes)
+    table = torch.bincount(labels * count + logits.argmax(1), minlength=count * count).view(count, count)
+    of = table.sum(1)
+    table = table - torch.diag(table.diag())
+    order = table.flatten().argsort(descending=True, stable=True)[:HARDEST].tolist()
+    found = []
+    for place in order:
+        true, told = divmod(place, count)
+        if table[true, told]:
+            share = float(table[true, told]) / float(of[true])
+            found.append(
+                {"true": classes[true], "answered": classes[told], "count": int(table[true, told]), "share": share}
+            )
+    return found
+
+
+def _right(numbers: dict[str, Any]) -> Finding:
+    right, usual = numbers["accuracy"], numbers["majority_class"]
+    ahead = right - usual["accuracy"]
+    sentence = f"It is right on {_percent(right)} of {numbers['examples']:,} test examples"
+    sentence += f", {100 * ahead:.1f} points more than answering '{usual['class']}' every time."
+    if ahead < 0.02:
+        sentence = f"It is right on {_percent(right)} of the test examples, hardly more than answering "
+        sentence += f"'{usual['class']}' every time. What follows tells of a model that has learnt next to nothing."
+    figure = {
+        "kind": "dots",
+        "unit": "%",
+        "x_label": "accuracy",
+        "rows": [
+            {"name": "the model", "mean": 100 * right},
+            {"name": "always the same", "mean": 100 * usual["accuracy"]},
+        ],
+    }
+    control = f"Always '{usual['class']}', the most frequent class in training: {_percent(usual['accuracy'])}."
+    return Finding("How often it is right", sentence, right, control, figure)
+
+
+def _sure(numbers: dict[str, Any], before: dict[str, Any], after: dict[str, Any] | None) -> Finding:
+    ece, temperature = numbers["ece"], numbers["temperature"]
+    lean = numbers["mean_confidence"] - numbers["accuracy"]
+    way = "surer than it should be" if lean > 0 else "less sure than it could be"
+    sentence = (
+        f"It says {_percent(numbers['mean_confidence'])} on average and is right on {_percent(numbers['accuracy'])}"
+    )
+    sentence += f": {way}." if abs(lean) > 0.01 else ", so on average its confidence can be taken at its word."
+    series = [{"name": "as it is", **before}]
+    if after is not None and ece - after["ece"] > BETTER:
+        repaired = f"from {ece:.3f} to {after['ece']:.3f}"
+        sentence += f" Dividing its logits by {temperature:.2f} takes the calibration error {repaired}."
+        series.append({"name": f"temperature {temperature:.2f}", **after})
+    elif after is not None:
+        sentence += f" No temperature repairs much: the calibration error is {ece:.3f}, and {after['ece']:.3f} at best."
+    control = "The temperature was chosen on validation examples, the error measured on test examples; 1 is as it is."
+    return Finding("How sure it may be", sentence, ece, control, {"kind": "reliability", "series": series})
+
+
+def _hard(numbers: dict[str, Any]) -> Finding:
+    recalls = {name: value for name, value in numbers["recall"].items() if value is not None}
+    order = sorted(recalls, key=lambda name: recalls[name])
+    worst, best = order[0], order[-1]
+    sentence = f"Hardest is '{worst}', of which {_percent(recalls[worst])} are recognised; of '{best}' it is "
+    sentence += f"{_percent(recalls[best])}."
+    if numbers["confusions"]:
+        most = numbers["confusions"][0]
+        sentence += f" Most mistaken: '{most['true']}' for '{most['answered']}' ({most['count']} examples)."
+    shown = order[:HARDEST]
+    figure = {
+        "kind": "dots",
+        "unit": "%",
+        "x_label": "recognised",
+        "rows": [{"name": name, "mean": 100 * recalls[name], "series": "the model"} for name in shown],
+        "references": [{"name": "all classes", "value": 100 * numbers["accuracy"]}],
+    }
+    return Finding("What it finds hard", sentence, recalls[worst], "The line is the accuracy over all classes.", figure)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"

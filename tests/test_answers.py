@@ -1,0 +1,67 @@
+"""How a model behaves, on answers whose right numbers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stillroom.data.arrays import ArraySource
+from stillroom.mining import Budget, Subject
+from stillroom.mining.answers import answers
+
+ROWS, CLASSES = 6000, ["ant", "bee", "cat"]
+
+
+def subject(heat: float, wrong: float = 0.2, seed: int = 0) -> Subject:
+    """A model whose logits, divided by ``heat``, are the true log-probabilities; 'cat' is mistaken for 'bee'."""
+    chance = np.random.default_rng(seed)
+    truth = chance.dirichlet([0.6, 0.6, 0.6], ROWS).astype(np.float32) + 1e-4
+    truth /= truth.sum(1, keepdims=True)
+    labels = np.array([chance.choice(3, p=row.astype(np.float64) / row.astype(np.float64).sum()) for row in truth])
+    moved = (labels == 2) & (chance.random(ROWS) < wrong)
+    truth[moved] = truth[moved][:, [0, 2, 1]]
+    data = ArraySource(np.log(truth) * heat, labels=labels, classes=CLASSES)
+    return Subject(data, answer=lambda inputs: inputs)
+
+
+def test_the_temperature_that_was_planted_is_found_and_repairs():
+    numbers = answers(subject(heat=3.0, wrong=0), Budget()).numbers
+    assert numbers["temperature"] == pytest.approx(3.0, rel=0.15)
+    assert numbers["ece"] > 0.1 and numbers["ece_repaired"] < 0.04
+
+
+def test_where_nothing_is_wrong_nothing_is_repaired():
+    panel = answers(subject(heat=1.0, wrong=0), Budget())
+    assert panel.numbers["temperature"] == pytest.approx(1.0, rel=0.15)
+    assert "No temperature repairs much" in panel.findings[1].sentence
+    assert len(panel.findings[1].figure["series"]) == 1
+
+
+def test_the_class_that_is_mistaken_is_named_with_what_it_is_taken_for():
+    panel = answers(subject(heat=1.0, wrong=0.9), Budget())
+    assert panel.numbers["confusions"][0]["true"] == "cat" and panel.numbers["confusions"][0]["answered"] == "bee"
+    assert "Hardest is 'cat'" in panel.findings[2].sentence and "'cat' for 'bee'" in panel.findings[2].sentence
+
+
+def test_a_model_that_has_learnt_nothing_is_said_to_have():
+    labels = np.random.default_rng(0).choice(3, 3000, p=[0.6, 0.2, 0.2])
+    data = ArraySource(
+        np.random.default_rng(1).normal(size=(3000, 4)).astype(np.float32), labels=labels, classes=CLASSES
+    )
+
+    def always(inputs: Tensor) -> Tensor:
+        return torch.tensor([1.0, 0.0, 0.0]).expand(len(inputs), 3)
+
+    panel = answers(Subject(data, answer=always), Budget())
+    assert "learnt next to nothing" in panel.findings[0].sentence
+    assert panel.numbers["majority_class"]["class"] == "ant"
+    assert panel.numbers["accuracy"] == pytest.approx(panel.numbers["majority_class"]["accuracy"])
+
+
+def test_without_labels_there_is_a_note_and_no_number():
+    data = subject(1.0).data
+    data.columns["labels"][data.splits["test"]] = -1
+    panel = answers(Subject(data, answer=lambda inputs: inputs), Budget())
+    assert not panel.findings and "no test example has a label" in panel.notes[0]
