@@ -26,6 +26,7 @@ _PLACES = {
     "StaticEmbeddings": "stillroom.embeddings",
     "StillroomError": "stillroom.errors",
     "Store": "stillroom.store",
+    "Suitability": "stillroom.suitability",
     "TextSource": "stillroom.data.texts",
     "TextViews": "stillroom.data.text_views",
     "Together": "stillroom.teachers",
@@ -48,6 +49,7 @@ _PLACES = {
     "robust_accuracy": "stillroom.attacks",
     "state_r2": "stillroom.memory",
     "static_embeddings": "stillroom.embeddings",
+    "suitability": "stillroom.suitability",
     "train": "stillroom.train",
     "words_for": "stillroom.models.text_encode",
 }
@@ -71,6 +73,7 @@ __all__ = [
     "StaticEmbeddings",
     "StillroomError",
     "Store",
+    "Suitability",
     "TextSource",
     "TextViews",
     "Together",
@@ -94,6 +97,7 @@ __all__ = [
     "robust_accuracy",
     "state_r2",
     "static_embeddings",
+    "suitability",
     "train",
     "words_for",
 ]
@@ -121,6 +125,7 @@ if TYPE_CHECKING:
     from stillroom.record import record
     from stillroom.settings import Training
     from stillroom.store import Store
+    from stillroom.suitability import Suitability, suitability
     from stillroom.taps import read
     from stillroom.teachers import Average, Live, MovingAverage, Previous, Together
     from stillroom.train import Rows, fit, train

@@ -31,7 +31,10 @@ data_app = typer.Typer(
 def evaluate(
     model: Model,
     more: Annotated[
-        list[str] | None, typer.Argument(metavar="[TASK]...", help="More tasks after --on", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="[MORE]...", help="More tasks after --on, teachers after --teachers", show_default=False
+        ),
     ] = None,
     data: DataName = "",
     split: Annotated[str, typer.Option("--split", help="train, validation or test")] = "test",
@@ -48,18 +51,35 @@ def evaluate(
     attack: Annotated[
         str, typer.Option("--attack", help="Also under attack, so far: 8/255 of the inputs' range", show_default=False)
     ] = "",
+    teachers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--teachers", help="Which of these suits the student MODEL: bundles, runs, stores", show_default=False
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model on a split; with --on, what its features are worth on other tasks.
 
+    With --teachers, MODEL is a student (a folder, or a name such as cnn:width=8) and the best of them is named.
+
     Example: stillroom evaluate runs/images --data fashion-mnist-sample
+
+    Example: stillroom evaluate cnn:width=8 --teachers runs/a/teacher runs/b/knowledge --data digits
     """
     from stillroom.cli.attacking import attacked, size_of
     from stillroom.cli.features import evaluate_on
     from stillroom.cli.screen import out, show_json
+    from stillroom.cli.teachers import evaluate_teachers
     from stillroom.evaluate import evaluate as measure
 
     size = size_of(attack) if attack else None
+    if teachers:
+        if on or attack or report is not None:
+            raise UserError("--teachers is a question of its own: got --on, --attack or --out beside it. Leave it out.")
+        chosen = [*teachers, *(more or ())]
+        evaluate_teachers(model, chosen, data, as_json, load=_load, open_data=_data, fits=_fits)
+        return
     if on and attack:
         raise UserError("--attack measures a model on its own task: got --on beside it. Leave one of them out.")
     if on:
@@ -67,7 +87,7 @@ def evaluate(
         return
     if more or report is not None:
         what = f"'{more[0]}'" if more else "--out"
-        raise UserError(f"{what} belongs to --on, which is not given. Name the tasks, for example: --on digits.")
+        raise UserError(f"{what} belongs to --on or --teachers, which is not given. Name them first: --on digits.")
     deployed, source = _load(model), _data(data, model)
     _fits(deployed, source)
     found = measure(deployed, source, split=split)

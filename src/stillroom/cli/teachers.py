@@ -1,0 +1,177 @@
+"""What the command evaluate --teachers does: which of several teachers suits a student, before any of them teaches."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillroom.errors import DataError, ModelError, UserError, say
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stillroom.contracts import Source, Teacher
+    from stillroom.models.bundle import Deployed
+    from stillroom.suitability import Suitability
+
+    Load = Callable[[Path], Deployed]
+    Open = Callable[[str, Path | None], Source]
+    Fits = Callable[[Deployed, Source], None]
+
+MANIFEST, RECIPE = "manifest.json", "recipe.yaml"
+
+
+def evaluate_teachers(
+    student: Path, teachers: Sequence[str], data: str, as_json: bool, *, load: Load, open_data: Open, fits: Fits
+) -> None:
+    """Say which teacher suits a student: a table, best first, and a sentence."""
+    from stillroom.cli import screen
+    from stillroom.progress import ticking
+    from stillroom.suitability import suitability
+
+    places = _places(teachers)
+    source = open_data(data, _run_of([student, *places]))
+    make = _student(student, source, load, fits)
+    with ticking(1, {"teachers": "gradients on their answers"}, quiet=as_json) as told:
+        told("teachers", 0, 0, "")
+        found = suitability(
+            make,
+            {str(place): _teacher(place, source, load, fits) for place in places},
+            source,
+            progress=lambda done, of, what: told("teachers", done, max(of, 2), what),
+        )
+        told("teachers", 1, 1, "")
+    sentence = advice(found)
+    if as_json:
+        facts = {"student": str(student), "data": getattr(source, "name", data), "best": found[0].teacher}
+        screen.show_json({**facts, "sentence": sentence, "teachers": [one.plain() for one in found]})
+        return
+    _show(found)
+    screen.out.print(sentence, markup=False)
+
+
+def advice(found: Sequence[Suitability]) -> str:
+    """Return what a person should do with teachers that come best first."""
+    first, second = found[0], found[1]
+    ahead = sum(mine > theirs for mine, theirs in zip(first.each, second.each, strict=True))
+    labels = "labels" if first.accuracy is not None else "the teachers' mean answer, for want of labels"
+    if len(first.each) > 1 and ahead == len(first.each):
+        text = f"Take {first.teacher}: the student's gradients foresee {100 * first.foreseen:.1f} % against {labels}"
+        text += f", {100 * (first.foreseen - second.foreseen):.1f} points before the next."
+    else:
+        text = (
+            f"{first.teacher} comes first ({100 * first.foreseen:.1f} % foreseen against {labels}), too close to "
+            f"{second.teacher} to tell them apart: take either, or distil from both and compare."
+        )
+    return f"{text} The figure ranks teachers; students end elsewhere."
+
+
+def _show(found: Sequence[Suitability]) -> None:
+    from stillroom.cli.screen import show_table
+
+    rows = [
+        [
+            one.teacher,
+            f"{100 * one.foreseen:.1f} %",
+            f"{100 * min(one.each):.1f} to {100 * max(one.each):.1f}",
+            "-" if one.accuracy is None else f"{100 * one.accuracy:.1f} %",
+            f"{100 * one.agreement:.1f} %",
+            f"{one.grace:.3g}",
+            f"{one.gradient_norm:.3g}",
+            f"{one.entropy:.3f}",
+        ]
+        for one in found
+    ]
+    columns = ["teacher", "foreseen", "by start", "its accuracy", "agrees", "GRACE (low)", "gradient", "entropy"]
+    show_table(columns, rows, "Best first: what a student is foreseen to reach")
+
+
+# --- what was named ------------------------------------------------------------------------------------------
+
+
+def _places(teachers: Sequence[str]) -> list[Path]:
+    names = [name.strip() for entry in teachers for name in entry.split(",") if name.strip()]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise UserError(f"A teacher is named twice: got {', '.join(doubled)}. Name each once.")
+    if len(names) < 2:
+        do = "Name another: --teachers runs/a/teacher runs/b/teacher."
+        raise UserError(say("There is nothing to choose from", f"--teachers {' '.join(names)}", "two or more", do))
+    for name in names:
+        if not Path(name).is_dir():
+            allowed = "a bundle, a run folder (its student; its teacher is in RUN/teacher), or a store"
+            raise UserError(say("There is no such teacher", f"'{name}', no folder", allowed, "Check the path."))
+    return [Path(name) for name in names]
+
+
+def _run_of(places: Sequence[Path]) -> Path | None:
+    """Return the first run folder among these or above them: its recipe names data."""
+    candidates = [one for place in places for one in (place, *place.absolute().parents[:2])]
+    return next((one for one in candidates if (one / RECIPE).is_file()), places[0])
+
+
+def _teacher(place: Path, source: Source, load: Load, fits: Fits) -> Teacher | nn.Module:
+    if (place / MANIFEST).is_file():
+        from stillroom.store import Store
+
+        store = Store.open(place)
+        store.check(source)
+        return store
+    deployed = load(place)
+    fits(deployed, source)
+    here, there = [str(name) for name in source.classes or ()], list(deployed.classes or ())
+    if here and there and here != there:
+        raise DataError(say(f"{place} knows other classes than the data", ", ".join(there[:10]), ", ".join(here[:10])))
+    return deployed
+
+
+def _student(place: Path, source: Source, load: Load, fits: Fits) -> nn.Module | Callable[[], nn.Module]:
+    """Return what makes the student afresh; a pretrained encoder is taken as it is."""
+    from stillroom.models.zoo import build
+    from stillroom.pipeline.recipes import class_count
+
+    if not place.is_dir():
+        return _of_the_zoo(str(place), source)
+    deployed = load(place)
+    fits(deployed, source)
+    model, encode = deployed.config["model"], deployed.encode
+    if model["use"] == "hugging-face":
+        return deployed
+    shape, classes = deployed.config["shape"], class_count(source)
+    return lambda: _whole(build(model["use"], shape=shape, classes=classes, **model["options"]), encode)
+
+
+def _whole(module: nn.Module, encode: nn.Module | None) -> nn.Module:
+    from stillroom.models.bundle import Deployed
+
+    return Deployed(module, encode)
+
+
+def _of_the_zoo(text: str, source: Source) -> Callable[[], nn.Module]:
+    """Read ``cnn`` or ``cnn:width=8,dropout=0.1``: a model of the zoo and its options."""
+    import torch
+
+    from stillroom.models.zoo import ZOO
+    from stillroom.pipeline.making import Making
+    from stillroom.pipeline.recipes import class_count
+    from stillroom.recipe import Encode
+
+    name, _, rest = text.partition(":")
+    if name not in ZOO or name == "hugging-face":
+        known = [one for one in ZOO if one != "hugging-face"]
+        do = "Or give a bundle or a run folder."
+        raise UserError(say("There is no such student", f"'{text}', no folder and no model's name", known, do))
+    options: dict[str, Any] = {}
+    for part in filter(None, re.split(r",(?=\s*\w+=)", rest)):
+        key, _, value = part.partition("=")
+        try:
+            options[key.strip()] = json.loads(value)
+        except ValueError as error:
+            allowed = f"{name}:key=value, for example cnn:width=8 or mlp:hidden=[64]"
+            raise ModelError(say("These options cannot be read", f"'{part}'", allowed)) from error
+    made = Making(source, class_count(source)).zoo(name, options, Encode())
+    made.make(0)  # what does not fit is said now
+    return lambda: _whole(made.make(int(torch.randint(2**31, ()))), made.encode)
