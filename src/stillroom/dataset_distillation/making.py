@@ -41,8 +41,8 @@ NETWORK_LR, NETWORK_MOMENTUM = 0.05, 0.5
 class Made:
     """Synthetic examples (classes x per_class, ...) in the type of the real ones, their labels, and how it went.
 
-    ``start`` are the examples they began as. ``curve``: ``step``, and ``distance`` of fresh
-    networks, the mean over the classes.
+    ``start`` are the examples they began as. ``curve``: ``step``, and ``distance``, the mean over the
+    classes and the life of a network.
     """
 
     inputs: Tensor
@@ -201,6 +201,7 @@ class _Making:
         self.labels = torch.arange(len(real.rows)).repeat_interleave(settings.per_class)
         self.network: nn.Module | None = None
         self.curve: dict[str, list[float]] = {"step": [], "distance": []}
+        self.life: list[float] = []  # distances of the network in use
 
     def step(self, step: int) -> float:
         """Move the images once; return the mean distance over the classes."""
@@ -273,11 +274,18 @@ class _Making:
             self.optimizer.step()
 
     def note(self, step: int, distance: float) -> None:
-        """Keep a moment of the curve, now and then: only of fresh networks, so that one compares with the next."""
+        """Keep a moment of the curve, now and then: the mean over the life of a network, so that each is like the next.
+
+        Trained networks lie further apart than fresh ones, whatever the examples.
+        """
         renew, steps = self.settings.renew, self.settings.steps
-        if (step - 1) % (renew * max(1, steps // (LOGGED * renew))) == 0:
+        self.life.append(distance)
+        if step % renew and step != steps:
+            return
+        if ((step - 1) // renew) % max(1, steps // (LOGGED * renew)) == 0 or step == steps:
             self.curve["step"].append(float(step))
-            self.curve["distance"].append(distance)
+            self.curve["distance"].append(sum(self.life) / len(self.life))
+        self.life.clear()
 
     def save(self, folder: Path, step: int, inputs: str) -> None:
         """Write the state: a fresh network begins the next step, so none is kept."""
