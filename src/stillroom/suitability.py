@@ -207,7 +207,9 @@ def _asked(teachers: Mapping[str, Teacher], source: Source, rows: int, seed: int
         truth = _mean(heard).argmax(1)
     width = next(iter(widths.values()))
     if int(truth.max()) >= width:
-        raise ModelError(say("These teachers know fewer classes than the data", width, f"{int(truth.max()) + 1} or more"))
+        raise ModelError(
+            say("These teachers know fewer classes than the data", width, f"{int(truth.max()) + 1} or more")
+        )
     return _Answers(source.batch(_plain(train)), batch, asked, heard, truth, labelled)
 
 

@@ -163,7 +163,7 @@ def _of_the_zoo(text: str, source: Source) -> Callable[[], nn.Module]:
     if name not in ZOO or name == "hugging-face":
         known = [one for one in ZOO if one != "hugging-face"]
         do = "Or give a bundle or a run folder."
-        raise UserError(say("There is no such student", f"'{text}', no folder and no model's name", known, do))
+        raise UserError(say("This student is no folder and no model's name", f"'{name}'", known, do))
     options: dict[str, Any] = {}
     for part in filter(None, re.split(r",(?=\s*\w+=)", rest)):
         key, _, value = part.partition("=")
