@@ -207,7 +207,7 @@ class LabelledSubset:
 
     @property
     def modality(self) -> str:
-        """What the examples beneath are: "text", or nothing where the source does not say."""
+        """What the examples beneath are: "text", "table", or nothing where the source does not say."""
         return str(getattr(self.source, "modality", ""))
 
     @property
@@ -215,6 +215,21 @@ class LabelledSubset:
         """How the source beneath tells the lengths of examples, or None where all are of one length."""
         lengths: Callable[[Tensor], Tensor] | None = getattr(self.source, "lengths", None)
         return lengths
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """The names of the columns of a table beneath, or None."""
+        return getattr(self.source, "names", None)
+
+    @property
+    def kinds(self) -> Sequence[str] | None:
+        """What each column of a table beneath is, "numeric" or "categorical", or None."""
+        return getattr(self.source, "kinds", None)
+
+    @property
+    def categories(self) -> Mapping[str, Sequence[str]] | None:
+        """The texts of the categories of a table beneath, by column, or None."""
+        return getattr(self.source, "categories", None)
 
     def __len__(self) -> int:
         return len(self.source)

@@ -10,6 +10,7 @@ from stillroom.contracts import Source
 from stillroom.errors import DataError, say
 
 SOURCES: dict[str, str] = {
+    "breast-cancer": "stillroom.data.tables:breast_cancer",
     "digits": "stillroom.data.images:digits",
     "fashion-mnist": "stillroom.data.images:fashion_mnist",
     "fashion-mnist-sample": "stillroom.data.images:fashion_mnist_sample",
@@ -19,6 +20,7 @@ SOURCES: dict[str, str] = {
     "npz": "stillroom.data.images:npz",
     "reviews-zh-sample": "stillroom.data.text_files:reviews_zh_sample",
     "rotations": "stillroom.data.derived:rotations",
+    "table": "stillroom.data.tables:table",
     "text": "stillroom.data.text_files:text",
 }
 

@@ -1,6 +1,7 @@
 """From raw pixels to what a network wants: a small module that goes into the exported graph with it.
 
-Texts have theirs in :mod:`stillroom.models.text_encode`; all are made again here, from their descriptions.
+Texts have theirs in :mod:`stillroom.models.text_encode`, tables in :mod:`stillroom.models.table_encode`; all are made
+again here, from their descriptions.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from stillroom.contracts import Source
 from stillroom.errors import ModelError, say
+from stillroom.models.table_encode import TableEncode, table_encode
 from stillroom.models.text_encode import HuggingFaceEncode, WordEncode
 
 
@@ -57,7 +59,7 @@ class ImageEncode(nn.Module):
 
 
 def from_description(description: dict[str, Any] | None) -> nn.Module | None:
-    """Make the encode that ``describe`` described, of images or texts; None (no encode) gives None.
+    """Make the encode that ``describe`` described, of images, texts or tables; None (no encode) gives None.
 
     Raises:
         ModelError: the description is not one of an encode, or what it says cannot be used.
@@ -65,7 +67,12 @@ def from_description(description: dict[str, Any] | None) -> nn.Module | None:
     """
     if description is None:
         return None
-    needed = {"image": ("mean", "std"), "words": ("vocabulary",), "hugging-face": ("tokenizer",)}
+    needed = {
+        "image": ("mean", "std"),
+        "words": ("vocabulary",),
+        "hugging-face": ("tokenizer",),
+        "table": ("columns",),
+    }
     kind = description.get("kind")
     if kind not in needed or not set(needed[kind]) <= set(description):
         given = {key: value for key, value in description.items() if len(str(value)) < 100}
@@ -77,6 +84,8 @@ def from_description(description: dict[str, Any] | None) -> nn.Module | None:
     if kind == "hugging-face":
         longest, padding = description.get("longest", 128), description.get("padding")
         return HuggingFaceEncode(description["tokenizer"], longest=longest, padding=padding)
+    if kind == "table":
+        return TableEncode(description["columns"])
     return ImageEncode(description["mean"], description["std"], description.get("size"))
 
 
@@ -109,9 +118,11 @@ def from_source(source: Source, rows: Tensor, size: int | Sequence[int] | None =
     return ImageEncode((mean / 255).tolist(), std.tolist(), size)
 
 
-def encode_for(source: Source, size: int | Sequence[int] | None = None) -> ImageEncode | None:
-    """Return an encode measured on the training rows of uint8 images; None for a source that gives floats."""
+def encode_for(source: Source, size: int | Sequence[int] | None = None) -> nn.Module | None:
+    """Return an encode measured on the training rows of uint8 images or of a table; None for other floats."""
     train = source.splits["train"]
+    if getattr(source, "modality", "") == "table":
+        return table_encode(source)
     first = source.batch(torch.tensor([[int(train[0]) if len(train) else 0, 0]]))["inputs"]
     if first.dtype != torch.uint8 or first.ndim != 4:
         return None

@@ -15,6 +15,7 @@ from stillroom.evaluate import plain_ids
 from stillroom.models.encode import encode_for
 from stillroom.models.hugging_face import Pretrained, from_folder
 from stillroom.models.open_box import fingerprint
+from stillroom.models.table_encode import table_encode
 from stillroom.models.text_encode import words_for
 from stillroom.models.zoo import TEXTS, build
 from stillroom.randomness import forked
@@ -45,7 +46,8 @@ class Making:
         Raises:
             ModelError: the model reads another kind of data, or ``encode`` says what is not for it.
         """
-        encode, shape = (self._words if reads_texts(self.data) else self._pixels)(name, wanted)
+        kinds = {"text": self._words, "table": self._columns}
+        encode, shape = kinds.get(str(getattr(self.data, "modality", "")), self._pixels)(name, wanted)
 
         def make(seed: int) -> nn.Module:
             with forked(seed, "weights"):
@@ -101,6 +103,16 @@ class Making:
         if key not in self.encodes:
             self.encodes[key] = encode_for(self.data, wanted.size)
         return self.encodes[key], shape
+
+    def _columns(self, name: str, wanted: Encode) -> tuple[nn.Module | None, list[int]]:
+        if name in TEXTS:
+            do = "Choose a model that reads numbers (mlp, net), or data of texts."
+            raise ModelError(say(f"Model '{name}' reads texts", "a table", "texts", do))
+        self._refuse(wanted, ("size", "unit", "vocabulary", "longest"), "tables")
+        if "table" not in self.encodes:
+            self.encodes["table"] = table_encode(self.data)
+        encode = self.encodes["table"]
+        return encode, [encode.width]
 
     def _refuse(self, wanted: Encode, keys: tuple[str, ...], what: str) -> None:
         """Refuse what an ``encode`` block says and cannot mean here."""

@@ -1,0 +1,307 @@
+"""Columns of numbers and texts from files: CSV, TSV, JSON Lines, Parquet and NumPy, each read once.
+
+pyarrow reads and converts. What it refuses in CSV is read again row by row, which finds the line and the words for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from stillroom.data.text_tables import KINDS as TEXT_KINDS
+from stillroom.data.text_tables import RECIPE, check_column, kind_of, lines_of, read_rows
+from stillroom.errors import DataError, say
+
+KINDS = (*TEXT_KINDS, ".parquet", ".npy", ".npz")
+MISSING = ("", "?", "#N/A", "N/A", "NA", "NULL", "NaN", "nan", "null")
+"""What a cell holds when it holds nothing, white space aside."""
+MOST = 256  # categories of a column
+FEW = 20  # so many are never too many
+SPLIT = "split"  # the column made of the splits that a NumPy archive names
+
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?(inf|Inf|infinity|Infinity)$"
+_NUMERIC = 0.9  # a column with more numbers than this share was meant to hold numbers
+_ROWS = "rows of numbers, saved as an array of shape (rows, columns), or x and y in an archive, or an array a column"
+
+Kind = Literal["auto", "numeric", "categorical"]
+Columns = dict[str, Any]
+"""Columns by name: pyarrow arrays of texts, of numbers, of categories, or of what a table cannot use."""
+
+
+class Column(NamedTuple):
+    """Numbers, or numbers of ``categories`` (float64; NaN where there is nothing)."""
+
+    values: NDArray[np.float64]
+    categories: tuple[str, ...] | None
+
+
+def read_columns(file: Path, encoding: str = "utf-8", *, setting: str = RECIPE) -> Columns:
+    """Return the columns of a table, as they are; empty cells, and those in ``MISSING``, are null.
+
+    The first line of a CSV or TSV file names the columns. A NumPy archive holds ``x`` (rows, columns) and ``y``, with
+    ``names`` if there are any, or the same with ``_train``, ``_validation`` and ``_test``, or an array a column.
+
+    Raises:
+        DataError: the file is absent, damaged, empty, in another encoding, or is no such table.
+    """
+    kind = kind_of(file)
+    if kind not in KINDS:
+        raise DataError(say(f"Cannot read {file}", f"a file ending in '{kind}'", f"{', '.join(KINDS)}"))
+    if kind in TEXT_KINDS:
+        found = _written(file, kind, encoding, setting)
+    else:
+        found = _parquet(file) if kind == ".parquet" else _numpy(file)
+    tidy = {str(name): _tidy(values) for name, values in found.items()}
+    if not tidy or not len(next(iter(tidy.values()))):
+        raise DataError(say(f"There is nothing in {file}", "no rows", "a row for each example", "Check the file."))
+    return tidy
+
+
+def column_of(columns: Mapping[str, Any], name: str, file: Path, kind: Kind = "auto", do: str = "") -> Column:
+    """Return one column as numbers. ``auto``: texts are categories, numbers are numbers; ``do`` is what to do if not.
+
+    Categories are sorted, by size if all are numbers; those of a file that lists them keep their order.
+
+    Raises:
+        DataError: the column is not there, is no numbers where it must be, or holds what is neither number nor text.
+    """
+    check_column(name, columns, file, do)
+    array = columns[name]
+    if pa.types.is_dictionary(array.type):
+        if kind != "numeric":
+            return _coded(array.indices, [str(one) for one in array.dictionary.to_pylist()])
+        array = array.cast(array.type.value_type)
+    if pa.types.is_string(array.type):
+        numbers = None if kind == "categorical" else _numbers(array, name, file, kind)
+        if numbers is not None:
+            return Column(_finite(numbers, name, file), None)
+        encoded = array.dictionary_encode()
+        return _coded(encoded.indices, encoded.dictionary.to_pylist(), ordered=False)
+    if not pa.types.is_floating(array.type):
+        do = "Turn it into numbers (days since a date, for example) or into texts, or leave it out with 'without'."
+        raise DataError(say(f"Column '{name}' of {file} cannot be used", str(array.type), "numbers or texts", do))
+    values = array.to_numpy(zero_copy_only=False)
+    if kind != "categorical":
+        return Column(_finite(values, name, file), None)
+    known = np.unique(values[~np.isnan(values)])
+    numbers = np.where(np.isnan(values), np.nan, np.searchsorted(known, values))
+    return Column(numbers, tuple(_plain(value) for value in known))
+
+
+def check_categories(column: Column, name: str, file: Path) -> None:
+    """Refuse a column of texts in which there is nothing to learn from: nearly every row has its own.
+
+    Raises:
+        DataError: it has over 256 different texts, or more than half as many as there are rows.
+    """
+    texts = column.categories or ()
+    if len(texts) > MOST or (len(texts) > FEW and 2 * len(texts) > int((~np.isnan(column.values)).sum())):
+        given = f"{len(texts):,} different texts in {len(column.values):,} rows, such as '{texts[0][:40]}'"
+        allowed = f"up to {MOST} categories, each in several rows"
+        do = f"Leave it out ('without: [{name}]'), or turn it into numbers."
+        raise DataError(say(f"Column '{name}' of {file} has too many categories", given, allowed, do))
+
+
+def place_of(file: Path, row: int) -> str:
+    """Say where in a file the row with this number (from 0) is: by its line where it has one."""
+    if kind_of(file) in TEXT_KINDS:
+        with contextlib.suppress(DataError):
+            for line, _ in islice(read_rows(file), row, row + 1):
+                return f"line {line:,}"
+    return f"row {row + 1:,}"
+
+
+# --- text ------------------------------------------------------------------------------------------
+
+
+def _written(file: Path, kind: str, encoding: str, setting: str) -> Columns:
+    first = next(read_rows(file, encoding, setting=setting), None)
+    if first is None:
+        return {}
+    if kind in (".csv", ".tsv") and encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+        line = next(lines_of(file, encoding, setting=setting))[1]
+        with contextlib.suppress(pa.ArrowException, OSError):  # told, or read after all, row by row
+            return _quickly(file, list(first[1]), "\t" if kind == ".tsv" else "," if "," in line else ";")
+    names = list(first[1])
+    cells: dict[str, list[str]] = {name: [] for name in names}
+    for _, row in read_rows(file, encoding, setting=setting):
+        for name in names:
+            cells[name].append(row.get(name, ""))
+    return {name: pa.array(values, pa.string()) for name, values in cells.items()}
+
+
+def _quickly(file: Path, names: Sequence[str], delimiter: str) -> Columns:
+    from pyarrow import csv
+
+    table = csv.read_csv(
+        str(file),
+        read_options=csv.ReadOptions(column_names=names, skip_rows=1, use_threads=False),
+        parse_options=csv.ParseOptions(
+            delimiter=delimiter, quote_char=False if delimiter == "\t" else '"', newlines_in_values=True
+        ),
+        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
+    )
+    return {name: table.column(name).combine_chunks() for name in names}
+
+
+# --- Parquet and NumPy -----------------------------------------------------------------------------
+
+
+def _parquet(file: Path) -> Columns:
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(str(file), use_threads=False)
+    except FileNotFoundError:
+        raise DataError(f"Missing file: {file} does not exist. Check the path.") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"Cannot read {file}: {str(error).splitlines()[0]}. Save it again.") from None
+    names = [name for name in table.column_names if not name.startswith("__index_level_")]  # what pandas adds
+    return {name: _whole(table.column(name)) for name in names}
+
+
+def _whole(chunks: Any) -> Any:
+    """Return one array of a column's chunks; dictionaries, which may differ from chunk to chunk, are made one."""
+    array = chunks.unify_dictionaries().combine_chunks() if pa.types.is_dictionary(chunks.type) else chunks
+    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _numpy(file: Path) -> Columns:
+    try:
+        loaded = np.load(file, allow_pickle=False)
+        arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except FileNotFoundError:
+        raise DataError(f"Missing file: {file} does not exist. Check the path.") from None
+    except Exception as error:  # a damaged archive raises whatever its parts raise
+        do = "Save plain arrays of numbers or texts with numpy.save or numpy.savez (no dtype=object)."
+        raise DataError(f"Cannot read {file}: {error}. {do}") from None
+    if "" in arrays and arrays[""].dtype.names:
+        arrays = {name: arrays[""][name] for name in arrays[""].dtype.names}
+    found = {name: values for name, values in _splits_joined(arrays).items() if name not in ("names", "classes")}
+    wide = next((name for name in ("", "x", "inputs") if name in found and found[name].ndim == 2), None)
+    if wide is not None:
+        values = found.pop(wide)
+        names = [str(name) for name in arrays.get("names", [f"x{place}" for place in range(values.shape[1])])]
+        if len(names) != values.shape[1] or len(set(names)) != len(names):
+            given = f"{len(set(names))} different names for {values.shape[1]} columns"
+            raise DataError(say(f"The names of {file} do not fit", given, "one for each column of x"))
+        beside = {("label" if name in ("y", "labels") else name): one for name, one in found.items()}
+        found = dict(zip(names, values.T, strict=True)) | beside
+    rows = {len(values) if values.ndim == 1 else -1 for values in found.values()}
+    if len(rows) > 1 or -1 in rows:
+        given = ", ".join(f"{name or 'an array'} {values.shape}" for name, values in found.items())
+        raise DataError(say(f"{file} holds no table", given[:200], _ROWS))
+    return {
+        name: _from_numpy(values, arrays.get("classes") if name == "label" else None) for name, values in found.items()
+    }
+
+
+def _splits_joined(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Join x_train, x_test and so on below each other; a column says which rows are whose."""
+    for first, second in (("x", "y"), ("inputs", "labels")):
+        ends = [end for end in ("train", "validation", "val", "test") if f"{first}_{end}" in arrays]
+        if f"{first}_train" in arrays and all(f"{second}_{end}" in arrays for end in ends):
+            wide, known = ([arrays[f"{name}_{end}"] for end in ends] for name in (first, second))
+            if {part.shape[1:] for part in wide} == {wide[0].shape[1:]} and all(map(_fit, wide, known)):
+                splits = np.concatenate([np.full(len(part), end) for part, end in zip(wide, ends, strict=True)])
+                return {"x": np.concatenate(wide), "y": np.concatenate(known), SPLIT: splits}
+    return dict(arrays)
+
+
+def _fit(one: Any, other: Any) -> bool:
+    return one.ndim == 2 and other.shape == (len(one),)
+
+
+def _from_numpy(values: Any, classes: Any = None) -> Any:
+    """Return an array of pyarrow; of labels -1 is none, and ``classes`` are the names of their numbers."""
+    kind = values.dtype.kind
+    if classes is not None and kind in "iu" and -1 <= int(values.min()) <= int(values.max()) < len(classes):
+        numbers = pa.array(values.astype(np.int64), mask=values.astype(np.int64) < 0)
+        return pa.DictionaryArray.from_arrays(numbers, pa.array(np.asarray(classes).astype(str)))
+    if kind not in "biufUS":
+        return pa.nulls(len(values), pa.binary())
+    return pa.array(values.astype(str) if kind == "S" else np.ascontiguousarray(values))
+
+
+# --- cells -----------------------------------------------------------------------------------------
+
+
+def _tidy(array: Any) -> Any:
+    """Bring a column to texts, float64, or a dictionary of texts; what is none of these stays as it is."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        texts = pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)
+        return array if texts else _tidy(array.cast(kind.value_type))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
+        cells = pc.utf8_trim_whitespace(array.cast(pa.string()))
+        return pc.if_else(pc.is_in(cells, pa.array(MISSING)), pa.scalar(None, pa.string()), cells)
+    if pa.types.is_boolean(kind):
+        return array.cast(pa.string())
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        numbers = array.cast(pa.float64(), safe=False)
+        return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
+    return array
+
+
+def _numbers(array: Any, name: str, file: Path, kind: Kind) -> NDArray[np.float64] | None:
+    """Return texts as numbers, or None where they are texts."""
+    given = array.drop_null()
+    fits = pc.match_substring_regex(given, _NUMBER)
+    count = pc.sum(fits).as_py() or 0
+    if count < len(given):
+        if kind == "auto" and count <= _NUMERIC * len(given):
+            return None
+        odd = pc.match_substring_regex(array, _NUMBER)
+        row = int(pc.index(odd, pa.scalar(False)).as_py())
+        others = f" and {len(given) - count - 1:,} more" if len(given) - count > 1 else ""
+        shown = f"'{array[row].as_py()[:40]}' in {place_of(file, row)}{others}"
+        allowed = "numbers such as -1.5 or 2e3; an empty cell where one is missing"
+        do = f"Mend these cells, or leave the column out ('without: [{name}]')"
+        do += f", or take it for categories ('categorical: [{name}]')." if kind == "auto" else "."
+        raise DataError(say(f"Column '{name}' of {file} is not numeric", shown, allowed, do))
+    if not len(given):
+        return np.full(len(array), np.nan)
+    plain = pc.replace_substring_regex(array, r"^\+", "")
+    values: NDArray[np.float64] = plain.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return values
+
+
+def _finite(values: NDArray[np.float64], name: str, file: Path) -> NDArray[np.float64]:
+    wrong = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)  # infinity too, NaN not
+    if len(wrong):
+        given = f"{values[wrong[0]]:g} in {place_of(file, int(wrong[0]))}"
+        do = "Mend it, or leave the cell empty."
+        raise DataError(say(f"Column '{name}' of {file} holds infinity", given, "numbers up to 3e38", do))
+    return values
+
+
+def _coded(indices: Any, texts: Sequence[str], *, ordered: bool = True) -> Column:
+    """Return category numbers, counted anew over the texts that occur, in their order."""
+    codes = indices.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    known = np.unique(codes[~np.isnan(codes)]).astype(np.int64)
+    names = [texts[number] for number in known]
+    order = list(range(len(names))) if ordered else sorted(range(len(names)), key=lambda place: _size(names[place]))
+    place = np.full(len(texts) + 1, np.nan)
+    place[known[order]] = np.arange(len(order))
+    return Column(place[np.where(np.isnan(codes), -1, codes).astype(np.int64)], tuple(names[one] for one in order))
+
+
+def _size(text: str) -> tuple[int, float, str]:
+    """Sort numbers by size, before all else."""
+    try:
+        return 0, float(text), text
+    except ValueError:
+        return 1, 0.0, text
+
+
+def _plain(value: float) -> str:
+    return str(int(value)) if value == int(value) else repr(float(value))
