@@ -23,8 +23,8 @@ class Balance:
     (``smoothing`` of the old, the rest of the new) over the steps at which both sides have a gradient; elsewhere s
     stays what it was, 1 at first. Norms are over all that is trained, the connectors (projectors) included: leaving
     them out of clipping once turned the outcome of a comparison (https://arxiv.org/abs/2605.31191). Weights of
-    objectives still divide each side among its own terms. Penalties count as task. Where few labels are soon fitted, the
-    task's gradient fades and takes the teacher's with it: a fixed weight serves better there.
+    objectives still divide each side among its own terms. Penalties count as task. Where few labels are soon fitted,
+    the task's gradient fades and takes the teacher's with it: a fixed weight serves better there.
 
     In the manner of GradNorm (Chen et al. 2018, https://arxiv.org/abs/1711.02257), which learns weights towards equal
     norms; here the weight is their ratio at once, as Esser et al. 2021 do for a discriminator
