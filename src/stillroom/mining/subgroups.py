@@ -44,7 +44,7 @@ def _quarters(what: str, values: Tensor) -> Iterator[Subgroup]:
     edges = torch.quantile(values, torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype))
     if len(edges.unique()) < 3:
         return
-    places = torch.bucketize(values, edges)
+    places = torch.bucketize(values.contiguous(), edges)
     for number, name in enumerate(QUARTERS):
         yield Subgroup(f"the {name} quarter of {what}", (places == number).nonzero()[:, 0])
 
