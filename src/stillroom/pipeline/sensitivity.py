@@ -223,6 +223,7 @@ def _asked(experiment: Experiment, run: Path, folder: Path, told: Told) -> dict[
         for kind, ours in shown.items():
             if kind in sides:
                 alike[kind].setdefault(name, []).append(sides[kind].of(ours))
+    sides = {kind: one for kind, one in sides.items() if alike[kind]}
     images = batches[0]["inputs"].dim() == 4 and batches[0]["inputs"].shape[1] in (1, 3)
     result: dict[str, Any] = {
         "examples": len(sides[INPUT].rows),
