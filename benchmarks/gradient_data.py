@@ -2,7 +2,8 @@
 
 Part of gradient.py: ``run``, ``page``, ``marks``. scikit-learn's digits, 8 x 8 pixels, 970 to train on. Every seed
 makes its own synthetic images and draws its own real ones. The rate of a set's students was chosen on validation with
-seeds that are not used here; the stopping moment is chosen on validation for every student.
+seeds that are not used here, how images are made with seed 0 on training and validation rows; the stopping moment is
+chosen on validation for every student.
 """
 
 from __future__ import annotations
@@ -197,7 +198,8 @@ def page(result: dict[str, Any]) -> list[str]:
         f"Random real images alone reach {100 * convnet['real 1']:.0f} % of the full accuracy with one a class and "
         f"{100 * convnet['real 10']:.0f} % with ten: the fewer images there may be, the more making them pays."
         + "".join(
-            f" The mark for {_each(each)} a class is reached by random real images too; what making adds is the difference."
+            f" The mark for {_each(each)} a class is reached by random real images too: what making adds is the "
+            "difference."
             for each, least in TARGETS.items()
             if convnet[f"real {each}"] >= least
         ),

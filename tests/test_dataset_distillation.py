@@ -459,3 +459,28 @@ def test_a_run_killed_while_it_makes_examples_goes_on(ran: tuple[Path, dict], mo
     assert torch.equal(first, second)
     assert not (run / "distilled-data" / "made" / making.CHECKPOINT).exists()
     assert json.loads((run / "distilled-data" / "made" / "done.json").read_text())["inputs"]
+
+
+def test_a_run_whose_images_did_not_help_says_what_to_try(ran: tuple[Path, dict]):
+    from stillroom.pipeline.reasons import why_not
+    from stillroom.pipeline.recipes import experiment_of
+
+    experiment = experiment_of(read_recipe(RECIPE))
+    scores = {"teacher": 0.9, "alone": 0.8, "distilled": 0.79}
+    models = {name: {"score": {"mean": score}} for name, score in scores.items()}
+    metrics = {"score_gain": {"low": -0.02, "high": 0.01}, "models": models}
+    found = why_not(experiment, metrics, torch.randn(50, 10))
+    assert found is not None and "worth no more than as many real ones" in found.figure["text"]
+    assert "renew: 10, between: 10" in found.figure["text"] and "sees all" not in found.figure["text"]
+
+
+def test_a_plan_tells_the_time_of_the_making(monkeypatch: pytest.MonkeyPatch):
+    from stillroom.pipeline.checking import check_shapes
+    from stillroom.pipeline.costing import seconds_of
+    from stillroom.pipeline.recipes import experiment_of
+    from stillroom.pipeline.tasks import Task
+
+    experiment = experiment_of(read_recipe(RECIPE, set=["arms.made.distilled_data.steps=100000"]))
+    assert seconds_of(experiment, [Task("examples", "made")], 1) > 100
+    assert "from 20 synthetic examples" in check_shapes(experiment)["made"]
+    assert "from 20 rows" in check_shapes(experiment)["alone"]

@@ -102,7 +102,7 @@ def _arm(arm: ArmPlan, experiment: Experiment, batch: Batch, shown: Signals) -> 
     terms = ", ".join(f"{weight:g} {name}" for name, weight in learner.weights().items())
     return (
         f"{count_parameters(student):,} parameters, {terms}; {settings.steps:,} steps of {settings.rows} from "
-        f"{len(rows.labelled):,} rows{transfer}"
+        f"{len(rows.labelled):,} {'rows' if arm.distilled is None else 'synthetic examples'}{transfer}"
     )
 
 

@@ -30,6 +30,7 @@ def why_not(experiment: Experiment, metrics: Mapping[str, Any], told: Tensor | N
     lead = models["teacher"]["score"]["mean"] - models[ALONE]["score"]["mean"]
     reasons = [
         *_weak_teacher(lead),
+        *_distilled(arm),
         *_enough_labels(experiment, arm, lead),
         *_temperature(arm, told),
         *_capacity(models["distilled"].get("agreement"), lead),
@@ -54,8 +55,23 @@ def _weak_teacher(lead: float) -> list[str]:
     ]
 
 
+def _distilled(arm: ArmPlan) -> list[str]:
+    if arm.distilled is None:
+        return []
+    making = arm.distilled.settings
+    reason = (
+        f"The examples that were made, {making.per_class} a class, are worth no more than as many real ones. They pay "
+        f"where there may be few: try fewer, more than {making.steps} steps, or another lr."
+    )
+    if making.per_class > 1 and not making.between:
+        reason += " With several a class it helps most to train the networks in between: renew: 10, between: 10."
+    return [reason]
+
+
 def _enough_labels(experiment: Experiment, arm: ArmPlan, lead: float) -> list[str]:
     rows = len(experiment.data.splits["train"])
+    if arm.distilled is not None:
+        return []
     if arm.labels is not None and arm.labels < rows:
         return []
     return [
