@@ -110,16 +110,17 @@ def predict(
     model: Model,
     inputs: Annotated[
         list[Path],
-        typer.Argument(help="Pictures, folders of them, .npy/.npz arrays, or files of texts", show_default=False),
+        typer.Argument(help="Pictures, folders of them, .npy/.npz arrays, files of texts, tables", show_default=False),
     ],
     out: Annotated[Path, typer.Option("--out", help="A CSV file to write")] = Path("predictions.csv"),
     column: Annotated[str, typer.Option("--column", help="The column that holds the texts", show_default=False)] = "",
-    encoding: Annotated[str, typer.Option("--encoding", help="What the texts are written in")] = "utf-8",
+    encoding: Annotated[str, typer.Option("--encoding", help="What texts and tables are written in")] = "utf-8",
     as_json: Json = False,
 ) -> None:
-    """Classify pictures, arrays or texts and write class and probability of each to a CSV file.
+    """Classify pictures, arrays, texts or tables and write class and probability of each to a CSV file.
 
-    Texts are the rows of a .csv, .tsv or .jsonl file, or the lines of a .txt file.
+    Texts are the rows of a .csv, .tsv or .jsonl file, or the lines of a .txt file. The columns of a table (.csv, .tsv,
+    .jsonl, .parquet) are found by their names.
 
     Example: stillroom predict runs/images photos/ --out predictions.csv
     """
@@ -242,6 +243,7 @@ def show(
         "input": input_of(opened),
         "splits": {name: len(rows) for name, rows in opened.splits.items()},
         **_of_texts(opened),
+        **_of_tables(opened),
     }
     if as_json:
         show_json(facts)
@@ -264,6 +266,18 @@ def _of_texts(source: Source) -> dict[str, Any]:
     }
 
 
+def _of_tables(source: Source) -> dict[str, Any]:
+    """Return what else there is to say of a table: its columns, a row of it, and what was filled or left out."""
+    if getattr(source, "modality", "") != "table":
+        return {}
+    notes = list(getattr(source, "notes", ()))
+    return {
+        "columns": list(source.names),  # type: ignore[attr-defined]
+        "example": str(source.show(int(source.splits["train"][0]))),
+        **({"notes": notes} if notes else {}),
+    }
+
+
 # --- shared -----------------------------------------------------------------------------------------------
 
 
@@ -276,6 +290,7 @@ def _load(place: Path) -> Deployed:
 
 def _fits(deployed: Deployed, source: Source) -> None:
     """See that a model takes the rows of a source, and knows its classes."""
+    from stillroom.models.table_encode import check_columns
     from stillroom.pipeline.making import input_of
 
     wanted, given = dict(deployed.config["input"]), input_of(source)
@@ -288,6 +303,7 @@ def _fits(deployed: Deployed, source: Source) -> None:
                 "Name the data it was trained for with --data.",
             )
         )
+    check_columns(deployed.encode, source)
     here, there = list(source.classes or ()), list(deployed.classes or ())
     if here and there and len(here) != len(there):
         raise DataError(

@@ -1,4 +1,4 @@
-"""What a model says of a person's own files: pictures, arrays or texts."""
+"""What a model says of a person's own files: pictures, arrays, texts or tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.cli.reading import ARRAYS, LINES, PICTURES, rows_of, texts_of
+from stillroom.cli.reading import ARRAYS, LINES, PICTURES, rows_of, table_of, texts_of
 from stillroom.data.text_tables import KINDS, kind_of
 from stillroom.errors import DataError, UserError, say
 
@@ -32,18 +32,28 @@ def predictions(
     Raises:
         UserError: a file does not fit the model, cannot be read, or holds nothing.
     """
+    from stillroom.models.table_encode import TableEncode
+
     if deployed.reads_text:
         return _of_texts(deployed, *texts_of(places, column or None, encoding))
+    if isinstance(deployed.encode, TableEncode):
+        _no_column(column)
+        names, rows, notes = table_of(places, deployed.encode.columns, encoding)
+        return [{"input": name, **answer} for name, answer in zip(names, _answers(deployed, rows), strict=True)], notes
     found = next((place for place in places if kind_of(place) in (*KINDS, *LINES)), None)
     if found is not None:
         wanted = dict(deployed.config["input"])
         fits = f"{wanted['dtype']} rows of shape {tuple(wanted['shape'])}"
         allowed = f"pictures or arrays, {fits} ({', '.join((*PICTURES[:2], *ARRAYS))})"
         raise DataError(say("This model does not take texts", str(found), allowed))
-    if column:
-        raise UserError(f"--column names the column of texts, which this model does not take: got '{column}'. Omit it.")
+    _no_column(column)
     names, rows = rows_of(places, dict(deployed.config["input"]))
     return [{"input": name, **answer} for name, answer in zip(names, _answers(deployed, rows), strict=True)], []
+
+
+def _no_column(column: str) -> None:
+    if column:
+        raise UserError(f"--column names the column of texts, which this model does not take: got '{column}'. Omit it.")
 
 
 def _of_texts(deployed: Deployed, names: Sequence[str], texts: Sequence[str]) -> tuple[list[Answer], list[str]]:

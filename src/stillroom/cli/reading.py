@@ -92,6 +92,55 @@ def _array(place: Path, wanted: Mapping[str, Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(getattr(torch, wanted["dtype"]))
 
 
+# --- tables ------------------------------------------------------------------------------------------------
+
+
+def table_of(
+    places: Sequence[Path], columns: Sequence[Mapping[str, Any]], encoding: str = "utf-8"
+) -> tuple[list[str], Tensor, list[str]]:
+    """Return a name and a row (float32, B x columns) for every row of the tables in ``places``, and what is odd.
+
+    ``columns`` are those of the model, found by their names; plain arrays, which have none, have them in its order.
+
+    Raises:
+        DataError: a place is missing, unreadable, without one of the columns, or there is nothing to read.
+    """
+    import numpy as np
+    import torch
+
+    from stillroom.data.table_files import read_columns, rows_for
+
+    names: list[str] = []
+    rows: list[Tensor] = []
+    notes: list[str] = []
+    for place in [file for one in places for file in _table_files(one)]:
+        found = read_columns(place, encoding, setting=ENCODING)
+        if place.suffix.lower() in ARRAYS and not any(column["name"] in found for column in columns):
+            row = _array(place, {"dtype": "float32", "shape": [len(columns)]})
+        else:
+            values, odd = rows_for(found, columns, place)
+            row, notes = torch.from_numpy(np.ascontiguousarray(values)), notes + odd
+        names += [f"{place}[{index}]" for index in range(len(row))]
+        rows.append(row)
+    if not names:
+        raise DataError(say("There is nothing to classify", ", ".join(map(str, places)), "tables"))
+    return names, torch.cat(rows), notes
+
+
+def _table_files(place: Path) -> list[Path]:
+    from stillroom.data.table_files import KINDS
+    from stillroom.data.text_tables import kind_of
+
+    if place.is_dir():
+        return sorted(file for file in place.rglob("*") if file.is_file() and kind_of(file) in KINDS)
+    if not place.is_file():
+        raise DataError(f"Cannot read {place}: there is no such file or folder. Check the path.")
+    if kind_of(place) not in KINDS:
+        given = f"a file ending in '{place.suffix}'"
+        raise DataError(say(f"This model takes tables, and {place} is none", given, ", ".join(KINDS)))
+    return [place]
+
+
 # --- texts -------------------------------------------------------------------------------------------------
 
 

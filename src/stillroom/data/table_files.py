@@ -119,6 +119,40 @@ def place_of(file: Path, row: int) -> str:
     return f"row {row + 1:,}"
 
 
+def rows_for(
+    columns: Columns, wanted: Sequence[Mapping[str, Any]], file: Path
+) -> tuple[NDArray[np.float32], list[str]]:
+    """Return the rows of a table for a model that names its columns, in its order: float32, NaN where nothing is.
+
+    ``wanted`` describe them: ``name``, ``kind`` and, of "categorical" ones, ``categories``. A text that is none of
+    these becomes -1, and is told in the second list, as are cells without a value.
+
+    Raises:
+        DataError: a column is absent, or is not numeric where it must be.
+    """
+    rows: list[NDArray[np.float64]] = []
+    notes: list[str] = []
+    do = f"The model reads the columns {', '.join(str(one['name']) for one in wanted)}"[:300] + "."
+    for one in wanted:
+        name, kind = str(one["name"]), one["kind"]
+        column = column_of(columns, name, file, kind, do)
+        values = column.values
+        if empty := int(np.isnan(values).sum()):
+            notes.append(f"{file.name}: {empty:,} without '{name}': taken for the usual value.")
+        if column.categories is not None:
+            numbers = {text: number for number, text in enumerate(one["categories"])}
+            place = np.array([numbers.get(text, -1) for text in column.categories] + [np.nan])
+            values = place[np.where(np.isnan(values), -1, values).astype(np.int64)]
+            strange = [text for text in column.categories if text not in numbers]
+            if strange:
+                shown = ", ".join(f"'{text[:40]}'" for text in strange[:3]) + ", ..." * (len(strange) > 3)
+                notes.append(
+                    f"{file.name}: {int((values == -1).sum()):,} with a '{name}' that the model has not seen ({shown})."
+                )
+        rows.append(values)
+    return np.stack(rows, axis=1).astype(np.float32), notes
+
+
 # --- text ------------------------------------------------------------------------------------------
 
 
@@ -218,7 +252,7 @@ def _splits_joined(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fit(one: Any, other: Any) -> bool:
-    return one.ndim == 2 and other.shape == (len(one),)
+    return bool(one.ndim == 2 and other.shape == (len(one),))
 
 
 def _from_numpy(values: Any, classes: Any = None) -> Any:

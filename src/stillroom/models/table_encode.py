@@ -124,6 +124,31 @@ def table_encode(source: Source, rows: Tensor | None = None) -> TableEncode:
     return TableEncode(columns)
 
 
+def check_columns(encode: nn.Module | None, source: Source) -> None:
+    """Refuse a table whose columns are not those an encode was measured on: their numbers would mean other things.
+
+    Raises:
+        ModelError: other names, another order, or other categories.
+    """
+    if not isinstance(encode, TableEncode):
+        return
+    ours = [(column["name"], tuple(column.get("categories", ()))) for column in encode.columns]
+    categories = getattr(source, "categories", None) or {}
+    names = getattr(source, "names", None) or ()
+    theirs = [(str(name), tuple(categories.get(name, ()))) for name in names]
+    if ours == theirs:
+        return
+    pair = next(((one, other) for one, other in zip(ours, theirs, strict=False) if one != other), None)
+    if pair is None:
+        given, allowed = f"{len(theirs)} columns", f"{len(ours)}: {', '.join(name for name, _ in ours)}"
+    else:
+        given, allowed = (
+            f"'{name}'" + (f" with {', '.join(texts)}"[:200] if texts else "") for name, texts in pair[::-1]
+        )
+    do = "Give the columns in this order ('columns'), from a file with these categories; predict finds them by name."
+    raise ModelError(say("This table has other columns than the model", given, allowed, do))
+
+
 def _checked(column: Described) -> dict[str, Any]:
     needed = {"numeric": ("mean", "std", "fill"), "categorical": ("categories", "seen", "fill")}
     kind = str(column.get("kind"))

@@ -13,6 +13,7 @@ from stillroom.dataset_distillation.making import check_source, rows_by_class
 from stillroom.errors import ModelError, RecipeError, say
 from stillroom.models.bundle import load
 from stillroom.models.open_box import fingerprint as fingerprint_of
+from stillroom.models.table_encode import check_columns
 from stillroom.objectives import Objective, match
 from stillroom.pipeline.making import Making
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, SynthesisPlan, TeacherPlan, control_of
@@ -188,6 +189,7 @@ def _teacher(block: Teacher, making: Making) -> TeacherPlan:
         return TeacherPlan({"store": str(Path(block.store).resolve())}, store=block.store)
     if block.load is not None:
         deployed = load(block.load)
+        check_columns(deployed.encode, making.data)
         config = {key: value for key, value in deployed.config.items() if key in ("model", "shape", "input", "classes")}
         return TeacherPlan(
             {"load": fingerprint_of(deployed)}, lambda: deployed.model, deployed.encode, None, None, config
