@@ -56,16 +56,15 @@ class Suitability:
 class _Answers:
     """What the teachers say: logits by name on the rows that are looked at, and what counts as true where it is held.
 
-    ``rows`` and ``held`` are batches of training and of held-out examples; ``told`` are logits (rows, classes) on the
-    former, ``heard`` on the latter; ``truth`` the class (rows) of each held-out example.
+    ``rows`` and ``held`` are batches of examples; ``told`` are logits (rows, classes) on the former, ``truth`` the
+    class (rows) of the latter. ``accuracy`` is each teacher's own, on the labelled rows of validation, None without.
     """
 
     rows: Batch
     held: Batch
     told: dict[str, Tensor]
-    heard: dict[str, Tensor]
     truth: Tensor
-    labelled: bool
+    accuracy: dict[str, float | None]
 
 
 def suitability(
@@ -85,8 +84,8 @@ def suitability(
 
     ``student``: a function that makes it (then ``starts`` of them are asked and averaged), or one untrained module.
     ``teachers``: by name, Stores, modules, or any Batch -> Signals with ``logits``. ``rows`` training examples are
-    looked at, and at most twice as many labelled ones of the validation split. Without ``encode``, uint8 images are
-    normalised as :func:`stillroom.distill` does.
+    looked at and twice as many are held out: of validation, then of the other training examples. Without ``encode``,
+    uint8 images are normalised as :func:`stillroom.distill` does.
 
     The student first takes 40 steps on the mean of all teachers' probabilities. Then, with its logits z, their
     Jacobian J_i (classes x parameters) on example i, and both answers softened at temperature t:
@@ -102,7 +101,7 @@ def suitability(
       eigenvalue of S is mixed with a thousandth of their mean. Panigrahi et al. 2026, GRACE
       (https://arxiv.org/abs/2511.02833), as in the authors' code, except that they draw four answers at temperature
       1 to each question, and of classes one is taken, the likeliest, which served better here.
-    * ``gradient_norm``: mean of |g_i|. ``accuracy``: the teacher's own on the held-out examples (None without labels).
+    * ``gradient_norm``: mean of |g_i|. ``accuracy``: the teacher's own on validation (None without labels).
       ``entropy``: of its answers at temperature 1, in nats. ``agreement``: with the top class of the teachers' mean.
 
     Gradients are projected to 1,024 numbers (256 for ``grace``): each parameter goes to one of them with a sign, both
@@ -187,10 +186,9 @@ def _plain(examples: Tensor) -> Tensor:
 
 def _asked(teachers: Mapping[str, Teacher], source: Source, rows: int, seed: int) -> _Answers:
     """Ask every teacher about the rows that are looked at, drawn by the seed and the examples themselves."""
-    train = _drawn(source, "train", rows, seed)
-    held = _drawn(source, "validation", 2 * rows, seed)
-    asked = {name: _logits(teacher, source, train) for name, teacher in teachers.items()}
-    heard = {name: _logits(teacher, source, held) for name, teacher in teachers.items()}
+    train, validation = _drawn(source, "train", seed), _drawn(source, "validation", seed)[: 2 * rows]
+    seen, held = train[:rows], torch.cat([validation, train[rows:]])[: 2 * rows]
+    asked = {name: _logits(teacher, source, seen) for name, teacher in teachers.items()}
     widths = {name: int(logits.shape[1]) for name, logits in asked.items()}
     if len(set(widths.values())) > 1:
         raise ModelError(
@@ -198,24 +196,30 @@ def _asked(teachers: Mapping[str, Teacher], source: Source, rows: int, seed: int
         )
     batch = source.batch(_plain(held))
     truth = batch.get("labels", torch.full((len(held),), UNLABELLED))
-    labelled = bool((truth != UNLABELLED).any())
-    if labelled:
+    own = truth[: len(validation)]
+    checked = validation[own != UNLABELLED]
+    accuracy: dict[str, float | None] = dict.fromkeys(teachers)
+    if len(checked):
+        right = own[own != UNLABELLED]
+        accuracy = {name: _share(_logits(one, source, checked), right) for name, one in teachers.items()}
+    if bool((truth != UNLABELLED).any()):
         known = truth != UNLABELLED
         batch, truth = {name: value[known] for name, value in batch.items()}, truth[known]
-        heard = {name: value[known] for name, value in heard.items()}
     else:
-        truth = _mean(heard).argmax(1)
-    width = next(iter(widths.values()))
-    if int(truth.max()) >= width:
-        raise ModelError(
-            say("These teachers know fewer classes than the data", width, f"{int(truth.max()) + 1} or more")
-        )
-    return _Answers(source.batch(_plain(train)), batch, asked, heard, truth, labelled)
+        truth = _mean({name: _logits(teacher, source, held) for name, teacher in teachers.items()}).argmax(1)
+    width, least = next(iter(widths.values())), int(truth.max()) + 1
+    if least > width:
+        raise ModelError(say("These teachers know fewer classes than the data", width, f"{least} or more"))
+    return _Answers(source.batch(_plain(seen)), batch, asked, truth, accuracy)
 
 
-def _drawn(source: Source, split: str, rows: int, seed: int) -> Tensor:
+def _share(logits: Tensor, truth: Tensor) -> float:
+    return float((logits.argmax(1) == truth).double().mean())
+
+
+def _drawn(source: Source, split: str, seed: int) -> Tensor:
     examples = source.splits[split].sort().values
-    return examples[torch.from_numpy(permutation(len(examples), seed, "suitability", split)[:rows].copy())]
+    return examples[torch.from_numpy(permutation(len(examples), seed, "suitability", split))]
 
 
 def _logits(teacher: Teacher, source: Source, examples: Tensor) -> Tensor:
@@ -361,7 +365,7 @@ def _scores(
         result = {}
         for name, step in steps.items():
             foreseen = logits + _moved(reader, answers.held, sketch.spread(step), sketch.parameters)
-            hit = float((foreseen.argmax(1) == answers.truth).double().mean())
+            hit = _share(foreseen, answers.truth)
             norm = float(follow[name].norm(dim=1).mean())
             folded = answer[name].unflatten(1, (-1, FOLD)).sum(2)
             result[name] = (hit, grace(folded), norm)
@@ -434,7 +438,7 @@ def grace(gradients: Tensor, *, seed: int = 0) -> float:
 
 
 def _summed(name: str, found: Sequence[tuple[float, float, float]], answers: _Answers) -> Suitability:
-    told, heard = answers.told[name], answers.heard[name]
+    told = answers.told[name]
     foreseen, score, norm = (sum(values) / len(found) for values in zip(*found, strict=True))
     return Suitability(
         name,
@@ -442,7 +446,7 @@ def _summed(name: str, found: Sequence[tuple[float, float, float]], answers: _An
         tuple(one[0] for one in found),
         score,
         norm,
-        float((heard.argmax(1) == answers.truth).double().mean()) if answers.labelled else None,
+        answers.accuracy[name],
         float(-(told.softmax(1) * told.log_softmax(1)).sum(1).mean()),
-        float((told.argmax(1) == _mean(answers.told).argmax(1)).double().mean()),
+        _share(told, _mean(answers.told).argmax(1)),
     )

@@ -19,6 +19,16 @@ Model = Annotated[Path, typer.Argument(help="A bundle or a run folder, for examp
 DataName = Annotated[
     str, typer.Option("--data", help="A source: fashion-mnist-sample, images:PATH, npz:FILE, ...", show_default=False)
 ]
+More = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[MORE]...", help="More tasks after --on, teachers after --teachers", show_default=False),
+]
+Teachers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--teachers", help="Which of these suits the student MODEL: bundles, runs, stores", show_default=False
+    ),
+]
 
 data_app = typer.Typer(
     help="Look at sources of data.",
@@ -30,12 +40,7 @@ data_app = typer.Typer(
 
 def evaluate(
     model: Model,
-    more: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[MORE]...", help="More tasks after --on, teachers after --teachers", show_default=False
-        ),
-    ] = None,
+    more: More = None,
     data: DataName = "",
     split: Annotated[str, typer.Option("--split", help="train, validation or test")] = "test",
     on: Annotated[
@@ -51,12 +56,7 @@ def evaluate(
     attack: Annotated[
         str, typer.Option("--attack", help="Also under attack, so far: 8/255 of the inputs' range", show_default=False)
     ] = "",
-    teachers: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--teachers", help="Which of these suits the student MODEL: bundles, runs, stores", show_default=False
-        ),
-    ] = None,
+    teachers: Teachers = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model on a split; with --on, what its features are worth on other tasks.
