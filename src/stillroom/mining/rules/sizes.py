@@ -1,0 +1,85 @@
+"""Trees of every size, cut from one; which is the smallest that answers like the model, and what its like on labels does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stillroom.contracts import UNLABELLED
+from stillroom.mining.rules.asking import Ground, Told, joined
+from stillroom.mining.rules.tree import Tree, grow
+from stillroom.randomness import permutation
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+MOST = 256  # leaves before those of one answer under one question are made one
+CELLS = 3_000_000  # examples x features: about what is learnt from in a few seconds
+
+
+def agreement(tree: Tree, told: Told) -> float:
+    """Return the share of ``told`` to which the tree answers the model's class."""
+    return float((tree.answer(told.rows) == told.top).mean())
+
+
+@dataclass(frozen=True)
+class Series:
+    """Trees of one growth by size, the smallest first; of equal size only the last, which has asked most."""
+
+    trees: tuple[Tree, ...]
+
+    def largest(self, leaves: int) -> Tree:
+        """Return the largest tree of at most ``leaves`` leaves."""
+        return next(tree for tree in reversed(self.trees) if len(tree.leaves) <= leaves or len(tree.leaves) == 1)
+
+    def smallest(self, told: Sequence[Told], fidelity: float, leaves: int) -> Tree | None:
+        """Return the smallest tree of at most ``leaves`` that agrees on so great a share of each of ``told``."""
+        fitting = (tree for tree in self.trees if len(tree.leaves) <= leaves)
+        return next((tree for tree in fitting if all(agreement(tree, one) >= fidelity for one in told)), None)
+
+    def curve(self, told: Told) -> tuple[list[int], list[float]]:
+        """Return sizes, each about twice the last, and how far the tree of each agrees with the model on ``told``."""
+        trees = {len(tree.leaves): tree for tree in (self.largest(size) for size in SIZES)}
+        return list(trees), [agreement(tree, told) for tree in trees.values()]
+
+
+def series(tree: Tree) -> Series:
+    """Return all sizes of a tree."""
+    cuts = [tree.cut(leaves) for leaves in range(1, len(tree.order) + 2)]
+    by_size = {len(one.leaves): one for one in cuts}
+    return Series(tuple(by_size[size] for size in sorted(by_size)))
+
+
+@dataclass(frozen=True)
+class Grown:
+    """The trees: on the model's answers to rows and queries, to rows alone, and on labels (None where none are known)."""
+
+    both: Series
+    rows: Series
+    labels: Series | None
+
+
+def grow_all(ground: Ground, *, most: int = MOST, seed: int = 0) -> tuple[Grown, Sequence[str]]:
+    """Grow all that is compared, each alike; and say what was left out."""
+    rows, notes = ground.rows, []
+    features = ground.rows.rows.shape[1]
+    fit = max(1000, CELLS // max(1, features))
+    both = joined([rows, ground.queries])
+    if len(both) > fit:
+        notes.append(f"Trees were grown on {fit:,} of {len(both):,} examples, drawn at random: {features} features each.")
+        both = _some(both, fit, seed)
+        rows = _some(rows, fit, seed)
+    known = rows.labels != UNLABELLED
+    classes = ground.rows.answers.shape[1]
+    labels = None
+    if known.any():
+        labels = series(grow(rows.rows[known], np.eye(classes)[rows.labels[known]], leaves=most, seed=seed))
+    soft = series(grow(rows.rows, rows.answers, leaves=most, seed=seed))
+    return Grown(series(grow(both.rows, both.answers, leaves=most, seed=seed)), soft, labels), notes
+
+
+def _some(told: Told, count: int, seed: int) -> Told:
+    if len(told) <= count:
+        return told
+    chosen = permutation(len(told), seed, "rules, grown on")[:count]
+    return Told(told.rows[chosen], told.answers[chosen], told.labels[chosen])

@@ -1,0 +1,250 @@
+"""What is said of a tree of rules: sentences written from the numbers, true whichever way these fall."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from stillroom.contracts import UNLABELLED, Finding
+from stillroom.mining.rules.asking import Ground
+from stillroom.mining.rules.sizes import Grown, agreement
+from stillroom.mining.rules.tree import Tree
+from stillroom.mining.rules.writing import as_text, held_against, rules_of
+from stillroom.statistics import Interval, over_examples
+
+SHOWN = 24  # rules in the table, those that cover most
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The tree that was chosen, whether it ``reached`` the fidelity where its size was chosen, and what it is held to."""
+
+    tree: Tree
+    reached: bool
+    ground: Ground
+    grown: Grown
+    classes: tuple[str, ...]
+    fidelity: float
+    most: int
+    name: str
+
+    @property
+    def size(self) -> int:
+        """How many rules there are."""
+        return len(self.tree.leaves)
+
+    @cached_property
+    def held(self) -> float:
+        """Agreement with the model on held-out rows."""
+        return agreement(self.tree, self.ground.held)
+
+    @cached_property
+    def on_queries(self) -> float:
+        """Agreement with the model on queries made of held-out rows."""
+        return agreement(self.tree, self.ground.held_queries)
+
+    @property
+    def agrees(self) -> str:
+        """How often it agrees, in words."""
+        ground = self.ground
+        rows = f"on {percent(self.held)} of {len(ground.held):,} {ground.split} rows"
+        return f"{rows} and on {percent(self.on_queries)} of {len(ground.held_queries):,} queries"
+
+    @property
+    def counted(self) -> str:
+        """From where places are counted, and what is in brackets."""
+        where = "Rows and columns of a picture are counted from 0. " if self.ground.reading.kind == "image" else ""
+        return f"{where}In brackets: how sure the model is there, on average."
+
+    @cached_property
+    def constant(self) -> tuple[str, float]:
+        """The model's commonest answer to training rows, and how often it gives it to held-out ones."""
+        top = Counter(self.ground.rows.top.tolist()).most_common(1)[0][0]
+        return self.classes[top], float((self.ground.held.top == top).mean())
+
+    @cached_property
+    def by_chance(self) -> float:
+        """How often rules and model would agree if the rules' answers were dealt to held-out rows at random."""
+        count = len(self.classes)
+        said, wanted = self.tree.answer(self.ground.held.rows), self.ground.held.top
+        return float((np.bincount(said, minlength=count) / len(said)) @ np.bincount(wanted, minlength=count) / len(said))
+
+    @cached_property
+    def accuracy(self) -> dict[str, float | None]:
+        """How often tree and model are right on held-out rows whose label is known."""
+        held = self.ground.held
+        known = held.labels != UNLABELLED
+        if not known.any():
+            return {"tree": None, "model": None}
+        right = {"tree": self.tree.answer(held.rows), "model": held.top}
+        return {who: float((said == held.labels)[known].mean()) for who, said in right.items()}
+
+    @cached_property
+    def difference(self) -> Interval | None:
+        """Agreement of this tree less that of the same size on labels, on held-out rows, paired; None without labels."""
+        if self.grown.labels is None:
+            return None
+        held = self.ground.held
+        other = self.grown.labels.largest(self.size)
+        own, theirs = (one.answer(held.rows) == held.top for one in (self.tree, other))
+        apart = own.astype(float) - theirs
+        return over_examples(lambda rows: float(apart[rows].mean()), len(held), seeds=1)
+
+    @cached_property
+    def each(self) -> list[dict[str, Any]]:
+        """Every rule: its text, answer, coverage and fidelity on held-out rows and on queries."""
+        found = []
+        for number, rule in enumerate(rules_of(self.tree, self.ground.reading, self.classes), 1):
+            covered, same, rows = held_against(self.tree, rule, self.ground.held)
+            asked, same_asked, _ = held_against(self.tree, rule, self.ground.held_queries)
+            told = {"rule": number, "if": list(rule.conditions), "answer": rule.answer}
+            told |= {"shares": [round(float(one), 4) for one in rule.shares]}
+            told |= {"coverage": covered, "rows": int(rows.sum()), "fidelity": same}
+            found.append(told | {"coverage_queries": asked, "fidelity_queries": same_asked})
+        return found
+
+
+def percent(share: float) -> str:
+    """Return a share as per cent; never rounded up to all of it."""
+    shown = f"{100 * share:.1f}"
+    return f"{shown if shown != '100.0' or share == 1 else '99.9'} %"
+
+
+# --- the tree --------------------------------------------------------------------------------------------
+
+
+def told_of_tree(chosen: Chosen) -> Finding:
+    """Return the finding with the tree itself."""
+    text = as_text(chosen.tree, chosen.ground.reading, chosen.classes)
+    return Finding(
+        _title(chosen),
+        _sentence(chosen),
+        chosen.held,
+        _control(chosen),
+        {"kind": "text", "text": text, "title": "The rules as a tree", "note": chosen.counted},
+    )
+
+
+def _title(chosen: Chosen) -> str:
+    if chosen.reached and chosen.held >= chosen.fidelity:
+        return "Rules that answer like the model"
+    return "Rules that come near the model" if chosen.reached else "No short list of rules answers like the model"
+
+
+def _sentence(chosen: Chosen) -> str:
+    asked = f"(asked for: {percent(chosen.fidelity)})"
+    rules = "1 rule" if chosen.size == 1 else f"{chosen.size} rules"
+    if chosen.reached and chosen.size == 1:
+        return (
+            f"The model hardly needs rules: always answering '{chosen.constant[0]}' agrees with it {chosen.agrees} "
+            f"{asked}. Look at whether the data holds enough of the other classes."
+        )
+    if chosen.reached and chosen.held >= chosen.fidelity:
+        doubt = ""
+        if chosen.on_queries < chosen.fidelity:
+            doubt = " Away from the data they hold less well: trust them for examples like these."
+        return f"{rules} say what the model answers: they agree with it {chosen.agrees} {asked}.{doubt}"
+    if chosen.reached:
+        return (
+            f"{rules} were enough where their number was chosen, but agree with the model only {chosen.agrees} {asked}: "
+            "read them as a summary, not as the model."
+        )
+    return f"No tree of up to {chosen.most} rules answers like the model: {rules} agree {chosen.agrees} {asked}. {_more(chosen)}"
+
+
+def _more(chosen: Chosen) -> str:
+    """Say what more rules would do, and what to make of those there are."""
+    name, constant = chosen.constant
+    if chosen.held <= constant + 0.02:
+        return f"That is no more than always answering '{name}' ({percent(constant)}): do not explain the model by these."
+    sizes, held = chosen.grown.both.curve(chosen.ground.held)
+    enough = [size for size, found in zip(sizes, held, strict=True) if found >= chosen.fidelity]
+    if enough:
+        return f"About {enough[0]} would be needed: read these as a summary."
+    return f"Even {sizes[-1]} agree on {percent(held[-1])} only: read these as a summary, not as the model."
+
+
+def _control(chosen: Chosen) -> str:
+    name, constant = chosen.constant
+    always = f"always answering '{name}' agrees on {percent(constant)}"
+    if chosen.grown.labels is None or chosen.difference is None:
+        return f"{always[0].upper()}{always[1:]} (no labels are known, so there is no tree on labels to compare with)."
+    other = agreement(chosen.grown.labels.largest(chosen.size), chosen.ground.held)
+    gap = chosen.difference
+    low, high = gap.low or 0.0, gap.high or 0.0
+    word = "no clear difference"
+    if low > 0 or high < 0:
+        word = "the model's answers taught the rules more than labels" if low > 0 else "labels taught more"
+    interval = f"{100 * gap.mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}: {word}"
+    return f"A tree of the same size grown on labels agrees on {percent(other)} ({interval}); {always}."
+
+
+# --- its size and its parts ------------------------------------------------------------------------------
+
+
+def sized(chosen: Chosen) -> Finding:
+    """Return the finding of fidelity against size."""
+    ground, grown = chosen.ground, chosen.grown
+    sizes, held = grown.both.curve(ground.held)
+    lines: list[dict[str, Any]] = [
+        {"name": f"on {ground.split} rows", "x": sizes, "y": [100 * one for one in held]},
+        {"name": "on queries", "x": sizes, "y": [100 * one for one in grown.both.curve(ground.held_queries)[1]]},
+    ]
+    control = ""
+    if grown.labels is not None:
+        at, same = grown.labels.curve(ground.held)
+        lines.append({"name": "tree on labels", "x": at, "y": [100 * one for one in same]})
+        control = f"Trees on labels: {percent(same[-1])} with {at[-1]} rules."
+    control += f" On the model's answers to rows alone, without queries: {percent(agreement(grown.rows.largest(chosen.size), ground.held))}"
+    control += f" with {chosen.size}."
+    steps = ", ".join(f"{size} rules: {percent(one)}" for size, one in zip(sizes, held, strict=True) if size > 1)
+    best = int(np.argmax(held))
+    sentence = f"Agreement with the model by number of rules: {steps or percent(held[0])}."
+    if sizes[best] > chosen.size:
+        gain = 100 * (held[best] - chosen.held)
+        sentence += f" {sizes[best]} rules instead of {chosen.size} would gain {gain:.1f} points."
+    else:
+        sentence += f" More than {chosen.size} gain nothing."
+    figure = {"kind": "lines", "series": lines, "x_label": "rules", "y_label": "agreement with the model, %"}
+    return Finding("How many rules it takes", sentence, float(held[best]), control.strip(), figure)
+
+
+def trusted(chosen: Chosen) -> Finding:
+    """Return the finding of each rule's coverage and fidelity."""
+    ground = chosen.ground
+    held = [one for one in chosen.each if one["rows"]]
+    good = [one for one in held if one["fidelity"] >= chosen.fidelity]
+    share = sum(one["coverage"] for one in good)
+    widest = max(held, key=lambda one: one["coverage"])
+    sentence = (
+        f"{len(good)} of {len(chosen.each)} rules agree with the model at least as often as asked; together they cover "
+        f"{percent(share)} of the {ground.split} rows. Rule {widest['rule']} covers most ({percent(widest['coverage'])})."
+    )
+    weakest = min(held, key=lambda one: (one["fidelity"], -one["rows"]))
+    if weakest["fidelity"] < chosen.fidelity:
+        rows = f"{weakest['rows']} row{'s' * (weakest['rows'] != 1)}"
+        sentence += f" Where rule {weakest['rule']} holds, ask the model: it agrees on {percent(weakest['fidelity'])} of {rows}."
+    if unseen := len(chosen.each) - len(held):
+        sentence += f" {unseen} cover{'s' * (unseen == 1)} no {ground.split} row."
+    shown = sorted(chosen.each, key=lambda one: -one["coverage"])[:SHOWN]
+    rows_ = [
+        [
+            f"{one['rule']}. {' and '.join(one['if']) or 'always'}",
+            one["answer"],
+            100 * one["coverage"],
+            None if one["fidelity"] is None else 100 * one["fidelity"],
+            None if one["fidelity_queries"] is None else 100 * one["fidelity_queries"],
+        ]
+        for one in shown
+    ]
+    columns = [{"name": "rule"}, {"name": "answer"}]
+    columns += [{"name": one, "unit": "%", "digits": 1} for one in ("covers", "agrees", "agrees on queries")]  # type: ignore[dict-item]
+    figure: dict[str, Any] = {"kind": "table", "columns": columns, "rows": rows_, "title": "Rules, widest first"}
+    if len(chosen.each) > SHOWN:
+        figure["note"] = f"The {SHOWN} widest of {len(chosen.each)}; all are in rules.json."
+    control = f"The same answers dealt to the rows at random would agree on {percent(chosen.by_chance)}."
+    return Finding("Which rules to trust", sentence, share, control, figure)
