@@ -1,0 +1,122 @@
+"""Whether attributions tell of the model: what is taken away in their order, and what random weights would show."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillroom.mining.attribution.removal import Ask, ask_all
+from stillroom.randomness import draw
+from stillroom.statistics import over_seeds
+
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # of the parts that are taken away or put in
+DRAWS = 2  # random orders
+MOST = 0.2  # rank correlation with the maps of random weights, from which on they show the input
+BETTER = 0.05  # of an area: less is no use, however sure
+
+
+class Curves(NamedTuple):
+    """Shares of the predicted class (N, SHARES): parts ``deleted`` from the input, ``inserted`` into nothing.
+
+    Each in the order of attribution, and in random order (mean over draws).
+    """
+
+    deleted: Tensor
+    inserted: Tensor
+    deleted_anyhow: Tensor
+    inserted_anyhow: Tensor
+
+
+def curves(ask: Ask, values: Tensor, counts: Tensor, classes: Tensor, seed: int) -> Curves:
+    """Take parts away from examples, and put them in, in the order of ``values`` (N, parts), largest first.
+
+    Deletion and insertion are those of Petsiuk, Das and Saenko 2018 (https://arxiv.org/abs/1806.07421).
+    """
+    there = torch.arange(values.shape[1]) < counts[:, None]
+    rank = _ranks(values.double().masked_fill(~there, -torch.inf))
+    own = _kept(ask, rank, counts, classes, first=False), _kept(ask, rank, counts, classes, first=True)
+    anyhow: list[list[Tensor]] = [[], []]
+    for turn in range(DRAWS):
+        places = np.arange(len(values))[:, None], np.arange(values.shape[1])
+        chance = torch.from_numpy((draw(seed, "any order", turn, *places) >> np.uint64(12)).astype(np.float64))
+        rank = _ranks(chance.masked_fill(~there, -torch.inf))
+        anyhow[0].append(_kept(ask, rank, counts, classes, first=False))
+        anyhow[1].append(_kept(ask, rank, counts, classes, first=True))
+    return Curves(*own, *(torch.stack(one).mean(0) for one in anyhow))
+
+
+def _ranks(values: Tensor) -> Tensor:
+    return values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+
+def _kept(ask: Ask, rank: Tensor, counts: Tensor, classes: Tensor, *, first: bool) -> Tensor:
+    """Shares (N, SHARES) of the classes where the first parts alone are kept, or all others."""
+    rows = torch.arange(len(rank))
+    found = []
+    for share in SHARES:
+        taken = rank < (share * counts).round()[:, None]
+        shares = ask_all(ask, rows, taken if first else ~taken)
+        found.append(shares.gather(1, classes[:, None])[:, 0])
+    return torch.stack(found, 1)
+
+
+def area(curve: Tensor) -> Tensor:
+    """Return the area (N) under curves (N, SHARES), 0 to 1."""
+    return torch.trapezoid(curve, torch.tensor(SHARES, dtype=curve.dtype), dim=1)
+
+
+def faithfulness(found: Curves) -> dict[str, Any]:
+    """Return areas under the curves beside those of random orders, and what order gains, paired by example, as JSON."""
+    told: dict[str, Any] = {"examples": len(found.deleted), "shares": list(SHARES)}
+    for name, own, anyhow, sign in (
+        ("deletion", found.deleted, found.deleted_anyhow, -1),
+        ("insertion", found.inserted, found.inserted_anyhow, 1),
+    ):
+        mine, chance = area(own), area(anyhow)
+        gain = over_seeds((sign * (mine - chance)).tolist())
+        told[name] = {
+            "area": float(mine.mean()),
+            "random": float(chance.mean()),
+            "ratio": float(mine.mean() / chance.mean().clamp(min=1e-12)),
+            "gain": {"mean": gain.mean, "low": gain.low, "high": gain.high},
+            "curve": own.mean(0).tolist(),
+            "random_curve": anyhow.mean(0).tolist(),
+        }
+    return told
+
+
+def helps(told: dict[str, Any], way: str) -> bool:
+    """Return whether the order of attribution is surely better than a random one, by enough to matter."""
+    found = told[way]
+    low, chance = found["gain"]["low"], found["random"]
+    room = chance if way == "deletion" else 1 - chance
+    return low is not None and low > 0 and found["gain"]["mean"] > BETTER * room
+
+
+def rank_correlation(one: Tensor, other: Tensor, counts: Tensor | None = None) -> float | None:
+    """Return the mean of Spearman's correlations of rows (N, parts); None where no row tells parts apart.
+
+    ``counts`` (N) says how many parts of each row count.
+    """
+    from scipy.stats import rankdata
+
+    found = []
+    for row in range(len(one)):
+        end = one.shape[1] if counts is None else int(counts[row])
+        ranks = [rankdata(side[row, :end].double().numpy()) for side in (one, other)]
+        if end > 2 and all(np.ptp(rank) > 0 for rank in ranks):
+            found.append(float(np.corrcoef(*ranks)[0, 1]))
+    return float(np.mean(found)) if found else None
+
+
+def randomisation(own: Tensor, twin: Tensor, counts: Tensor | None = None) -> dict[str, Any]:
+    """Return how alike attributions (N, parts) are to those of random weights: rank correlations, as JSON.
+
+    ``size`` of their absolute values, ``signed`` of the values themselves. Adebayo et al. 2018
+    (https://arxiv.org/abs/1810.03292): what does not change with the weights cannot tell of them.
+    """
+    size = rank_correlation(own.abs(), twin.abs(), counts)
+    return {"size": size, "signed": rank_correlation(own, twin, counts), "most": MOST}

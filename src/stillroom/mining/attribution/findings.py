@@ -1,0 +1,128 @@
+"""What is said of attributions of any kind: whether their order matters, and whether they show the model at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillroom.contracts import Finding
+from stillroom.mining.attribution.faithful import MOST, helps
+from stillroom.mining.panel import Budget
+from stillroom.mining.subject import Subject
+from stillroom.randomness import permutation
+
+PILOT = 4  # examples that are timed first
+SHOWN = 6
+LOOSE = 0.05  # of the difference that attributions should sum up to: more is an error to be told
+
+
+def drawn(subject: Subject, most: int) -> Tensor:
+    """Return at most ``most`` of the test examples, at random."""
+    examples = subject.examples("test")
+    return examples[torch.from_numpy(permutation(len(examples), subject.seed, "attribution")[:most].copy())]
+
+
+def afford(budget: Budget, most: int, share: float, work: Callable[[int], object]) -> int:
+    """Return how many examples, at most ``most``, ``work`` can do in a share of what is left, from a few of them."""
+    first = min(PILOT, most)
+    began = time.perf_counter()
+    work(first)
+    return max(first, budget.rows(most, first, time.perf_counter() - began, share=share))
+
+
+def spread_out(shares: Tensor) -> list[int]:
+    """Return which examples are shown, by no hand: the two surest answers, two in the middle, the two least sure."""
+    order = shares.argsort(descending=True, stable=True).tolist()
+    middle = len(order) // 2
+    return list(dict.fromkeys([*order[:2], *order[max(0, middle - 1) : middle + 1], *order[-2:]]))[:SHOWN]
+
+
+def trust(told: dict[str, Any], parts: str, method: str, completeness: float | None = None) -> Finding:
+    """Say whether taking parts away in the order of attribution changes answers sooner than any order."""
+    gone, back = told["deletion"], told["insertion"]
+    good = {way: helps(told, way) for way in ("deletion", "insertion")}
+    text = f"Take away {parts} in the order of attribution: the answer keeps a share of {_percent(gone['area'])} on "
+    text += f"average, against {_percent(gone['random'])} in random order. Put them back in that order: "
+    text += f"{_percent(back['area'])} against {_percent(back['random'])}."
+    if all(good.values()):
+        text += f" So what is marked is what the answer hangs on: removal works {1 / max(gone['ratio'], 1e-3):.1f} "
+        text += "times as well as chance."
+    elif any(good.values()):
+        which = "taken away" if good["deletion"] else "put back"
+        text += f" The order tells something only where {parts} are {which}; read what is marked with care."
+    else:
+        text += " That is no better than random: do not rely on what is marked here."
+    if completeness is not None and completeness > LOOSE:
+        text += f" The parts miss the difference they should sum up to by {_percent(completeness)}."
+    control = f"random orders of the same {parts}, at the same {told['examples']} examples."
+    if completeness is not None:
+        control += f" {method} should sum up to the difference from the baseline: they miss it by "
+        control += f"{100 * completeness:.2f} %."
+    return Finding("Whether it can be trusted", text, gone["ratio"], control, _curves_figure(told, parts))
+
+
+def _curves_figure(told: dict[str, Any], parts: str) -> dict[str, Any]:
+    across = [100 * share for share in told["shares"]]
+    figures = []
+    for way, title in (("deletion", f"{parts} taken away"), ("insertion", f"{parts} put in")):
+        series = [
+            {"name": "by attribution", "x": across, "y": [100 * one for one in told[way]["curve"]]},
+            {"name": "at random", "x": across, "y": [100 * one for one in told[way]["random_curve"]]},
+        ]
+        label = {"x_label": f"% of the {parts}", "y_label": "share of the answer, %"}
+        figures.append({"kind": "lines", "title": title.capitalize(), "series": series, **label})
+    note = f"Mean share (softmax) of the first answer over {told['examples']} test examples."
+    return {"kind": "panels", "figures": figures, "note": note}
+
+
+def shows_the_model(found: dict[str, Any], what: str, of_input: str) -> Finding:
+    """Say whether attributions would look the same if the weights were random."""
+    size, signed, beyond = found["size"], found["signed"], found.get("beyond")
+    title = f"Whether {what} show the model"
+    control = "the same architecture with random weights, asked about the same examples and classes."
+    if size is None or signed is None:
+        return Finding(title, f"With so few parts it cannot be told whether {what} show the model.", None, control)
+    text = f"The sizes of {what} have a rank correlation of {size:.2f} with those of random weights"
+    if size <= MOST:
+        text += f" (0.2 at most is asked): {what} change with the weights, so they show the model."
+    else:
+        text += f", more than the 0.2 that is asked: where {what} are strong shows the input as much as the model"
+        text += f" ({of_input})."
+        if beyond is not None:
+            less = "little is left" if abs(beyond) <= MOST else "much is left even so"
+            text += f" With that taken out {beyond:.2f} remains: {less}."
+        if abs(signed) <= MOST:
+            text += f" With their signs they have nothing in common ({signed:.2f}): read for and against, not outlines."
+    rows = [{"name": "sizes", "mean": size}]
+    rows += [{"name": "sizes, beyond the input", "mean": beyond}] if beyond is not None else []
+    rows += [{"name": "with signs", "mean": signed}]
+    figure = {
+        "kind": "dots",
+        "x_label": "Spearman's rank correlation with random weights",
+        "digits": 2,
+        "zero": True,
+        "rows": [{**row, "series": "the model"} for row in rows],
+        "references": [{"name": "at most", "value": MOST}],
+    }
+    return Finding(title, text, size, control, figure)
+
+
+def top_shares(subject: Subject, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first answers to inputs (B), and their shares (B), float64."""
+    shares = subject.answer(inputs).double().softmax(1)
+    best = shares.max(1)
+    return best.indices, best.values
+
+
+def halves(values: Sequence[float] | Tensor) -> int:
+    """Return how many of the largest values make up half of their sum."""
+    sizes = torch.as_tensor(values, dtype=torch.float64).flatten().sort(descending=True).values
+    return int((sizes.cumsum(0) < 0.5 * sizes.sum()).sum()) + 1 if float(sizes.sum()) > 0 else 0
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"

@@ -1,0 +1,20 @@
+"""What the model looks at: which pixels, words or columns its answers hang on, and whether that can be trusted."""
+
+from __future__ import annotations
+
+from stillroom.mining.attribution.pixels import pictures
+from stillroom.mining.panel import Budget, Panel
+from stillroom.mining.subject import Subject
+
+
+def attribution(subject: Subject, budget: Budget) -> Panel:
+    """Return what answers hang on, overall and in six examples, with what would expose nonsense.
+
+    Pictures: integrated gradients (Sundararajan et al. 2017, https://arxiv.org/abs/1703.01365) from the mean training
+    picture, which leaves less of a picture's own outlines in its map than black does, and patches covered by it.
+    Tables: sampled Shapley values (Strumbelj and Kononenko 2014) against training rows. Texts: integrated gradients at
+    the first embedding, from zero vectors, summed over the tokens of a word. Of a model that shows answers only, what
+    needs answers only. What is explained is the logit of the first answer less the mean of all logits. Controls: parts
+    taken away in random order, and the same architecture with random weights.
+    """
+    return pictures(subject, budget)
