@@ -109,6 +109,7 @@ def test_no_command_is_lost():
         "data show",
         "evaluate",
         "export",
+        "mine",
         "new",
         "predict",
         "record",
@@ -550,3 +551,35 @@ def test_features_are_written_to_a_file(command, finished, tmp_path):
     assert len(table) == 1797 and any(
         len(table[name][0].as_py()) == 4 for name in table.column_names if name == "features"
     )
+
+
+# --- mine ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["images", "first-network", "sentiment-zh", "memory"])
+def test_a_finished_run_can_be_mined(command, finished, tmp_path, name):
+    said = command(
+        "mine", finished[name], "--json", "--out", tmp_path / "mined", "--only", "answers", "--only", "students"
+    )
+    assert said.code == 0, said.err
+    told = json.loads(said.out)
+    assert told["findings"] and (tmp_path / "mined" / "report.html").is_file()
+    numbers = json.loads((tmp_path / "mined" / "findings.json").read_text())
+    assert "answers" in numbers["panels"] and ("students" in numbers["panels"]) == (name != "first-network")
+
+
+def test_a_student_is_mined_by_itself_and_a_bundle_with_its_data(command, finished, tmp_path):
+    run = finished["images"]
+    said = command("mine", run, "--model", "kd", "--only", "answers", "--out", tmp_path / "one", "--quiet")
+    assert said.code == 0 and "How often it is right" in said.out
+    bundle = run / "export" / "student"
+    said = command("mine", bundle, "--data", "fashion-mnist-sample", "--only", "answers", "--out", tmp_path / "two")
+    assert said.code == 0 and "Report:" in said.out
+    said = command("mine", run, "--model", "nobody")
+    assert said.code == 2 and "no such model to mine" in said.err and "teacher" in said.err
+    said = command("mine", run, "--only", "rulez")
+    assert said.code == 2 and "no such panel" in said.err
+    said = command("mine", bundle, "--data", "fashion-mnist-sample", "--model", "kd")
+    assert said.code == 2 and "among the models of a run" in said.err
+    said = command("mine", tmp_path)
+    assert said.code == 2 and "Traceback" not in said.err

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from stillroom.cli import models, runs, stores
+from stillroom.cli import mining, models, runs, stores
 from stillroom.errors import RecipeError, UserError
 
 GOOD, OURS, THEIRS = 0, 1, 2
@@ -36,6 +36,7 @@ for command in (
     runs.record,
     runs.train,
     models.evaluate,
+    mining.mine,
     models.predict,
     runs.report,
     models.export,

@@ -36,17 +36,18 @@ def mine(
     What is found is kept: the same command again answers at once.
 
     Example: stillroom mine runs/images
-    Example: stillroom mine runs/images --model kd --only rules
+
+    A student by itself, two panels: stillroom mine runs/images --model kd --only answers --only similarity
     """
     from stillroom.cli import screen
-    from stillroom.mining.panels import PANELS, chosen
+    from stillroom.mining.panels import chosen
     from stillroom.pipeline.mining import mine as dig
     from stillroom.progress import ticking
 
     chosen(only or [], True)
     subject, students = _subjects(run, model, data)
     folder = out or run / "mining"
-    with ticking(len(chosen(only or [], bool(students))), dict.fromkeys(PANELS, ""), quiet=quiet or as_json) as told:
+    with ticking(len(chosen(only or [], bool(students))), {}, quiet=quiet or as_json) as told:
         mined = dig(subject, folder, students=students, only=only or [], seconds=seconds, told=told)
     if as_json:
         screen.show_json(

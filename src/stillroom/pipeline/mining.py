@@ -175,9 +175,10 @@ def subjects_of_run(run: Path, model: str = "") -> tuple[Subject, dict[str, list
         raise UserError(say("This is no run folder", str(run), "a folder that 'stillroom run' has written"))
     experiment = experiment_of(read_recipe(run / "recipe.yaml"))
     opened = [name for name, plan in experiment.teachers.items() if plan.make is not None]
-    if model and model not in (*opened, *experiment.arms):
-        raise UserError(say(f"The run {run} has no such model to mine", f"'{model}'", [*opened, *experiment.arms]))
-    teacher = model if model in opened else "" if "" in opened else next(iter(opened), None)
+    known = [name or "teacher" for name in opened]
+    if model and model not in (*known, *experiment.arms):
+        raise UserError(say(f"The run {run} has no such model to mine", f"'{model}'", [*known, *experiment.arms]))
+    teacher = opened[known.index(model)] if model in known else next(iter(opened), None)
     if model in experiment.arms or teacher is None:
         return _student(experiment, run, model or experiment.main.name, experiment.seeds[0]), {}
     if not (teacher_folder(run, teacher) / "done.json").is_file() and experiment.teachers[teacher].training is not None:
