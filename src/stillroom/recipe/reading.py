@@ -176,8 +176,8 @@ def _check_arms(meaning: Any, arms: Mapping[str, Arm | None], base: list[tuple[N
             at = node if arm.objectives is not None or arm.add else reading.root.items.get("objectives")
             meaning.arm(at, pairs, arm.data or data, arm.train or train)
         if reading.whole and (made := arm.distilled_data or distilled) is not None:
-            at = node.items.get("distilled_data") if node is not None else None
-            meaning.distilled(at or reading.root.items.get("distilled_data"), pairs, made, arm.data or data)
+            own = node.items.get("distilled_data") if node is not None else None
+            meaning.distilled(own or reading.root.items.get("distilled_data"), pairs, made, arm.data or data)
     if reading.whole:
         meaning.transfer(seen, train)
 
