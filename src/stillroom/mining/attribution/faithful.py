@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,11 +113,21 @@ def rank_correlation(one: Tensor, other: Tensor, counts: Tensor | None = None) -
     return float(np.mean(found)) if found else None
 
 
-def randomisation(own: Tensor, twin: Tensor, counts: Tensor | None = None) -> dict[str, Any]:
+def randomisation(
+    own: Tensor, twin: Tensor, counts: Tensor | None = None, contrast: Tensor | None = None
+) -> dict[str, Any]:
     """Return how alike attributions (N, parts) are to those of random weights: rank correlations, as JSON.
 
-    ``size`` of their absolute values, ``signed`` of the values themselves. Adebayo et al. 2018
-    (https://arxiv.org/abs/1810.03292): what does not change with the weights cannot tell of them.
+    ``size`` of their absolute values, ``signed`` of the values themselves. With ``contrast`` (N, parts), how far each
+    part lies from the baseline, ``beyond`` is the partial correlation of the sizes: without what both owe to it.
+    Adebayo et al. 2018 (https://arxiv.org/abs/1810.03292): what does not change with the weights cannot tell of them.
     """
     size = rank_correlation(own.abs(), twin.abs(), counts)
-    return {"size": size, "signed": rank_correlation(own, twin, counts), "most": MOST}
+    told = {"examples": len(twin), "size": size, "signed": rank_correlation(own, twin, counts), "most": MOST}
+    if contrast is None or size is None:
+        return told
+    mine, theirs = (rank_correlation(one.abs(), contrast, counts) for one in (own, twin))
+    told["contrast"] = mine
+    if mine is not None and theirs is not None and max(abs(mine), abs(theirs)) < 1:
+        told["beyond"] = (size - mine * theirs) / math.sqrt((1 - mine**2) * (1 - theirs**2))
+    return told

@@ -45,9 +45,9 @@ def trust(told: dict[str, Any], parts: str, method: str, completeness: float | N
     """Say whether taking parts away in the order of attribution changes answers sooner than any order."""
     gone, back = told["deletion"], told["insertion"]
     good = {way: helps(told, way) for way in ("deletion", "insertion")}
-    text = f"Take away {parts} in the order of attribution: the answer keeps a share of {_percent(gone['area'])} on "
-    text += f"average, against {_percent(gone['random'])} in random order. Put them back in that order: "
-    text += f"{_percent(back['area'])} against {_percent(back['random'])}."
+    text = f"Take away {parts} in the order of attribution: the answer keeps a share of {percent(gone['area'])} on "
+    text += f"average, against {percent(gone['random'])} in random order. Put them back in that order: "
+    text += f"{percent(back['area'])} against {percent(back['random'])}."
     if all(good.values()):
         text += f" So what is marked is what the answer hangs on: removal works {1 / max(gone['ratio'], 1e-3):.1f} "
         text += "times as well as chance."
@@ -57,7 +57,7 @@ def trust(told: dict[str, Any], parts: str, method: str, completeness: float | N
     else:
         text += " That is no better than random: do not rely on what is marked here."
     if completeness is not None and completeness > LOOSE:
-        text += f" The parts miss the difference they should sum up to by {_percent(completeness)}."
+        text += f" The parts miss the difference they should sum up to by {percent(completeness)}."
     control = f"random orders of the same {parts}, at the same {told['examples']} examples."
     if completeness is not None:
         control += f" {method} should sum up to the difference from the baseline: they miss it by "
@@ -95,10 +95,13 @@ def shows_the_model(found: dict[str, Any], what: str, of_input: str) -> Finding:
         if beyond is not None:
             less = "little is left" if abs(beyond) <= MOST else "much is left even so"
             text += f" With that taken out {beyond:.2f} remains: {less}."
+        if found.get("overall") is not None:
+            text += f" Over all examples together the correlation is {found['overall']:.2f}."
         if abs(signed) <= MOST:
             text += f" With their signs they have nothing in common ({signed:.2f}): read for and against, not outlines."
     rows = [{"name": "sizes", "mean": size}]
     rows += [{"name": "sizes, beyond the input", "mean": beyond}] if beyond is not None else []
+    rows += [{"name": "sizes, all examples together", "mean": found["overall"]}] if found.get("overall") else []
     rows += [{"name": "with signs", "mean": signed}]
     figure = {
         "kind": "dots",
@@ -124,5 +127,6 @@ def halves(values: Sequence[float] | Tensor) -> int:
     return int((sizes.cumsum(0) < 0.5 * sizes.sum()).sum()) + 1 if float(sizes.sum()) > 0 else 0
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """Return a share as a person reads it, in whole per cent."""
     return f"{100 * value:.0f} %"

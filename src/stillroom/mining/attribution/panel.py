@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stillroom.mining.attribution.columns import rows_of_a_table
 from stillroom.mining.attribution.pixels import pictures
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
@@ -17,4 +18,6 @@ def attribution(subject: Subject, budget: Budget) -> Panel:
     needs answers only. What is explained is the logit of the first answer less the mean of all logits. Controls: parts
     taken away in random order, and the same architecture with random weights.
     """
+    if subject.kind == "table":
+        return rows_of_a_table(subject, budget)
     return pictures(subject, budget)

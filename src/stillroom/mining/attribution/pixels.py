@@ -140,12 +140,7 @@ def _compared(found: Maps, twin: Tensor) -> dict[str, Any]:
     """How alike the maps are to those of random weights, and how much of it is the pictures' own contrast."""
     own, other = found.pixels[: len(twin)].flatten(1), twin.flatten(1)
     contrast = (found.inputs[: len(twin)].float() - found.baseline.float()).abs().sum(1).flatten(1)
-    told = randomisation(own, other)
-    mine, theirs = rank_correlation(own.abs(), contrast), rank_correlation(other.abs(), contrast)
-    told |= {"examples": len(twin), "contrast": mine}
-    if told["size"] is not None and mine is not None and theirs is not None and max(abs(mine), abs(theirs)) < 1:
-        told["beyond"] = (told["size"] - mine * theirs) / math.sqrt((1 - mine**2) * (1 - theirs**2))
-    return told
+    return randomisation(own, other, contrast=contrast)
 
 
 def _checked(subject: Subject, found: Maps, budget: Budget) -> dict[str, Any]:
