@@ -75,7 +75,8 @@ def page(parts: dict[str, Any], marks: dict[str, Any], date: str) -> list[str]:
     ]
     for part, one in parts.items():
         lines += [*import_module(f"gradient_{part}").page(one["result"]), ""]
-        lines += [f"`{one['command']}`: {one['seconds'] / 60:.0f} minutes, seeds {one['seeds']}.", ""]
+        note = f" {one['note']}" if "note" in one else ""  # written by hand where a run was not made in one go
+        lines += [f"`{one['command']}`: {one['seconds'] / 60:.0f} minutes, seeds {one['seeds']}.{note}", ""]
         lines += ["Machine: " + "; ".join(f"{key} {_plain(value)}" for key, value in one["machine"].items()) + ".", ""]
     return lines
 

@@ -256,14 +256,15 @@ def _error(task: Task, module: nn.Module, split: str) -> dict[str, Any]:
 
 
 def _regression_arms(quick: bool) -> tuple[Arm, ...]:
-    rates, noises = (1e-2, 2e-2), (0.2, 0.4, 0.6)
-    plain = tuple({"rate": rate} for rate in (2.5e-3, 5e-3, *rates))
+    rates, noises = (1e-2, 2e-2, 4e-2), (0.2, 0.4, 0.6, 0.8)
+    plain = tuple({"rate": rate} for rate in (2.5e-3, 5e-3, *rates[:2]))
     noised = tuple({"rate": rate, "noise": noise} for noise in noises for rate in rates)
     weighed = tuple(
-        {"rate": rate, "weight": weight, "share": share} for weight, share in ((1.0, 0.01), (1.0, 1.0), (10.0, 1.0))
+        {"rate": rate, "weight": weight, "share": share}
+        for weight, share in ((1.0, 0.01), (1.0, 1.0), (10.0, 1.0))
         for rate in rates
-    )  # fmt: skip
-    both = tuple({**one, "weight": 10.0, "share": 1.0} for one in noised)
+    )
+    both = tuple({**one, "weight": 10.0, "share": 1.0} for one in noised[:9])
     arms = (
         Arm("values", plain),
         Arm("noised, 2 views recorded", noised, views="two"),
@@ -356,27 +357,29 @@ def _seen(task: Task, module: nn.Module, split: str) -> dict[str, Any]:
 
 def _image_arms(kind: str, quick: bool) -> tuple[Arm, ...]:
     rates = (3e-3, 1e-2)
-    plain = tuple({"rate": rate} for rate in rates)
-    noised = tuple({"rate": rate, "noise": noise} for noise in (0.2, 0.35, 0.5) for rate in rates)
-    weighed = tuple({"rate": rate, "weight": weight} for weight in (3.0, 10.0) for rate in rates)
+    plain = tuple({"rate": rate} for rate in (*rates, 2e-2))
+    noised = tuple({"rate": rate, "noise": noise} for noise in (0.1, 0.2, 0.35, 0.5, 0.7) for rate in rates)
+    faster = tuple({"rate": 2e-2, "noise": noise} for noise in (0.2, 0.35, 0.5))
+    weighed = tuple({"rate": rate, "weight": weight} for weight in (3.0, 10.0, 30.0) for rate in rates)
     both = tuple({"rate": rate, "noise": noise, "weight": 3.0} for noise in (0.1, 0.35) for rate in rates)
-    mild = tuple({"rate": rate, "noise": 0.1} for rate in rates)
+    mild = tuple({"rate": rate, "noise": 0.1} for rate in (*rates, 2e-2))
+    light = tuple({"rate": rate, "weight": weight} for weight in (1.0, 3.0) for rate in (*rates, 2e-2))
     arms = [
         Arm("alone", plain, teacher=False),
         Arm("kd", plain),
-        Arm("kd, noised live", noised, views="live"),
+        Arm("kd, noised live", (*noised, *faster), views="live"),
         Arm("gradient", weighed, "gradient"),
         Arm("gradient, noised live", both, "gradient", "live"),
     ]
     if kind == "cnn":
         arms.append(Arm("explanation", weighed, "mix@gradcam"))
     else:
-        arms[3:3] = [Arm("kd, noised, 8 views recorded", noised[:4], views="recorded")]
+        arms[3:3] = [Arm("kd, noised, 8 views recorded", noised[2:], views="recorded")]
         arms += [
             Arm("gradient cosine", weighed, "cosine"),
             Arm("directions", weighed, "directions", "live"),
             Arm("kd, all images", plain, everywhere=True),
             Arm("kd, all images, noised live", mild, views="live", everywhere=True),
-            Arm("gradient, all images", weighed[:2], "gradient", everywhere=True),
+            Arm("gradient, all images", light, "gradient", everywhere=True),
         ]
     return _shortened(arms) if quick else tuple(arms)

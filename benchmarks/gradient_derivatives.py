@@ -199,6 +199,7 @@ def _accuracies(one: dict[str, Any]) -> list[str]:
         "a student sees 50 images and no other."
     )
     twin = ", ".join(f"{names[key]} {_scale(key)[0] * one['twin'][key]:.{_scale(key)[1]}f}" for key in measures)
+    twin = twin.replace(", %", " in %")
     head += f" What can be expected of likeness: a second teacher, of another seed, has {twin}."
     return [head, "", *_table(rows), "", *_table(pairs)]
 
@@ -226,6 +227,28 @@ def _sentences(cases: dict[str, Any]) -> list[str]:
             for key, words in (("accuracy", "accuracy"), ("agreement", "agreement"), ("cosine", "gradients' cosine"))
         ]
         lines.append(f"* {told[0].upper()}{told[1:]}: {', '.join(said)}.")
+    return [*lines, *_reasons(cases)]
+
+
+def _reasons(cases: dict[str, Any]) -> list[str]:
+    """Say why marks were missed, where they were."""
+    lines = []
+    pair, target, _ = RATIOS[2]
+    if any(math.exp(cases[name]["differences"][pair]["error"]["mean"]) > target for name in FUNCTIONS):
+        views = " and ".join(f"{cases[name]['views'] / 2:g}" for name in FUNCTIONS)
+        lines.append(
+            "* Number for number, answers to noised inputs tell as much as gradients or more: noise that is chosen on "
+            "validation spreads the points over the whole cube, where gradients say all about 64 places. They cost the "
+            f"teacher {views} times as much; where both cost the same, gradients are ahead."
+        )
+    cnn = cases["cnn"]
+    found = float(np.mean([scores["cosine"] for scores in cnn["arms"]["gradient"]["scores"]]))
+    if found < ALIKE:
+        lines.append(
+            f"* A CNN's gradients by pixels are its own: two teachers that differ in their seed only have a cosine of "
+            f"{cnn['twin']['cosine']:.2f}. A student of 50 images has {found:.2f} with its teacher; {ALIKE:g} is out of "
+            "reach for both."
+        )
     return lines
 
 
