@@ -78,8 +78,8 @@ def _gradient(terms: list[Tensor], named: Mapping[str, nn.Parameter], *, keep: b
 
 def norm(gradients: Iterable[Tensor]) -> float:
     """Return the Euclidean norm of all ``gradients`` together, in float32; 0 for none."""
-    squares = [one.float().square().sum() for one in gradients]
-    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+    wide = [one.float() for one in gradients]
+    return float(nn.utils.get_total_norm(wide)) if wide else 0.0
 
 
 def pull_of(sides: Sides) -> Pull:
