@@ -87,6 +87,14 @@ def test_an_array_with_labels_beside_it(tmp_path):
     assert found.names == ["left", "right"] and found.classes == ["b", "a"], "classes keep their order"
     assert found.labels.tolist() == y.tolist()
     np.savez(tmp_path / "b.npz", x_train=x[:12], y_train=y[:12] % 2, x_test=x[12:], y_test=y[12:] % 2)
+    np.savez(tmp_path / "d.npz", x=x, y=y[:, None])
+    found = table(tmp_path / "d.npz")
+    assert found.labels.tolist() == y.tolist() and found.classes == ["0", "1"], "-1 is no label"
+    np.savez(tmp_path / "s.npz", x=x, y=np.sign(np.arange(20) - 9.5).astype(int))
+    assert table(tmp_path / "s.npz").classes == ["-1", "1"], "signs are two classes"
+    np.savez(tmp_path / "e.npz", x=x[:0], y=y[:0], classes=["a"])
+    with pytest.raises(DataError, match="no rows"):
+        table(tmp_path / "e.npz")
     found = table(tmp_path / "b.npz", validation=2)
     assert found.splits["test"].tolist() == list(range(12, 20)) and found.names == ["x0", "x1"]
     np.save(tmp_path / "c.npy", np.c_[x, y])
@@ -261,6 +269,8 @@ REFUSED = {
     "beyond float32": (PLAIN + "1e39,x,no\n", {}, "up to 3e38"),
     "an empty column": ("a,b,label\n,x,no\n,y,yes\n,x,yes\n,w,no\n", {"test": 0, "validation": 0}, "'a' of"),
     "a size": (PLAIN, {"test": 9}, "does not fit"),
+    "a decimal comma": ("a;label\n" + "".join(f"{row},5;{row % 2}\n" for row in range(30)), {}, "a point instead"),
+    "quotes in the first line": ('"a\nb",c,label\n1,2,x\n', {}, "quotes that open"),
     "another kind of file": (PLAIN, {}, ".parquet"),
 }
 

@@ -6,6 +6,7 @@ pyarrow reads and converts. What it refuses in CSV is read again row by row, whi
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -107,6 +108,8 @@ def check_categories(column: Column, name: str, file: Path) -> None:
         given = f"{len(texts):,} different texts in {len(column.values):,} rows, such as '{texts[0][:40]}'"
         allowed = f"up to {MOST} categories, each in several rows"
         do = f"Leave it out ('without: [{name}]'), or turn it into numbers."
+        if re.fullmatch(r"[+-]?\d+,\d+", texts[0]):
+            do = "Write its numbers with a point instead of a comma, or leave it out."
         raise DataError(say(f"Column '{name}' of {file} has too many categories", given, allowed, do))
 
 
@@ -229,14 +232,16 @@ def _numpy(file: Path) -> Columns:
             given = f"{len(set(names))} different names for {values.shape[1]} columns"
             raise DataError(say(f"The names of {file} do not fit", given, "one for each column of x"))
         beside = {("label" if name in ("y", "labels") else name): one for name, one in found.items()}
+        beside = {name: one[:, 0] if one.ndim == 2 and one.shape[1] == 1 else one for name, one in beside.items()}
         found = dict(zip(names, values.T, strict=True)) | beside
     rows = {len(values) if values.ndim == 1 else -1 for values in found.values()}
     if len(rows) > 1 or -1 in rows:
         given = ", ".join(f"{name or 'an array'} {values.shape}" for name, values in found.items())
         raise DataError(say(f"{file} holds no table", given[:200], _ROWS))
-    return {
-        name: _from_numpy(values, arrays.get("classes") if name == "label" else None) for name, values in found.items()
-    }
+    columns = {name: _from_numpy(values) for name, values in found.items()}
+    if wide is not None and "label" in found:
+        columns["label"] = _named(found["label"], arrays.get("classes"))
+    return columns
 
 
 def _splits_joined(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,15 +260,22 @@ def _fit(one: Any, other: Any) -> bool:
     return bool(one.ndim == 2 and other.shape == (len(one),))
 
 
-def _from_numpy(values: Any, classes: Any = None) -> Any:
-    """Return an array of pyarrow; of labels -1 is none, and ``classes`` are the names of their numbers."""
+def _from_numpy(values: Any) -> Any:
     kind = values.dtype.kind
-    if classes is not None and kind in "iu" and -1 <= int(values.min()) <= int(values.max()) < len(classes):
-        numbers = pa.array(values.astype(np.int64), mask=values.astype(np.int64) < 0)
-        return pa.DictionaryArray.from_arrays(numbers, pa.array(np.asarray(classes).astype(str)))
     if kind not in "biufUS":
         return pa.nulls(len(values), pa.binary())
     return pa.array(values.astype(str) if kind == "S" else np.ascontiguousarray(values))
+
+
+def _named(values: Any, classes: Any) -> Any:
+    """Return the labels beside x: -1 is none, unless it is one of two signs; ``classes`` are the names of numbers."""
+    if values.dtype.kind not in "iu":
+        return _from_numpy(values)
+    numbers = values.astype(np.int64)
+    empty = numbers == -1 if classes is not None or set(np.unique(numbers).tolist()) != {-1, 1} else None
+    if classes is None or not ((numbers >= -1) & (numbers < len(classes))).all():
+        return pa.array(numbers, mask=empty)
+    return pa.DictionaryArray.from_arrays(pa.array(numbers, mask=empty), pa.array(np.asarray(classes).astype(str)))
 
 
 # --- cells -----------------------------------------------------------------------------------------
@@ -272,10 +284,12 @@ def _from_numpy(values: Any, classes: Any = None) -> Any:
 def _tidy(array: Any) -> Any:
     """Bring a column to texts, float64, or a dictionary of texts; what is none of these stays as it is."""
     kind = array.type
+    if str(kind) in ("string_view", "large_string"):
+        return _tidy(array.cast(pa.string()))
     if pa.types.is_dictionary(kind):
         texts = pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)
         return array if texts else _tidy(array.cast(kind.value_type))
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
+    if pa.types.is_string(kind) or pa.types.is_null(kind):
         cells = pc.utf8_trim_whitespace(array.cast(pa.string()))
         return pc.if_else(pc.is_in(cells, pa.array(MISSING)), pa.scalar(None, pa.string()), cells)
     if pa.types.is_boolean(kind):

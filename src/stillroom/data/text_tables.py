@@ -86,13 +86,13 @@ def _table(stream: IO[str], file: Path, kind: str) -> Iterator[Row]:
         raise DataError(say(f"{file} has no columns", "an empty first line", "a first line that names the columns"))
     comma = "," if "," in first or ";" not in first else ";"
     style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {"delimiter": comma, "strict": True}
-    limit = csv.field_size_limit(_FIELD)
+    limit, before = csv.field_size_limit(_FIELD), 0
     try:
         names = [name.strip() for name in next(csv.reader([first], **style))]  # type: ignore[arg-type]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise DataError(say(f"{file} has two columns of one name", f"'{twice}'", "different names"))
-        reader, before = csv.reader(stream, **style), 0  # type: ignore[arg-type]
+        reader = csv.reader(stream, **style)  # type: ignore[arg-type]
         for fields in reader:
             line, before = before + 2, reader.line_num
             if fields and len(fields) != len(names):
