@@ -236,18 +236,19 @@ def _reasons(cases: dict[str, Any]) -> list[str]:
     pair, target, _ = RATIOS[2]
     if any(math.exp(cases[name]["differences"][pair]["error"]["mean"]) > target for name in FUNCTIONS):
         views = " and ".join(f"{cases[name]['views'] / 2:g}" for name in FUNCTIONS)
+        even = " and ".join(f"{_ratio(cases[name]['differences'][RATIOS[1][0]]['error'])} x" for name in FUNCTIONS)
         lines.append(
             "* Number for number, answers to noised inputs tell as much as gradients or more: noise that is chosen on "
             "validation spreads the points over the whole cube, where gradients say all about 64 places. They cost the "
-            f"teacher {views} times as much; where both cost the same, gradients are ahead."
+            f"teacher {views} times as much; where both cost the same, gradients have {even} of the error."
         )
     cnn = cases["cnn"]
     found = float(np.mean([scores["cosine"] for scores in cnn["arms"]["gradient"]["scores"]]))
     if found < ALIKE:
         lines.append(
             f"* A CNN's gradients by pixels are its own: two teachers that differ in their seed only have a cosine of "
-            f"{cnn['twin']['cosine']:.2f}. A student of 50 images has {found:.2f} with its teacher; {ALIKE:g} is out of "
-            "reach for both."
+            f"{cnn['twin']['cosine']:.2f}. A student of 50 images has {found:.2f} with its teacher; {ALIKE:g} is more than "
+            "either shows."
         )
     return lines
 
