@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from stillroom.suitability import Suitability
 def command(monkeypatch, capsys):
     """Run ``stillroom ...`` here; return its code, what it printed and what it complained of."""
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(import_module("stillroom.suitability"), "WARMUP", 20)  # a smaller net learns sooner
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["stillroom", *map(str, words)])

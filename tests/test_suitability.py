@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
 
 import pytest
 import torch
@@ -28,6 +29,12 @@ class Told:
 
     def __call__(self, batch):
         return {"logits": self.logits[batch["id"][:, 0]]}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """A small net has learnt enough after a few steps."""
+    monkeypatch.setattr(import_module("stillroom.suitability"), "WARMUP", 30)
 
 
 @pytest.fixture(scope="module")

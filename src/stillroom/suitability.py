@@ -26,7 +26,7 @@ from stillroom.taps import Reader, Takes, read
 from stillroom.teachers import Average, Live
 from stillroom.train import Rows, fit
 
-WARMUP, RATE, BATCH = 40, 3e-3, 64  # steps on the mean of all teachers, before anything is asked
+WARMUP, RATE, BATCH = 200, 3e-3, 64  # steps on the mean of all teachers, before anything is asked
 DIMENSIONS, RIDGE = 1024, 0.1
 FOLD = 4  # GRACE sees so many of them as one: it wants fewer dimensions than examples
 EXACT = 16  # classes up to which the whole Jacobian is taken; above, as many random directions of it
@@ -87,7 +87,7 @@ def suitability(
     looked at and twice as many are held out: of validation, then of the other training examples. Without ``encode``,
     uint8 images are normalised as :func:`stillroom.distill` does.
 
-    The student first takes 40 steps on the mean of all teachers' probabilities. Then, with its logits z, their
+    The student first takes 200 steps on the mean of all teachers' probabilities. Then, with its logits z, their
     Jacobian J_i (classes x parameters) on example i, and both answers softened at temperature t:
 
     * the gradient on a teacher's answer: g_i = J_i' r_i, r_i = t C (p_teacher - p_student), C the number of classes:
