@@ -247,8 +247,8 @@ def _reasons(cases: dict[str, Any]) -> list[str]:
     if found < ALIKE:
         lines.append(
             f"* A CNN's gradients by pixels are its own: two teachers that differ in their seed only have a cosine of "
-            f"{cnn['twin']['cosine']:.2f}. A student of 50 images has {found:.2f} with its teacher; {ALIKE:g} is more than "
-            "either shows."
+            f"{cnn['twin']['cosine']:.2f}. A student of 50 images has {found:.2f} with its teacher; {ALIKE:g} is more "
+            "than either shows."
         )
     return lines
 
