@@ -234,8 +234,13 @@ def test_the_fingerprint_follows_content_and_meaning(file, tmp_path):
 def test_a_source_with_hidden_labels_says_what_its_columns_are(file):
     found = table(file)
     hidden = LabelledSubset(found, found.splits["train"][:20])
-    for name in ("modality", "names", "kinds", "categories"):
-        assert getattr(hidden, name) == getattr(found, name), name
+    assert hidden.modality == "table" and hidden.categories == found.categories
+    assert list(hidden.names) == found.names and list(hidden.kinds) == found.kinds
+    plain = stillroom.as_source((torch.zeros(30, 2) + torch.arange(30)[:, None], torch.arange(30) % 2))
+    bare = LabelledSubset(plain, plain.splits["train"])
+    assert bare.modality == ""
+    for name in ("names", "kinds", "categories"):
+        assert not hasattr(bare, name), "whoever asks has a default of his own"
     assert found.trimmed({"train": 10}).names == found.names
 
 

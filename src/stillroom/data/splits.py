@@ -217,19 +217,22 @@ class LabelledSubset:
         return lengths
 
     @property
-    def names(self) -> Sequence[str] | None:
-        """The names of the columns of a table beneath, or None."""
-        return getattr(self.source, "names", None)
+    def names(self) -> Sequence[str]:
+        """The names of the columns of a table beneath; there is no such attribute where it is none."""
+        names: Sequence[str] = self.source.names  # type: ignore[attr-defined]
+        return names
 
     @property
-    def kinds(self) -> Sequence[str] | None:
-        """What each column of a table beneath is, "numeric" or "categorical", or None."""
-        return getattr(self.source, "kinds", None)
+    def kinds(self) -> Sequence[str]:
+        """What each column of a table beneath is, "numeric" or "categorical"; absent where it is none."""
+        kinds: Sequence[str] = self.source.kinds  # type: ignore[attr-defined]
+        return kinds
 
     @property
-    def categories(self) -> Mapping[str, Sequence[str]] | None:
-        """The texts of the categories of a table beneath, by column, or None."""
-        return getattr(self.source, "categories", None)
+    def categories(self) -> Mapping[str, Sequence[str]]:
+        """The texts of the categories of a table beneath, by column; absent where it is none."""
+        categories: Mapping[str, Sequence[str]] = self.source.categories  # type: ignore[attr-defined]
+        return categories
 
     def __len__(self) -> int:
         return len(self.source)

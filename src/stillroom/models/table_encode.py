@@ -103,8 +103,8 @@ def table_encode(source: Source, rows: Tensor | None = None) -> TableEncode:
     """
     rows = source.splits["train"] if rows is None else rows
     names, categories = getattr(source, "names", None), getattr(source, "categories", None) or {}
-    if names is None or not len(rows):
-        given = "0 rows" if names is not None else "a source without names of columns"
+    if not names or not len(rows):
+        given = "0 rows" if names else "a source without names of columns"
         raise ModelError(say("Nothing to measure the columns of a table on", given, "training rows of a table"))
     parts = [source.batch(torch.stack([part, torch.zeros_like(part)], 1))["inputs"] for part in rows.split(65536)]
     values = torch.cat(parts).double()
