@@ -1,4 +1,4 @@
-"""Panel 3, rules: the smallest decision tree that answers like the model, to read, to run, and to be held against it."""
+"""Rules: the smallest decision tree that answers like the model, to read, to run, and to be held against it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def rules(subject: Subject, budget: Budget, *, fidelity: float = 0.95, leaves: i
     """Find the smallest tree of at most ``leaves`` rules that answers as the model does in ``fidelity`` of all cases.
 
     It is grown on the model's answers (probabilities) to training rows and to queries made of them; its size is chosen
-    on validation and training rows, and what is said of it is measured on test rows and on queries made of those. Beside it stand
-    the same tree on labels, and always giving the commonest answer. Pictures get a soft tree too, with its filters.
-    Only answers are needed.
+    on validation and training rows, and what is said of it is measured on test rows and on queries made of those.
+    Beside it stand the same tree on labels, and always giving the commonest answer. Pictures get a soft tree too, with
+    its filters. Only answers are needed.
 
     Raises:
         DataError: a fidelity not above 0 or over 1, or a number of leaves that nobody would read.
@@ -73,6 +73,7 @@ def _numbers(chosen: Chosen, findings: list[Finding]) -> dict[str, Any]:
         "rules": size,
         "reached_on_choice": chosen.reached,
         "fidelity": agreement(chosen.tree, ground.held),
+        "fidelity_interval": chosen.interval.plain(),
         "fidelity_queries": agreement(chosen.tree, ground.held_queries),
         "fidelity_choice": agreement(chosen.tree, ground.choice),
         "labels_same_size": None if same is None else agreement(same, ground.held),
@@ -97,10 +98,7 @@ def _numbers(chosen: Chosen, findings: list[Finding]) -> dict[str, Any]:
 def _files(chosen: Chosen) -> dict[str, bytes]:
     reading, classes, tree = chosen.ground.reading, chosen.classes, chosen.tree
     about = f"{len(tree.leaves)} rules that answer like {chosen.name}: the same class {chosen.agrees}."
-    each = [
-        f"{number}. {rule.sentence}"
-        for number, rule in enumerate(rules_of(tree, reading, classes), 1)
-    ]
+    each = [f"{number}. {rule.sentence}" for number, rule in enumerate(rules_of(tree, reading, classes), 1)]
     text = "\n".join([about, chosen.counted, "", as_text(tree, reading, classes), "", *each, ""])
     plain = as_plain(tree, reading, classes) | {"rules": chosen.each, "about": about}
     return {

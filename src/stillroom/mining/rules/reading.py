@@ -211,4 +211,3 @@ def fine(inputs: Tensor, most: int) -> Tensor:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.12g}"
-

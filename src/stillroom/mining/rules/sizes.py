@@ -1,4 +1,4 @@
-"""Trees of every size, cut from one; which is the smallest that answers like the model, and what its like on labels does."""
+"""Trees of every size, cut from one: the smallest that answers like the model, and its like on labels."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def series(tree: Tree) -> Series:
 
 @dataclass(frozen=True)
 class Grown:
-    """The trees: on the model's answers to rows and queries, to rows alone, and on labels (None where none are known)."""
+    """The trees: on the model's answers to rows and queries, to rows alone, and on labels (None: none are known)."""
 
     both: Series
     rows: Series
@@ -66,7 +66,9 @@ def grow_all(ground: Ground, *, most: int = MOST, seed: int = 0) -> tuple[Grown,
     fit = max(1000, CELLS // max(1, features))
     both = joined([rows, ground.queries])
     if len(both) > fit:
-        notes.append(f"Trees were grown on {fit:,} of {len(both):,} examples, drawn at random: {features} features each.")
+        notes.append(
+            f"Trees were grown on {fit:,} of {len(both):,} examples, drawn at random: {features} features each."
+        )
         both = _some(both, fit, seed)
         rows = _some(rows, fit, seed)
     known = rows.labels != UNLABELLED

@@ -29,7 +29,7 @@ def soft(subject: Subject, ground: Ground, budget: Budget) -> Drawn:
     answers = torch.from_numpy(both.answers).float()
     known = ground.rows.labels != UNLABELLED
     trees = 2 if known.any() else 1
-    level = level_for(both.pixels, answers, SHARE * budget.left / trees)
+    level = level_for(both.pixels, answers, SHARE * budget.left / trees) if budget.left > 1 else None
     if level is None:
         return [], {}, {}, ["There was no time left for a soft tree."]
     steps, depth = level
@@ -105,7 +105,9 @@ def _drawn(subject: Subject, ground: Ground, tree: Grown) -> dict[str, Any]:
             sides = []
             for share in (here * right, here * (1 - right)):
                 weight = np.bincount(top, weights=share, minlength=len(subject.classes))
-                chosen = [one for one in np.argsort(-weight, kind="stable")[:NAMED] if weight[one] >= 0.1 * weight.sum()]
+                chosen = [
+                    one for one in np.argsort(-weight, kind="stable")[:NAMED] if weight[one] >= 0.1 * weight.sum()
+                ]
                 sides.append(", ".join(str(subject.classes[one]) for one in chosen if weight.sum() > 0) or "nobody")
             items.append(
                 {

@@ -16,7 +16,7 @@ from stillroom.randomness import forked, permutation
 BALANCE = 0.1  # of the penalty on questions that send all to one side, halved at each level
 RATE = 2e-2
 BATCH = 128
-LEVELS = ((3000, 6), (1500, 6), (800, 5), (300, 4))  # steps and depth, the most that fits the time
+LEVELS = ((1500, 6), (800, 6), (500, 5), (300, 4))  # steps and depth, the most that fits the time
 TIMED = 10  # steps
 STEEP = 1.0
 

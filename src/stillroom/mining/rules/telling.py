@@ -21,7 +21,7 @@ SHOWN = 24  # rules in the table, those that cover most
 
 @dataclass(frozen=True)
 class Chosen:
-    """The tree that was chosen, whether it ``reached`` the fidelity where its size was chosen, and what it is held to."""
+    """The tree that was chosen, whether it ``reached`` the fidelity where that was done, and what it is held to."""
 
     tree: Tree
     reached: bool
@@ -71,7 +71,9 @@ class Chosen:
         """How often rules and model would agree if the rules' answers were dealt to held-out rows at random."""
         count = len(self.classes)
         said, wanted = self.tree.answer(self.ground.held.rows), self.ground.held.top
-        return float((np.bincount(said, minlength=count) / len(said)) @ np.bincount(wanted, minlength=count) / len(said))
+        return float(
+            (np.bincount(said, minlength=count) / len(said)) @ np.bincount(wanted, minlength=count) / len(said)
+        )
 
     @cached_property
     def accuracy(self) -> dict[str, float | None]:
@@ -84,8 +86,14 @@ class Chosen:
         return {who: float((said == held.labels)[known].mean()) for who, said in right.items()}
 
     @cached_property
+    def interval(self) -> Interval:
+        """Agreement with the model on held-out rows, with a 95 % interval."""
+        same = self.tree.answer(self.ground.held.rows) == self.ground.held.top
+        return over_examples(lambda rows: float(same[rows].mean()), len(same), seeds=1)
+
+    @cached_property
     def difference(self) -> Interval | None:
-        """Agreement of this tree less that of the same size on labels, on held-out rows, paired; None without labels."""
+        """Agreement of this tree less that of its size on labels, on held-out rows, paired; None without labels."""
         if self.grown.labels is None:
             return None
         held = self.ground.held
@@ -149,18 +157,24 @@ def _sentence(chosen: Chosen) -> str:
             doubt = " Away from the data they hold less well: trust them for examples like these."
         return f"{rules} say what the model answers: they agree with it {chosen.agrees} {asked}.{doubt}"
     if chosen.reached:
+        clear = "so they are a summary, not the model"
+        if chosen.interval.high is None or chosen.interval.high >= chosen.fidelity:
+            clear = f"which is no clear miss, since {len(chosen.ground.held):,} rows cannot tell the two apart"
         return (
-            f"{rules} were enough where their number was chosen, but agree with the model only {chosen.agrees} {asked}: "
-            "read them as a summary, not as the model."
+            f"{rules} were enough where their number was chosen; on rows that neither saw they agree with the model "
+            f"{chosen.agrees} {asked}, {clear}."
         )
-    return f"No tree of up to {chosen.most} rules answers like the model: {rules} agree {chosen.agrees} {asked}. {_more(chosen)}"
+    none = f"No tree of up to {chosen.most} rules answers like the model"
+    return f"{none}: {rules} agree{'s' * (chosen.size == 1)} {chosen.agrees} {asked}. {_more(chosen)}"
 
 
 def _more(chosen: Chosen) -> str:
     """Say what more rules would do, and what to make of those there are."""
     name, constant = chosen.constant
     if chosen.held <= constant + 0.02:
-        return f"That is no more than always answering '{name}' ({percent(constant)}): do not explain the model by these."
+        return (
+            f"That is no more than always answering '{name}' ({percent(constant)}): do not explain the model by these."
+        )
     sizes, held = chosen.grown.both.curve(chosen.ground.held)
     enough = [size for size, found in zip(sizes, held, strict=True) if found >= chosen.fidelity]
     if enough:
@@ -199,8 +213,8 @@ def sized(chosen: Chosen) -> Finding:
         at, same = grown.labels.curve(ground.held)
         lines.append({"name": "tree on labels", "x": at, "y": [100 * one for one in same]})
         control = f"Trees on labels: {percent(same[-1])} with {at[-1]} rules."
-    control += f" On the model's answers to rows alone, without queries: {percent(agreement(grown.rows.largest(chosen.size), ground.held))}"
-    control += f" with {chosen.size}."
+    alone = agreement(grown.rows.largest(chosen.size), ground.held)
+    control += f" On the model's answers to rows alone, without queries: {percent(alone)} with {chosen.size}."
     steps = ", ".join(f"{size} rules: {percent(one)}" for size, one in zip(sizes, held, strict=True) if size > 1)
     best = int(np.argmax(held))
     sentence = f"Agreement with the model by number of rules: {steps or percent(held[0])}."
@@ -221,13 +235,15 @@ def trusted(chosen: Chosen) -> Finding:
     share = sum(one["coverage"] for one in good)
     widest = max(held, key=lambda one: one["coverage"])
     sentence = (
-        f"{len(good)} of {len(chosen.each)} rules agree with the model at least as often as asked; together they cover "
-        f"{percent(share)} of the {ground.split} rows. Rule {widest['rule']} covers most ({percent(widest['coverage'])})."
+        f"{len(good)} of {len(chosen.each)} rules agree with the model at least as often as asked; they cover "
+        f"{percent(share)} of the {ground.split} rows. "
+        f"Rule {widest['rule']} covers most ({percent(widest['coverage'])})."
     )
     weakest = min(held, key=lambda one: (one["fidelity"], -one["rows"]))
     if weakest["fidelity"] < chosen.fidelity:
         rows = f"{weakest['rows']} row{'s' * (weakest['rows'] != 1)}"
-        sentence += f" Where rule {weakest['rule']} holds, ask the model: it agrees on {percent(weakest['fidelity'])} of {rows}."
+        sentence += f" Where rule {weakest['rule']} holds, ask the model: it agrees on "
+        sentence += f"{percent(weakest['fidelity'])} of {rows}."
     if unseen := len(chosen.each) - len(held):
         sentence += f" {unseen} cover{'s' * (unseen == 1)} no {ground.split} row."
     shown = sorted(chosen.each, key=lambda one: -one["coverage"])[:SHOWN]

@@ -17,8 +17,8 @@ LEAF = -1
 class Tree:
     """Questions "is this feature below this threshold?": yes goes left, no goes right.
 
-    ``feature``, ``left``, ``right`` (nodes, int64; -1 at a leaf), ``threshold`` (nodes), ``value`` (nodes, classes): the
-    mean answer of what came to a node. Node 0 is the first question. ``order`` names the questions, best first.
+    ``feature``, ``left``, ``right`` (nodes, int64; -1 at a leaf), ``threshold`` (nodes), ``value`` (nodes, classes):
+    the mean answer of what came to a node. Node 0 is the first question. ``order`` names the questions, best first.
     """
 
     feature: NDArray[np.int64]
@@ -83,8 +83,8 @@ def grow(rows: Floats, answers: Floats, *, leaves: int, weights: Floats | None =
     of 0 and 1 that is the Gini index: the same tree on hard labels. Thresholds are then the shortest numbers that part
     the rows alike, so that what is printed is what is computed.
 
-    Source: the questions are scikit-learn's ``DecisionTreeRegressor``; growing on a model's answers to rows and queries,
-    best question first, is TREPAN (Craven and Shavlik 1996,
+    Source: the questions are scikit-learn's ``DecisionTreeRegressor``; growing on a model's answers to rows and
+    queries, best question first, is TREPAN (Craven and Shavlik 1996,
     https://papers.nips.cc/paper/1152-extracting-tree-structured-representations-of-trained-networks), which asks
     m-of-n questions and draws queries at each node; here there is one question a node, and queries are drawn once.
     """

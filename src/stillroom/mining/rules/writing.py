@@ -1,4 +1,4 @@
-"""A tree as a person, a program and a file have it: text, standalone Python, plain JSON values, and its rules one by one."""
+"""A tree as a person, a program and a file have it: text, standalone Python, plain JSON values, single rules."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from stillroom.mining.rules.reading import Feature, Reading
 from stillroom.mining.rules.tree import LEAF, Floats, Tree
 
 DIGITS = 4  # of a probability
+
+Bounds = dict[int, tuple[float | None, float | None]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Rule:
 
 
 def rules_of(tree: Tree, reading: Reading, classes: Sequence[str]) -> list[Rule]:
-    """Return the rules of a tree from left to right; what is asked twice of a feature is said once."""
+    """Return the rules of a tree in the order of its text; what is asked twice of a feature is said once."""
     found = []
     for leaf, bounds in _paths(tree, 0, {}):
         conditions = tuple(reading.features[number].says(low, high) for number, (low, high) in bounds.items())
@@ -41,17 +43,22 @@ def rules_of(tree: Tree, reading: Reading, classes: Sequence[str]) -> list[Rule]
     return found
 
 
-Bounds = dict[int, tuple[float | None, float | None]]
+def _sides(tree: Tree, node: int) -> list[tuple[int, float | None, float | None]]:
+    """Return what follows from a question, with the bounds that hold there: a leaf first, where there is one."""
+    threshold = float(tree.threshold[node])
+    sides = [(int(tree.left[node]), None, threshold), (int(tree.right[node]), threshold, None)]
+    return sorted(sides, key=lambda side: tree.feature[side[0]] != LEAF)
 
 
 def _paths(tree: Tree, node: int, bounds: Bounds) -> Iterator[tuple[int, Bounds]]:
     if tree.feature[node] == LEAF:
         yield node, bounds
         return
-    number, threshold = int(tree.feature[node]), float(tree.threshold[node])
-    low, high = bounds.get(number, (None, None))
-    yield from _paths(tree, int(tree.left[node]), bounds | {number: (low, threshold)})
-    yield from _paths(tree, int(tree.right[node]), bounds | {number: (threshold, high)})
+    number = int(tree.feature[node])
+    known = bounds.get(number, (None, None))
+    for side, low, high in _sides(tree, node):
+        new = (known[0] if low is None else low, known[1] if high is None else high)
+        yield from _paths(tree, side, bounds | {number: new})
 
 
 def held_against(tree: Tree, rule: Rule, told: Told) -> tuple[float, float | None, NDArray[np.bool_]]:
@@ -62,23 +69,30 @@ def held_against(tree: Tree, rule: Rule, told: Told) -> tuple[float, float | Non
 
 
 def as_text(tree: Tree, reading: Reading, classes: Sequence[str]) -> str:
-    """Return the tree as text: questions with what follows from yes and no below them."""
+    """Return the tree as text: questions, with what follows below them, or beside them where it is an answer."""
     numbers = {rule.leaf: place for place, rule in enumerate(rules_of(tree, reading, classes), 1)}
 
-    def lines(node: int, depth: int) -> Iterator[str]:
+    def answer(leaf: int) -> str:
+        top = int(tree.value[leaf].argmax())
+        return f"{classes[top]} ({100 * tree.value[leaf][top]:.0f} %)  [rule {numbers[leaf]}]"
+
+    def lines(node: int, depth: int, word: str) -> Iterator[str]:
         space = "    " * depth
         if tree.feature[node] == LEAF:
-            shares = tree.value[node]
-            top = int(shares.argmax())
-            yield f"{space}{classes[top]} ({100 * shares[top]:.0f} %)  [rule {numbers[node]}]"
+            yield f"{space}{word.strip() + ': ' if word else ''}{answer(node)}"
             return
-        asked, threshold = reading.features[tree.feature[node]], float(tree.threshold[node])
-        yield f"{space}if {asked.says(None, threshold)}:"
-        yield from lines(int(tree.left[node]), depth + 1)
-        yield f"{space}else, {asked.says(threshold, None)}:"
-        yield from lines(int(tree.right[node]), depth + 1)
+        (first, low, high), (second, _, _) = _sides(tree, node)
+        asked = f"{space}{word}if {reading.features[tree.feature[node]].says(low, high)}:"
+        if tree.feature[first] == LEAF:
+            yield f"{asked} {answer(first)}"
+            yield from lines(second, depth, "else ")
+            return
+        yield asked
+        yield from lines(first, depth + 1, "")
+        yield f"{space}else:"
+        yield from lines(second, depth + 1, "")
 
-    return "\n".join(lines(0, 0))
+    return "\n".join(lines(0, 0, ""))
 
 
 def as_plain(tree: Tree, reading: Reading, classes: Sequence[str]) -> dict[str, Any]:
@@ -190,7 +204,7 @@ def _constants(reading: Reading) -> list[str]:
     named = {one.place[0]: one.name for one in reading.features}
     lines = [f"COLUMNS = {_listed([named.get(place, '') for place in range(max(named, default=-1) + 1)])}"]
     if reading.categories:
-        lines.append(f"CATEGORIES = {({place: list(texts) for place, texts in reading.categories.items()})!r}")
+        lines.append(f"CATEGORIES = { ({place: list(texts) for place, texts in reading.categories.items()})!r}")
     return lines
 
 
