@@ -199,7 +199,8 @@ CHANGES: list[tuple[str, str, str]] = [
     (
         "{use: kd}",
         "{use: kd, zzz: 2}",
-        "objectives[1].zzz: unknown key; allowed: use, student, teacher, weight, connector, every, part, name, temperature",
+        "objectives[1].zzz: unknown key; allowed: use, student, teacher, weight, connector, every, part, name, "
+        "temperature",
     ),
     ("{use: kd}", "{use: hnt}", "line 4: objectives[1].use: unknown objective 'hnt'; did you mean 'hint'?"),
     (
@@ -400,7 +401,10 @@ ADDITIONS: list[tuple[str, str]] = [
     ("arms: [a]", "arms: must be a block with a name for each arm"),
     ("arms: {a: {seeds: [1]}}", "arms.a.seeds: arms are compared seed by seed"),
     ("arms: {a: {teacher: {model: cnn}}}", "arms.a.teacher: arms share one teacher"),
-    ("arms: {a: {data: {use: mnist}}}", "arms.a.data.use: arms share their data; only 'labels' and 'unlabelled' may differ"),
+    (
+        "arms: {a: {data: {use: mnist}}}",
+        "arms.a.data.use: arms share their data; only 'labels' and 'unlabelled' may differ",
+    ),
     ("arms: {a: {ad: [{use: kd}]}}", "arms.a.ad: unknown key; did you mean 'add'?"),
     ("arms: {a: {student: {widht: 2}}}", "arms.a.student.widht: unknown key; did you mean 'width'?"),
     ("arms: {a: {train: {steps: x}}}", "arms.a.train.steps: must be a whole number, got the text 'x'"),

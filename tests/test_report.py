@@ -107,7 +107,9 @@ FIGURES = {
     },
     "sheet": {
         "columns": ["picture", "kd"],
-        "rows": [[{"pixels": [[0, 255], [128, 7]], "text": "a shirt"}, {"pixels": [[9]], "text": "0.9", "about": "kd"}]],
+        "rows": [
+            [{"pixels": [[0, 255], [128, 7]], "text": "a shirt"}, {"pixels": [[9]], "text": "0.9", "about": "kd"}]
+        ],
     },
     "text": {"text": "seeds: [0]\n"},
     "facts": {"pairs": [["threads", 1], ["none", None], ["recipe", "a: 1\nb: 2\n"]]},

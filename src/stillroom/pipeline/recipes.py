@@ -45,8 +45,9 @@ def experiment_of(recipe: Recipe) -> Experiment:
     if recipe.control and teachers and first.reads_labels:
         labels = next(one for one in recipe.arm(first.name).objectives if one.use == "labels")
         arms = {ALONE: control_of(first, lambda: match("labels", **labels.options)), **arms}
-    for plan in [*teachers.values(), *(part for arm in arms.values() for part in (*arm.before, arm))]:
-        asked = plan.training.views if plan.training is not None else None
+    trainings = [plan.training for plan in teachers.values() if plan.training is not None]
+    trainings += [part.training for arm in arms.values() for part in (*arm.before, arm)]
+    for asked in (training.views for training in trainings):
         if asked is not None and asked > recipe.record.views:
             do = "Lower train.views or raise record.views."
             raise RecipeError(

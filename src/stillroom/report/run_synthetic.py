@@ -42,7 +42,8 @@ def synthetic_examples(
         )
     first, last = facts["distance"]["first"], facts["distance"]["last"]
     note = (
-        f"Distance of the gradients, mean over the life of a network: {number(first, 2)} at first, {number(last, 2)} at last. "
+        f"Distance of the gradients, mean over the life of a network: {number(first, 2)} at first, "
+        f"{number(last, 2)} at last. "
         f"To train anything on them: data: {{use: npz, path: {path}}}; its validation and test are the real ones."
     )
     figure: dict[str, Any] = _sheet(strips) | {"note": note} if strips else {"kind": "text", "text": note}
