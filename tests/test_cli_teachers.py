@@ -85,7 +85,7 @@ def test_the_best_comes_first_and_is_named(command, shelf, monkeypatch):
     assert code == 0, err
     lines = [line for line in out.splitlines() if re.match(r"\s*(knows|guesses)\s+\d", line)]
     assert [line.split()[0] for line in lines] == ["knows", "guesses"]
-    assert "Take knows" in out and "accuracy" in out
+    assert "Take knows" in out and "In our measurements" in out
 
 
 def test_json_a_store_and_a_bundle_for_the_student(command, shelf, monkeypatch):

