@@ -6,7 +6,7 @@ teacher's probabilities for the same rows, and on these and its answers to 4,000
 often it gives the teacher's answer to the held-out fold. The interval is Student's t over the repeats' means, since the
 folds of one repeat share nearly all their rows.
 
-    PYTHONPATH=src python benchmarks/mining_rules.py --out records/rules.json
+    PYTHONPATH=src python benchmarks/mining_rules.py --out benchmarks/records/DATE-rules/result.json
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main() -> None:
         apart = [one[way] - (one[less] if less else 0.0) for one in found]
         return [float(np.mean(part)) for part in np.split(np.array(apart), chosen.repeats)]
 
-    summary: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1), "folds": results}
+    summary: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1), "leaves": LEAVES, "folds": results}
     for size in SIZES:
         told = {way: over_seeds(repeats(size, way)).plain() for way in ("labels", "rows", "queries")}
         told |= {f"{way} - labels": over_seeds(repeats(size, way, "labels")).plain() for way in ("rows", "queries")}

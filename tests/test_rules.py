@@ -90,6 +90,28 @@ def test_random_answers_have_no_rules_and_the_sentence_says_so(seed):
     drawn(panel)
 
 
+def test_what_is_said_follows_from_where_the_rules_were_good_enough():
+    rows = generator(3).random((900, 6)).astype(np.float32)
+    data = ArraySource(rows, (rows[:, 0] > 0.5).astype(np.int64), classes=["no", "yes"])
+    odd = rows[:, 1] > 0.9
+
+    def told(where: list[str]) -> Panel:
+        """The rule is column 0; in the splits named a tenth of the rows is answered against it, by no rule."""
+        wrong = {rows[one].tobytes() for split in where for one in data.splits[split].tolist() if odd[one]}
+
+        def answer(inputs: Tensor) -> Tensor:
+            flipped = np.array([one.tobytes() in wrong for one in inputs.numpy()])
+            return sure((inputs[:, 0].numpy() > 0.5) ^ flipped)
+
+        return rules(Subject(data, answer=answer), Budget(LONG), fidelity=0.99, leaves=2)
+
+    titles = {tuple(where): told(where).findings[0] for where in ([], ["test"], ["validation"], ["validation", "test"])}
+    assert "say what the model answers" in titles[()].sentence
+    assert "2 rules were enough where their number was chosen" in titles["test",].sentence
+    assert "at the edge" in titles["validation",].sentence and "near" in titles["validation",].title
+    assert titles["validation", "test"].sentence.startswith("No tree of up to 2 rules")
+
+
 def test_a_model_of_one_answer_needs_no_rules():
     rows = generator().normal(size=(300, 3)).astype(np.float32)
     data = ArraySource(rows, (rows[:, 0] > 0).astype(np.int64), classes=["no", "yes"])

@@ -17,8 +17,9 @@ BALANCE = 0.1  # of the penalty on questions that send all to one side, halved a
 RATE = 2e-2
 BATCH = 128
 LEVELS = ((1500, 6), (800, 6), (500, 5), (300, 4))  # steps and depth, the most that fits the time
-TIMED = 10  # steps
+TIMED = 20  # steps
 STEEP = 1.0
+DRAWN = 14  # pixels a side of a filter's picture
 
 
 class SoftTree(nn.Module):
@@ -75,13 +76,14 @@ class SoftTree(nn.Module):
 
 @dataclass(frozen=True)
 class Grown:
-    """A soft tree that was trained: how many steps, of how many wanted, and what was taken from each pixel."""
+    """A soft tree that was trained: its steps, what was taken from each pixel, and how much each pixel varies."""
 
     tree: SoftTree
     steps: int
     depth: int
     middle: Tensor
     scale: float
+    spread: Tensor
     shape: tuple[int, ...]
 
     def prepared(self, pixels: Tensor) -> Tensor:
@@ -102,9 +104,12 @@ class Grown:
 
 def level_for(pixels: Tensor, answers: Tensor, seconds: float) -> tuple[int, int] | None:
     """Return the steps and the depth that ``seconds`` allow; None when not even the least does."""
-    began = time.monotonic()
-    train(pixels, answers, steps=TIMED, depth=LEVELS[0][1], seed=0)
-    a_step = (time.monotonic() - began) / TIMED
+    spent = []
+    for count in (1, 1 + TIMED):  # what comes before the first step is no part of a step
+        began = time.monotonic()
+        train(pixels, answers, steps=count, depth=LEVELS[0][1], seed=0)
+        spent.append(time.monotonic() - began)
+    a_step = max(0.0, spent[1] - spent[0]) / TIMED
     return next(((steps, depth) for steps, depth in LEVELS if steps * a_step <= seconds), None)
 
 
@@ -114,7 +119,8 @@ def train(pixels: Tensor, answers: Tensor, *, steps: int, depth: int, seed: int)
     scale = max(float(pixels.max() - pixels.min()), 1e-12)
     with forked(seed, "soft tree"):
         tree = SoftTree(middle.numel(), answers.shape[1], depth)
-    grown = Grown(tree, steps, depth, middle, scale, tuple(pixels.shape[1:]))
+    spread = pixels.flatten(1).std(0)
+    grown = Grown(tree, steps, depth, middle, scale, spread, tuple(pixels.shape[1:]))
     inputs, wanted = grown.prepared(pixels), answers.float()
     optimiser = torch.optim.Adam(tree.parameters(), lr=RATE)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=max(steps, 2))
@@ -133,10 +139,16 @@ def train(pixels: Tensor, answers: Tensor, *, steps: int, depth: int, seed: int)
 
 
 def filters(grown: Grown) -> list[NDArray[np.uint8]]:
-    """Return the filter of each node as a picture (H, W, 3): red where light sends an example right, blue left."""
+    """Return the filter of each node as a picture (H, W, 3): red where light sends an example right, blue left.
+
+    Each weight is drawn times its pixel's deviation: where pictures hardly differ, weights are left to chance. Of more
+    than DRAWN pixels a side, neighbours are drawn as their mean.
+    """
     drawn = []
-    weights = (grown.tree.filters.weight * grown.tree.steepness[:, None]).detach()
-    for one in weights.reshape(-1, *grown.shape).sum(1).numpy():
+    weights = (grown.tree.filters.weight * grown.tree.steepness[:, None] * grown.spread).detach()
+    side = -(-max(grown.shape[1:]) // DRAWN)
+    maps = functional.avg_pool2d(weights.reshape(-1, *grown.shape).sum(1, keepdim=True), side, ceil_mode=True)
+    for one in maps[:, 0].numpy():
         strength = np.clip(one / max(float(np.abs(one).max()), 1e-12), -1, 1)
         red = np.where(strength > 0, 255, 255 * (1 + strength))
         blue = np.where(strength < 0, 255, 255 * (1 - strength))

@@ -140,7 +140,8 @@ def told_of_tree(chosen: Chosen) -> Finding:
 def _title(chosen: Chosen) -> str:
     if chosen.reached and chosen.held >= chosen.fidelity:
         return "Rules that answer like the model"
-    return "Rules that come near the model" if chosen.reached else "No short list of rules answers like the model"
+    near = chosen.reached or chosen.held >= chosen.fidelity
+    return "Rules that come near the model" if near else "No short list of rules answers like the model"
 
 
 def _sentence(chosen: Chosen) -> str:
@@ -163,6 +164,12 @@ def _sentence(chosen: Chosen) -> str:
         return (
             f"{rules} were enough where their number was chosen; on rows that neither saw they agree with the model "
             f"{chosen.agrees} {asked}, {clear}."
+        )
+    if chosen.held >= chosen.fidelity:
+        least = min(agreement(chosen.tree, told) for told in (chosen.ground.choice, chosen.ground.rows))
+        return (
+            f"{rules} agree with the model {chosen.agrees} {asked}, but only on {percent(least)} where their number was "
+            "chosen: they are at the edge of what was asked for, so read them as a summary."
         )
     none = f"No tree of up to {chosen.most} rules answers like the model"
     return f"{none}: {rules} agree{'s' * (chosen.size == 1)} {chosen.agrees} {asked}. {_more(chosen)}"
