@@ -15,7 +15,7 @@ from stillroom import suitability as public
 from stillroom.errors import DataError, ModelError, StoreError, UserError
 from stillroom.models.zoo import build
 from stillroom.randomness import forked
-from stillroom.suitability import _gradients, _moved, _residuals, _Sketch, _steps, grace, suitability
+from stillroom.suitability import _gradients, _moved, _residuals, _signs, _Sketch, _steps, grace, suitability
 from stillroom.taps import read
 
 CLASSES = 4
@@ -136,6 +136,37 @@ def test_recurrent_and_convolutional_students_are_asked(model):
         starts=1,
     )
     assert {one.teacher for one in found} == {"one", "two"}
+
+
+def test_students_of_many_classes_are_asked_along_random_directions():
+    with forked(0, "many"):
+        labels = torch.arange(600) % 20
+        inputs = 2.0 * torch.randn(20, 10)[labels] + torch.randn(600, 10)
+        good = 4.0 * functional.one_hot(labels, 20) + torch.randn(600, 20)
+        noise = 4.0 * torch.randn(600, 20)
+    splits = {"train": range(400), "validation": range(400, 600)}
+    data = stillroom.ArraySource(inputs, labels, splits=splits)
+    student = partial(build, "net", shape=(10,), classes=20, hidden=16)
+    found = suitability(student, {"noise": Told(noise), "good": Told(good)}, data, rows=60, starts=1)
+    assert found[0].teacher == "good" and found[0].foreseen > found[1].foreseen + 0.3
+
+
+def test_the_random_directions_stand_for_all_classes():
+    ways = torch.stack([torch.stack(_signs(3, 20, seed), 1) for seed in range(200)])
+    mean = torch.einsum("srwk,srwl->rkl", ways, ways) / len(ways)
+    assert (mean - (torch.eye(20) - 1 / 20)).abs().max() < 0.1
+
+
+def test_a_student_of_texts_brings_its_own_words():
+    texts = [f"{kind} film {number}" for number in range(40) for kind in ("a lovely", "a dreadful", "a middling")]
+    data = stillroom.as_source((texts, ["good", "bad", "fair"] * 40))
+    words = stillroom.words_for(data, size=100)
+    truth = torch.as_tensor(data.labels)
+    good = 4.0 * functional.one_hot(truth, 3).float()
+    noise = 4.0 * torch.randn(120, 3, generator=torch.Generator().manual_seed(0))
+    student = stillroom.Deployed(build("bigru", shape=(words.size,), classes=3, hidden=4), words)
+    found = suitability(student, {"noise": Told(noise), "good": Told(good)}, data, rows=40)
+    assert found[0].teacher == "good"
 
 
 # --- the sums ------------------------------------------------------------------------------------------------
