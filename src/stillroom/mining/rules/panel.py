@@ -64,7 +64,7 @@ def choose(subject: Subject, ground: Ground, grown: Grown, fidelity: float, leav
 
 def _numbers(chosen: Chosen, findings: list[Finding]) -> dict[str, Any]:
     ground, grown = chosen.ground, chosen.grown
-    size = len(chosen.tree.leaves)
+    size = chosen.tree.size
     same = None if grown.labels is None else grown.labels.largest(size)
     sizes, held = grown.both.curve(ground.held)
     return {
@@ -97,7 +97,7 @@ def _numbers(chosen: Chosen, findings: list[Finding]) -> dict[str, Any]:
 
 def _files(chosen: Chosen) -> dict[str, bytes]:
     reading, classes, tree = chosen.ground.reading, chosen.classes, chosen.tree
-    about = f"{len(tree.leaves)} rules that answer like {chosen.name}: the same class {chosen.agrees}."
+    about = f"{tree.size} rules that answer like {chosen.name}: the same class {chosen.agrees}."
     each = [f"{number}. {rule.sentence}" for number, rule in enumerate(rules_of(tree, reading, classes), 1)]
     text = "\n".join([about, chosen.counted, "", as_text(tree, reading, classes), "", *each, ""])
     plain = as_plain(tree, reading, classes) | {"rules": chosen.each, "about": about}

@@ -14,7 +14,7 @@ from stillroom.randomness import permutation
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 MOST = 256  # leaves before those of one answer under one question are made one
-CELLS = 3_000_000  # examples x features: about what is learnt from in a few seconds
+CELLS = 3_000_000  # examples x features, up to ten classes: about what is learnt from in a few seconds
 
 
 def agreement(tree: Tree, told: Told) -> float:
@@ -30,23 +30,23 @@ class Series:
 
     def largest(self, leaves: int) -> Tree:
         """Return the largest tree of at most ``leaves`` leaves."""
-        return next(tree for tree in reversed(self.trees) if len(tree.leaves) <= leaves or len(tree.leaves) == 1)
+        return next(tree for tree in reversed(self.trees) if tree.size <= leaves or tree.size == 1)
 
     def smallest(self, told: Sequence[Told], fidelity: float, leaves: int) -> Tree | None:
         """Return the smallest tree of at most ``leaves`` that agrees on so great a share of each of ``told``."""
-        fitting = (tree for tree in self.trees if len(tree.leaves) <= leaves)
+        fitting = (tree for tree in self.trees if tree.size <= leaves)
         return next((tree for tree in fitting if all(agreement(tree, one) >= fidelity for one in told)), None)
 
     def curve(self, told: Told) -> tuple[list[int], list[float]]:
         """Return sizes, each about twice the last, and how far the tree of each agrees with the model on ``told``."""
-        trees = {len(tree.leaves): tree for tree in (self.largest(size) for size in SIZES)}
+        trees = {tree.size: tree for tree in (self.largest(size) for size in SIZES)}
         return list(trees), [agreement(tree, told) for tree in trees.values()]
 
 
 def series(tree: Tree) -> Series:
     """Return all sizes of a tree."""
     cuts = [tree.cut(leaves) for leaves in range(1, len(tree.order) + 2)]
-    by_size = {len(one.leaves): one for one in cuts}
+    by_size = {one.size: one for one in cuts}
     return Series(tuple(by_size[size] for size in sorted(by_size)))
 
 
@@ -63,7 +63,7 @@ def grow_all(ground: Ground, *, most: int = MOST, seed: int = 0) -> tuple[Grown,
     """Grow all that is compared, each alike; and say what was left out."""
     rows, notes = ground.rows, []
     features = ground.rows.rows.shape[1]
-    fit = max(1000, CELLS // max(1, features))
+    fit = max(1000, int(CELLS / max(1, features) / max(1.0, rows.answers.shape[1] / 10)))
     both = joined([rows, ground.queries])
     if len(both) > fit:
         notes.append(

@@ -35,7 +35,7 @@ class Chosen:
     @property
     def size(self) -> int:
         """How many rules there are."""
-        return len(self.tree.leaves)
+        return self.tree.size
 
     @cached_property
     def held(self) -> float:
@@ -168,8 +168,8 @@ def _sentence(chosen: Chosen) -> str:
     if chosen.held >= chosen.fidelity:
         least = min(agreement(chosen.tree, told) for told in (chosen.ground.choice, chosen.ground.rows))
         return (
-            f"{rules} agree with the model {chosen.agrees} {asked}, but only on {percent(least)} where their number was "
-            "chosen: they are at the edge of what was asked for, so read them as a summary."
+            f"{rules} agree with the model {chosen.agrees} {asked}, but only on {percent(least)} where their number "
+            "was chosen: they are at the edge of what was asked for, so read them as a summary."
         )
     none = f"No tree of up to {chosen.most} rules answers like the model"
     return f"{none}: {rules} agree{'s' * (chosen.size == 1)} {chosen.agrees} {asked}. {_more(chosen)}"

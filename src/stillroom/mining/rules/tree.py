@@ -49,6 +49,11 @@ class Tree:
         return top
 
     @property
+    def size(self) -> int:
+        """How many leaves there are."""
+        return len(self.order) + 1
+
+    @property
     def leaves(self) -> list[int]:
         """The leaves that can be reached, from left to right."""
         found, waiting = [], [0]
