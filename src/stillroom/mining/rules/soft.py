@@ -17,7 +17,7 @@ from stillroom.mining.subject import Subject
 
 DRAWN = 3  # levels whose filters are drawn
 NAMED = 4  # classes that a caption names
-SHARE = 0.8  # of the time that is left, for both trees
+SHARE = 0.6  # of the time that is left, for both trees: what else runs on the machine may slow them down
 
 Drawn = tuple[list[Finding], dict[str, Any], dict[str, bytes], list[str]]
 
