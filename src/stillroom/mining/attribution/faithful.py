@@ -13,70 +13,75 @@ from stillroom.mining.attribution.removal import Ask, ask_all
 from stillroom.randomness import draw
 from stillroom.statistics import over_seeds
 
-SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # of the parts that are taken away or put in
+FINE = (0.0, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 1.0)  # of the parts that are taken away or put in
+COARSE = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # where answers take long; both read the same backwards
 DRAWS = 2  # random orders
 MOST = 0.2  # rank correlation with the maps of random weights, from which on they show the input
 BETTER = 0.05  # of an area: less is no use, however sure
 
 
 class Curves(NamedTuple):
-    """Shares of the predicted class (N, SHARES): parts ``deleted`` from the input, ``inserted`` into nothing.
+    """Shares of the predicted class (N, places): parts ``deleted`` from the input, ``inserted`` into nothing.
 
-    Each in the order of attribution, and in random order (mean over draws).
+    Each in the order of attribution, and in random order (mean over draws); ``shares`` of the parts, at each place.
     """
 
+    shares: tuple[float, ...]
     deleted: Tensor
     inserted: Tensor
     deleted_anyhow: Tensor
     inserted_anyhow: Tensor
 
 
-def curves(ask: Ask, values: Tensor, counts: Tensor, classes: Tensor, seed: int) -> Curves:
+def curves(
+    ask: Ask, values: Tensor, counts: Tensor, classes: Tensor, seed: int, shares: tuple[float, ...] = FINE
+) -> Curves:
     """Take parts away from examples, and put them in, in the order of ``values`` (N, parts), largest first.
 
-    Deletion and insertion are those of Petsiuk, Das and Saenko 2018 (https://arxiv.org/abs/1806.07421).
+    Deletion and insertion are those of Petsiuk, Das and Saenko 2018 (https://arxiv.org/abs/1806.07421). A random order
+    of deletion, read backwards, is one of insertion.
     """
     there = torch.arange(values.shape[1]) < counts[:, None]
+    rows, place = torch.arange(len(values)), classes[:, None]
+    whole = ask_all(ask, rows, torch.ones_like(there)).gather(1, place)
+    empty = ask_all(ask, rows, ~there).gather(1, place)  # what lies beyond the parts stays
+
+    def kept(rank: Tensor, *, first: bool) -> Tensor:
+        found = []
+        for share in shares[1:-1]:
+            taken = rank < (share * counts).round()[:, None]
+            answered = ask_all(ask, rows, taken if first else ~taken)
+            found.append(answered.gather(1, place))
+        ends = (empty, whole) if first else (whole, empty)
+        return torch.cat([ends[0], *found, ends[1]], 1)
+
     rank = _ranks(values.double().masked_fill(~there, -torch.inf))
-    own = _kept(ask, rank, counts, classes, first=False), _kept(ask, rank, counts, classes, first=True)
-    anyhow: list[list[Tensor]] = [[], []]
+    anyhow = []
     for turn in range(DRAWS):
         places = np.arange(len(values))[:, None], np.arange(values.shape[1])
         chance = torch.from_numpy((draw(seed, "any order", turn, *places) >> np.uint64(12)).astype(np.float64))
-        rank = _ranks(chance.masked_fill(~there, -torch.inf))
-        anyhow[0].append(_kept(ask, rank, counts, classes, first=False))
-        anyhow[1].append(_kept(ask, rank, counts, classes, first=True))
-    return Curves(*own, *(torch.stack(one).mean(0) for one in anyhow))
+        anyhow.append(kept(_ranks(chance.masked_fill(~there, -torch.inf)), first=False))
+    deleted = torch.stack(anyhow).mean(0)
+    return Curves(shares, kept(rank, first=False), kept(rank, first=True), deleted, deleted.flip(1))
 
 
 def _ranks(values: Tensor) -> Tensor:
     return values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
 
-def _kept(ask: Ask, rank: Tensor, counts: Tensor, classes: Tensor, *, first: bool) -> Tensor:
-    """Shares (N, SHARES) of the classes where the first parts alone are kept, or all others."""
-    rows = torch.arange(len(rank))
-    found = []
-    for share in SHARES:
-        taken = rank < (share * counts).round()[:, None]
-        shares = ask_all(ask, rows, taken if first else ~taken)
-        found.append(shares.gather(1, classes[:, None])[:, 0])
-    return torch.stack(found, 1)
-
-
-def area(curve: Tensor) -> Tensor:
-    """Return the area (N) under curves (N, SHARES), 0 to 1."""
-    return torch.trapezoid(curve, torch.tensor(SHARES, dtype=curve.dtype), dim=1)
+def area(curve: Tensor, shares: tuple[float, ...]) -> Tensor:
+    """Return the area (N) under curves (N, places), 0 to 1."""
+    return torch.trapezoid(curve, torch.tensor(shares, dtype=curve.dtype), dim=1)
 
 
 def faithfulness(found: Curves) -> dict[str, Any]:
     """Return areas under the curves beside those of random orders, and what order gains, paired by example, as JSON."""
-    told: dict[str, Any] = {"examples": len(found.deleted), "shares": list(SHARES)}
+    told: dict[str, Any] = {"examples": len(found.deleted), "shares": list(found.shares)}
     for name, own, anyhow, sign in (
         ("deletion", found.deleted, found.deleted_anyhow, -1),
         ("insertion", found.inserted, found.inserted_anyhow, 1),
     ):
-        mine, chance = area(own), area(anyhow)
+        mine, chance = area(own, found.shares), area(anyhow, found.shares)
         gain = over_seeds((sign * (mine - chance)).tolist())
         told[name] = {
             "area": float(mine.mean()),

@@ -28,10 +28,15 @@ def drawn(subject: Subject, most: int) -> Tensor:
 
 def afford(budget: Budget, most: int, share: float, work: Callable[[int], object]) -> int:
     """Return how many examples, at most ``most``, ``work`` can do in a share of what is left, from a few of them."""
-    first = min(PILOT, most)
-    began = time.perf_counter()
-    work(first)
-    return max(first, budget.rows(most, first, time.perf_counter() - began, share=share))
+    work(1)  # what is done once, such as finding memory, is not timed
+    fit = first = min(PILOT, most)
+    for pilot in (first, min(4 * PILOT, most)):  # more side by side take less each, so that a few say too much
+        if fit < 4 * pilot and pilot > first:
+            break
+        began = time.perf_counter()
+        work(pilot)
+        fit = max(first, budget.rows(most, pilot, time.perf_counter() - began, share=share))
+    return fit
 
 
 def spread_out(shares: Tensor) -> list[int]:
@@ -62,7 +67,7 @@ def trust(told: dict[str, Any], parts: str, method: str, completeness: float | N
     if completeness is not None:
         control += f" {method} should sum up to the difference from the baseline: they miss it by "
         control += f"{100 * completeness:.2f} %."
-    return Finding("Whether it can be trusted", text, gone["ratio"], control, _curves_figure(told, parts))
+    return Finding("Whether these marks can be trusted", text, gone["ratio"], control, _curves_figure(told, parts))
 
 
 def _curves_figure(told: dict[str, Any], parts: str) -> dict[str, Any]:

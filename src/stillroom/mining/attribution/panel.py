@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stillroom.mining.attribution.columns import rows_of_a_table
 from stillroom.mining.attribution.pixels import pictures
+from stillroom.mining.attribution.words import texts
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
 
@@ -20,4 +21,4 @@ def attribution(subject: Subject, budget: Budget) -> Panel:
     """
     if subject.kind == "table":
         return rows_of_a_table(subject, budget)
-    return pictures(subject, budget)
+    return texts(subject, budget) if subject.kind == "text" else pictures(subject, budget)
