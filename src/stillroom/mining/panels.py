@@ -11,6 +11,7 @@ from stillroom.errors import UserError, say
 PANELS: dict[str, str] = {
     "answers": "stillroom.mining.answers:answers",
     "similarity": "stillroom.mining.similarity:similarity",
+    "rules": "stillroom.mining.rules:rules",
     "attribution": "stillroom.mining.attribution:attribution",
     "students": "stillroom.mining.students:students",
 }
