@@ -1,0 +1,205 @@
+"""Where knowledge is stored: what can be read from each layer, and how many directions it uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillroom.contracts import UNLABELLED, Finding
+from stillroom.errors import TapError
+from stillroom.evaluate import plain_ids
+from stillroom.mining.cka import as_rows, layers_of, matrix
+from stillroom.mining.panel import Budget, Panel
+from stillroom.mining.subject import Subject
+from stillroom.randomness import permutation
+from stillroom.taps import read
+
+ROWS = 1500  # of a split that layers are read on
+KEPT = 0.95  # of the variance, for the suggested width
+NEAR = 0.02  # of accuracy: as good as the best
+STRENGTHS = (1e-3, 1e-1, 1e1)  # of the probes' penalty, tried on validation rows
+
+
+def layers(subject: Subject, budget: Budget) -> Panel:
+    """Return what a linear probe reads from each layer, its effective rank, and what that means for a student.
+
+    Each layer with weights gives one vector an example (maps averaged over places, sequences over steps). The probe is
+    a ridge classifier fitted on training rows, its penalty chosen on validation rows, measured on test rows (Alain and
+    Bengio 2016, https://arxiv.org/abs/1610.01644). The effective rank is the exponential of the entropy of the shares
+    of variance (Roy and Vetterli 2007, https://ieeexplore.ieee.org/document/7098875). Suggested width: the directions
+    that hold 95 % of the variance of the last layer before the answers. Control: the same layers with random weights.
+    """
+    if subject.module is None:
+        return Panel("layers", notes=["only the answers of this model are known, so no layer can be read"])
+    rows = {split: _some(subject, split) for split in ("train", "validation", "test")}
+    labels = {split: subject.labels(part) for split, part in rows.items()}
+    if any(not bool((one != UNLABELLED).any()) for one in labels.values()):
+        return Panel("layers", notes=["a split has no labels, so no probe can be fitted, chosen or measured"])
+    own, twin = _probed(subject, rows, labels), _probed(subject.randomised(subject.seed), rows, labels)
+    if not own:
+        return Panel("layers", notes=["no layer with weights runs once in a pass, so none can be read"])
+    shown = {path: entry.pop("rows") for path, entry in own.items()}
+    for entry in twin.values():
+        entry.pop("rows")
+    before = list(own)[-2] if len(own) > 1 else list(own)[-1]
+    numbers: dict[str, Any] = {
+        "layers": own,
+        "control": {path: entry["probe"] for path, entry in twin.items()},
+        "suggested_width": own[before]["directions"],
+        "before_the_answers": before,
+        "earliest": _earliest(own),
+        "pairs": _pairs(shown),
+    }
+    return Panel("layers", [_readable(numbers), _width(numbers)], numbers)
+
+
+def _some(subject: Subject, split: str) -> Tensor:
+    examples = subject.examples(split)
+    order = torch.from_numpy(permutation(len(examples), subject.seed, "layers", split)[:ROWS].copy())
+    return examples[order]
+
+
+def _probed(subject: Subject, rows: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """For each layer: the probe's accuracy, effective rank, width, directions of 95 %, and its test rows."""
+    found: dict[str, dict[str, Any]] = {}
+    module = subject.opened.eval()
+    for path in layers_of(module):
+        try:
+            seen = {split: _shown(subject, path, part) for split, part in rows.items()}
+        except TapError:  # a layer used for its weights alone, or several times in a pass
+            continue
+        shares = _shares(seen["train"])
+        found[path] = {
+            "width": seen["train"].shape[1],
+            "probe": _probe(seen, labels, len(subject.classes)),
+            "effective_rank": float(torch.exp(-(shares * shares.clamp(min=1e-300).log()).sum())),
+            "directions": int((shares.cumsum(0) < KEPT).sum()) + 1,
+            "rows": seen["test"],
+        }
+    return found
+
+
+def _shown(subject: Subject, path: str, examples: Tensor) -> Tensor:
+    reader, parts = read(subject.opened, [path], subject.encode), []
+    with torch.no_grad():
+        for part in examples.split(500):
+            shown = reader(subject.data.batch(plain_ids(part)))
+            parts.append(as_rows(shown[path].float(), shown.get(f"{path}.mask")).double())
+    return torch.cat(parts)
+
+
+def _shares(values: Tensor) -> Tensor:
+    """Shares of variance of the principal directions, largest first; one of 1 where nothing varies."""
+    squares = torch.linalg.svdvals(values - values.mean(0)).square()
+    return squares / squares.sum() if float(squares.sum()) > 0 else torch.ones(1, dtype=torch.float64)
+
+
+def _probe(seen: Mapping[str, Tensor], labels: Mapping[str, Tensor], classes: int) -> float:
+    """Test accuracy of a ridge classifier on standardised rows."""
+    known = {split: labels[split] != UNLABELLED for split in seen}
+    mean, deviation = seen["train"].mean(0), seen["train"].std(0).clamp(min=1e-6)
+    ready = {
+        split: torch.cat([(part - mean) / deviation, torch.ones(len(part), 1).double()], 1)
+        for split, part in seen.items()
+    }
+    rows, told = ready["train"][known["train"]], labels["train"][known["train"]]
+    aims = torch.nn.functional.one_hot(told, classes).double() - 1 / classes
+    gram, cross = rows.T @ rows / len(rows), rows.T @ aims / len(rows)
+    best, weights = -1.0, torch.zeros(rows.shape[1], classes).double()
+    for strength in STRENGTHS:
+        tried = torch.linalg.solve(gram + strength * torch.eye(len(gram)).double(), cross)
+        right = _right(ready["validation"] @ tried, labels["validation"], known["validation"])
+        if right > best:
+            best, weights = right, tried
+    return _right(ready["test"] @ weights, labels["test"], known["test"])
+
+
+def _right(scores: Tensor, labels: Tensor, known: Tensor) -> float:
+    return float((scores[known].argmax(1) == labels[known]).double().mean())
+
+
+def _earliest(own: Mapping[str, Mapping[str, Any]]) -> str:
+    """The first layer from which a probe reads as much as from the best, within two points."""
+    best = max(entry["probe"] for entry in own.values())
+    return next(path for path, entry in own.items() if entry["probe"] >= best - NEAR)
+
+
+def _pairs(shown: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """Three layers, apart from each other, that stand for the whole: places for a student to be compared at."""
+    paths = list(shown)
+    picked = list(dict.fromkeys(paths[round(share * (len(paths) - 1))] for share in (0.25, 0.6, 0.9)))
+    some = {path: values[:300] for path, values in shown.items()}
+    table = matrix({path: some[path] for path in picked}, {path: some[path] for path in picked})
+    return [
+        {"layer": path, "alike_to_next": None if place + 1 == len(picked) else _plain(table[place][place + 1])}
+        for place, path in enumerate(picked)
+    ]
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _readable(numbers: dict[str, Any]) -> Finding:
+    own, control, earliest = numbers["layers"], numbers["control"], numbers["earliest"]
+    first, last = next(iter(own)), list(own)[-1]
+    sentence = f"A straight line through '{first}' already tells {_percent(own[first]['probe'])} of the test examples, "
+    sentence += f"through '{last}' {_percent(own[last]['probe'])}."
+    if earliest != last:
+        sentence += f" From '{earliest}' on nothing more is gained: what follows could be smaller."
+    gain = own[earliest]["probe"] - control.get(earliest, 0.0)
+    sentence += f" Training put {100 * gain:.1f} points of that there."
+    if gain < NEAR:
+        sentence += " That is next to nothing: the inputs themselves can be told apart as well."
+    paths = list(own)
+    figure = {
+        "kind": "spread",
+        "unit": "%",
+        "x_label": "probe's accuracy on test examples",
+        "labels": paths,
+        "series": [
+            {"name": "the model", "values": [100 * own[path]["probe"] for path in paths]},
+            {"name": "random weights", "values": [_times(100, control.get(path)) for path in paths]},
+        ],
+        "note": "From the first layer (above) to the answers (below).",
+    }
+    best = max(control.values(), default=0.0)
+    words = f"The same layers with random weights: {_percent(best)} at best."
+    return Finding("Where knowledge can be read", sentence, own[earliest]["probe"], words, figure)
+
+
+def _times(scale: float, value: float | None) -> float | None:
+    return None if value is None else scale * value
+
+
+def _width(numbers: dict[str, Any]) -> Finding:
+    own, before = numbers["layers"], numbers["before_the_answers"]
+    entry = own[before]
+    sentence = (
+        f"Of the {entry['width']} numbers of '{before}' {entry['directions']} directions hold 95 % of what varies: "
+    )
+    if entry["directions"] < 0.5 * entry["width"]:
+        sentence += f"features of {entry['directions']} numbers would do for a student."
+    else:
+        sentence += "there is little to spare in its width."
+    figure = {
+        "kind": "table",
+        "columns": [
+            {"name": "layer"},
+            {"name": "width", "digits": 0, "best": "none"},
+            {"name": "effective rank", "digits": 1, "best": "none"},
+            {"name": "directions of 95 %", "digits": 0, "best": "none"},
+        ],
+        "rows": [[path, one["width"], one["effective_rank"], one["directions"]] for path, one in own.items()],
+        "note": "Maps are averaged over places first, sequences over steps: widths are channels.",
+    }
+    words = f"Its whole width, {entry['width']}; effective rank {entry['effective_rank']:.1f}."
+    return Finding("How wide a student need be", sentence, float(entry["directions"]), words, figure)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"

@@ -1,0 +1,70 @@
+"""Where a planted piece of knowledge lies is found; random weights hold none of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stillroom.data.arrays import ArraySource
+from stillroom.mining import Budget, Subject
+from stillroom.mining.layers import layers
+
+
+def source(rows: int = 1500) -> ArraySource:
+    """Two classes by the sign of a product: nothing that a straight line through the inputs can tell."""
+    values = np.random.default_rng(0).normal(size=(rows, 10)).astype(np.float32)
+    labels = (values[:, 0] * values[:, 1] > 0).astype(np.int64)
+    return ArraySource(values, labels=labels, classes=["apart", "together"])
+
+
+class Product(nn.Module):
+    """Its second layer knows the product of the first two inputs; its widest layer uses three directions."""
+
+    def __init__(self, knows: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = nn.Linear(10, 10), nn.Linear(4, 40), nn.Linear(40, 2)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.eye(10))
+            self.first.bias.zero_()
+            if not knows:
+                self.second.weight.zero_()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        seen = self.first(inputs)
+        product = (seen[:, 0] * seen[:, 1]).sign()
+        made = torch.stack([product, seen[:, 2], seen[:, 3], torch.zeros_like(product)], 1)
+        return self.last(self.second(made))
+
+
+def test_the_layer_from_which_a_planted_product_can_be_read_is_named():
+    panel = layers(Subject(source(), Product()), Budget())
+    own = panel.numbers["layers"]
+    assert own["first"]["probe"] < 0.6 and own["second"]["probe"] > 0.95
+    assert panel.numbers["earliest"] == "second" and "From 'second' on" in panel.findings[0].sentence
+    assert own["second"]["directions"] == 3 and own["second"]["effective_rank"] == pytest.approx(3, abs=0.5)
+    assert panel.numbers["suggested_width"] == 3 and "features of 3 numbers" in panel.findings[1].sentence
+
+
+def test_where_nothing_was_learnt_nothing_is_claimed():
+    values = np.random.default_rng(1).normal(size=(1500, 6)).astype(np.float32)
+    data = ArraySource(values, labels=(values[:, 0] > 0).astype(np.int64), classes=["low", "high"])
+    torch.manual_seed(0)
+    panel = layers(Subject(data, nn.Sequential(nn.Linear(6, 12), nn.Linear(12, 2))), Budget())
+    assert "next to nothing" in panel.findings[0].sentence
+
+
+def test_labels_dealt_at_random_are_read_from_nowhere():
+    data = source()
+    data.columns["labels"][:] = torch.randint(0, 2, (len(data),), generator=torch.Generator().manual_seed(0))
+    own = layers(Subject(data, Product()), Budget()).numbers["layers"]
+    assert all(entry["probe"] < 0.62 for entry in own.values())
+
+
+def test_closed_models_and_splits_without_labels_give_a_note():
+    assert "only the answers" in layers(Subject(source(), answer=lambda inputs: inputs[:, :2]), Budget()).notes[0]
+    data = source()
+    data.columns["labels"][data.splits["validation"]] = -1
+    assert "no labels" in layers(Subject(data, Product()), Budget()).notes[0]
