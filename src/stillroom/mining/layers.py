@@ -183,7 +183,7 @@ def _width(numbers: dict[str, Any]) -> Finding:
         f"Of the {entry['width']} numbers of '{before}' {entry['directions']} directions hold 95 % of what varies: "
     )
     if entry["directions"] < 0.5 * entry["width"]:
-        sentence += f"features of {entry['directions']} numbers would do for a student."
+        sentence += f"a student with features of {entry['directions']} numbers is worth a try."
     else:
         sentence += "there is little to spare in its width."
     figure = {
