@@ -15,8 +15,9 @@ from stillroom.mining.panel import Budget
 from stillroom.mining.subject import Subject
 from stillroom.randomness import permutation
 
-PILOT = 4  # examples that are timed first
+PILOT = 2  # examples that are timed first
 SHOWN = 6
+SURE = 20  # examples, below which a lead may be there and not be shown
 LOOSE = 0.05  # of the difference that attributions should sum up to: more is an error to be told
 
 
@@ -59,6 +60,8 @@ def trust(told: dict[str, Any], parts: str, method: str, completeness: float | N
     elif any(good.values()):
         which = "taken away" if good["deletion"] else "put back"
         text += f" The order tells something only where {parts} are {which}; read what is marked with care."
+    elif all(told[way]["gain"]["mean"] > 0 for way in good) and told["examples"] < SURE:
+        text += f" With {told['examples']} examples this is not shown to be better than chance."
     else:
         text += " That is no better than random: do not rely on what is marked here."
     if completeness is not None and completeness > LOOSE:
