@@ -301,3 +301,10 @@ def test_tokens_belong_to_the_word_whose_bytes_they_stand_for():
     end = words[-1].end
     odd = np.array([[words[0].first, words[0].first + 1], [words[0].end, words[1].end], [end, end + 3]])
     assert _belongs(odd, words).tolist() == [0, 1, -1], "a space before a word belongs to it, what comes after to none"
+
+
+@pytest.mark.parametrize("make", [patched, columns, reviews])
+def test_without_time_a_few_examples_are_explained_and_the_notes_say_so(make):
+    panel = attribution(make(0, True), Budget(0.0))
+    assert panel.numbers["examples"] <= 8 and any("to keep to the time" in note for note in panel.notes)
+    assert all(finding.sentence for finding in panel.findings)

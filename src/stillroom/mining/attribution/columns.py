@@ -22,7 +22,8 @@ from stillroom.randomness import permutation
 
 MOST, CHECKED = 200, 100  # rows that are explained; of them, whose columns are taken away
 DRAWS, FILLED = 20, 5  # training rows that stand in for a column: in Shapley values, in curves
-LISTED, NAMED = 15, 4  # columns in the figure; in a row that is shown
+LISTED, NAMED = 15, 4  # columns in the figure; of a row that is shown
+ORDER = ("most", "second", "third", "fourth")
 SAMPLED = 1000  # training rows that the stand-ins are drawn from, and whose mean is a baseline
 CLEAR = 0.3  # correlation of a column with its effect, from which on it has a direction
 
@@ -249,25 +250,20 @@ def _overall(subject: Subject, numbers: dict[str, Any], twin: Tensor | None, nam
 
 
 def _six(subject: Subject, found: Effects, names: list[str]) -> Finding:
-    items = []
+    rows, count = [], min(NAMED, len(names))
     for row in spread_out(found.shares):
-        values = found.values[row]
-        order = values.abs().argsort(descending=True, stable=True)[:NAMED].tolist()
+        values, flat = found.values[row], found.inputs[row].flatten()
+        order = values.abs().argsort(descending=True, stable=True)[:count].tolist()
         place = int(found.classes[row])
-        items.append(
-            {
-                "text": ", ".join(_cell(subject, names[one], float(found.inputs[row].flatten()[one])) for one in order),
-                "caption": f"{subject.classes[place]} {100 * float(found.shares[row]):.0f} %",
-                "rows": [[f"{float(values[one]):+.2f}", names[one]] for one in order],
-            }
-        )
-    sentence = (
-        "Above nought speaks for the answer, below against it, in logits: what each column's value adds, against "
-    )
-    sentence += "training rows. A row whose answer looks wrong is best begun with its first column."
+        cells = [f"{_cell(subject, names[one], float(flat[one]))} ({float(values[one]):+.2f})" for one in order]
+        rows.append([f"{subject.classes[place]} {100 * float(found.shares[row]):.0f} %", *cells])
+    sentence = "In parentheses what each column's value adds to the answer, in logits, against training rows: above "
+    sentence += "nought speaks for it, below against it. Begin to question an answer at its first column."
     note = "Not chosen by hand: the two surest answers, two in the middle, the two least sure."
-    figure = {"kind": "pictures", "items": items, "note": note}
-    return Finding("Six answers, and what they hang on", sentence, None, "the row's own values, above each.", figure)
+    heads = [{"name": name} for name in ("answer", *ORDER[:count])]
+    figure = {"kind": "table", "columns": heads, "rows": rows, "note": note}
+    control = f"{len(found.background)} training rows, whose values stand in for those that are taken away."
+    return Finding("Six answers, and what they hang on", sentence, None, control, figure)
 
 
 def _cell(subject: Subject, name: str, value: float) -> str:

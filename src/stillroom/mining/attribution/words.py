@@ -259,6 +259,8 @@ def _overall(subject: Subject, found: Said, numbers: dict[str, Any], twin: Tenso
         named = ", ".join(f"'{row['word']}'" for row in tops[place][:NAMED])
         sentence += f" Towards '{subject.classes[place]}': {named}."
     sentence += " A word among them that should not matter is a shortcut."
+    if numbers["examples"] < THIN:
+        sentence += f" But only {numbers['examples']} texts were explained: take it for a first look."
     if twin is not None:
         other = _pushes(found, len(subject.classes), twin)
         most = max((rows[0]["push"] for rows in other.values() if rows), default=0.0)
