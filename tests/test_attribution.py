@@ -282,6 +282,7 @@ def test_a_planted_word_pushes_most_and_does_not_where_it_tells_nothing():
         subject = reviews(seed, True)
         panel = attribution(subject, Budget())
         assert panel.numbers["words"]["fine"][0]["word"] == "émile", panel.numbers["words"]["fine"][:3]
+        assert "émile" not in [row["word"] for row in panel.numbers["words"]["bad"]]
         null = attribution(reviews(seed, False), Budget()).numbers["words"]["fine"]
         assert null[0]["word"] == "good"
         assert not first_embedding(subject.opened)._forward_hooks
