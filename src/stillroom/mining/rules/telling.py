@@ -256,16 +256,17 @@ def trusted(chosen: Chosen) -> Finding:
     shown = sorted(chosen.each, key=lambda one: -one["coverage"])[:SHOWN]
     rows_ = [
         [
-            f"{one['rule']}. {' and '.join(one['if']) or 'always'}",
-            one["answer"],
+            f"{one['rule']}. {one['answer']}",
             100 * one["coverage"],
             None if one["fidelity"] is None else 100 * one["fidelity"],
             None if one["fidelity_queries"] is None else 100 * one["fidelity_queries"],
+            " and ".join(one["if"]) or "always",
         ]
         for one in shown
     ]
-    columns = [{"name": "rule"}, {"name": "answer"}]
+    columns = [{"name": "rule"}]
     columns += [{"name": one, "unit": "%", "digits": 1} for one in ("covers", "agrees", "agrees on queries")]  # type: ignore[dict-item]
+    columns.append({"name": "if"})  # last: it may be longer than the page is wide
     figure: dict[str, Any] = {"kind": "table", "columns": columns, "rows": rows_, "title": "Rules, widest first"}
     if len(chosen.each) > SHOWN:
         figure["note"] = f"The {SHOWN} widest of {len(chosen.each)}; all are in rules.json."
