@@ -107,7 +107,7 @@ def _of_the_class(side: Mapping[str, Any], main: str, word: str) -> str:
         text += f", so that most of what it shows is of a class, not of one {word}"
     if models[main].get("particular") is None:
         return f"{text}."
-    text += f". Of what is particular to a {word} it shares {_told(models[main], 'particular')}"
+    text += f". Of what is particular to {_one(word)} it shares {_told(models[main], 'particular')}"
     if models.get(ALONE, {}).get("particular") is not None:
         text += f", alone {_told(models[ALONE], 'particular')}"
     return f"{text}."
@@ -159,7 +159,7 @@ def _panels(side: Mapping[str, Any], main: str, title: str, word: str) -> list[d
     shared = {"kind": "dots", "x_label": "cosine", "zero": True, "digits": 2}
     panels = [{**shared, "title": title, "rows": rows}]
     return panels + (
-        [{**shared, "title": f"{title}: what is particular to a {word}", "rows": beyond}] if beyond else []
+        [{**shared, "title": f"{title}: what is particular to {_one(word)}", "rows": beyond}] if beyond else []
     )
 
 
@@ -239,3 +239,7 @@ def map_picture(values: Sequence[Sequence[float]]) -> str:
 
 
 __all__ = ["RANDOM", "headline", "likeness", "map_picture", "pictures"]
+
+
+def _one(word: str) -> str:
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
