@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stillroom.errors import say
+from stillroom.errors import UserError, say
 
 if TYPE_CHECKING:
     from stillroom.mining import Subject
@@ -28,6 +28,9 @@ def mine(
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="At most so long for a panel")] = SECONDS,
     out: Annotated[Path | None, typer.Option("--out", help="Folder (default: RUN/mining)", show_default=False)] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="Write here the recipe that follows", show_default=False)
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else")] = False,
 ) -> None:
@@ -37,18 +40,29 @@ def mine(
 
     Example: stillroom mine runs/images
 
+    A recipe from what was found: stillroom mine runs/images --recipe mined.yaml
+
     A student by itself, two panels: stillroom mine runs/images --model kd --only answers --only similarity
     """
     from stillroom.cli import screen
+    from stillroom.files import write_bytes
     from stillroom.mining.panels import chosen
     from stillroom.pipeline.mining import mine as dig
+    from stillroom.pipeline.mining import recipe_of_run
     from stillroom.progress import ticking
 
     chosen(only or [], True)
+    base = None if data else recipe_of_run(run, model)
+    if recipe is not None and base is None:
+        raise UserError(
+            say("No recipe can be mined", f"{run} {model}".strip(), "a run with one teacher, that teacher mined")
+        )
     subject, students = _subjects(run, model, data)
     folder = out or run / "mining"
     with ticking(len(chosen(only or [], bool(students))), {}, quiet=quiet or as_json) as told:
-        mined = dig(subject, folder, students=students, only=only or [], seconds=seconds, told=told)
+        mined = dig(subject, folder, students=students, only=only or [], seconds=seconds, told=told, recipe=base)
+    if recipe is not None:
+        write_bytes(recipe, mined.panels["recipe"].files["recipe.yaml"])
     if as_json:
         screen.show_json(
             {
@@ -64,13 +78,14 @@ def mine(
     for note in mined.notes:
         screen.out.print(f"note: {note}", markup=False)
     screen.out.print(", ".join(f"{name} {took:.1f} s" for name, took in mined.seconds.items()), markup=False)
+    if recipe is not None:
+        screen.out.print(f"Recipe: {recipe}", markup=False)
     screen.out.print(f"Report: {folder / 'report.html'}", markup=False)
 
 
 def _subjects(run: Path, model: str, data: str) -> tuple[Subject, dict[str, list[Subject]]]:
     """Return what is mined: a run's teacher with its students, or a bundle by itself."""
     from stillroom.cli.models import _data, _fits, _load
-    from stillroom.errors import UserError
     from stillroom.mining import Subject
     from stillroom.pipeline.mining import subjects_of_run
 

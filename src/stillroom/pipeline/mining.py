@@ -16,11 +16,12 @@ from stillroom.mining.panels import OF_STUDENTS, chosen, panel_called
 from stillroom.models.bundle import load
 from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.pipeline.code import MAKERS, code_print
-from stillroom.pipeline.plan import Experiment
+from stillroom.pipeline.mined_recipe import mined_recipe
+from stillroom.pipeline.plan import ALONE, Experiment
 from stillroom.pipeline.recipes import experiment_of
 from stillroom.pipeline.teaching import teacher_folder, trained
 from stillroom.pipeline.workers import Told
-from stillroom.recipe import read_recipe
+from stillroom.recipe import Recipe, read_recipe
 from stillroom.report import write_report
 
 SECONDS = 20.0  # a panel may take, on one thread
@@ -55,11 +56,13 @@ def mine(
     seconds: float = SECONDS,
     told: Told = lambda name, done, of, what: None,
     title: str = "",
+    recipe: Recipe | None = None,
 ) -> Mined:
     """Dig out what a model knows, into ``folder``: findings.json, report.html, and a folder of files for each panel.
 
     What is done is not done again, unless the model, its data, its students or the code of mining has changed. A panel
-    that would take longer than ``seconds`` looks at fewer examples and says so.
+    that would take longer than ``seconds`` looks at fewer examples and says so. With the ``recipe`` that made the
+    model, another is written from what was found, as recipe/recipe.yaml.
 
     Raises:
         UserError: there is no such panel, or the folder cannot be written.
@@ -72,6 +75,14 @@ def mine(
         budget = Budget(seconds, lambda done, of, what, name=name: told(name, done, of, what))  # type: ignore[misc]
         panels[name], took[name] = _panel(name, subject, students or {}, folder / name, inputs, budget)
         told(name, 1, 1, f"{took[name]:.1f} s")
+    if recipe is not None:
+        began, pupils = (
+            time.perf_counter(),
+            next((seeds for one, seeds in (students or {}).items() if one != ALONE), ()),
+        )
+        panels["recipe"] = mined_recipe(recipe, panels, subject, pupils[0] if pupils else None)
+        write_bytes(folder / "recipe" / "recipe.yaml", panels["recipe"].files["recipe.yaml"])
+        took["recipe"] = time.perf_counter() - began
     mined = Mined(folder, panels, took)
     faultpoint("mine:report")
     write_json(folder / "findings.json", _numbers(mined, subject))
@@ -186,6 +197,14 @@ def subjects_of_run(run: Path, model: str = "") -> tuple[Subject, dict[str, list
     module, encode = trained(experiment, teacher, run)
     students = {name: [_student(experiment, run, name, seed) for seed in experiment.seeds] for name in experiment.arms}
     return Subject(experiment.data, module, encode, name=teacher or "teacher"), students
+
+
+def recipe_of_run(run: Path, model: str = "") -> Recipe | None:
+    """Return the recipe of a run, for another to be mined from it; None where not its only teacher is mined."""
+    if not (run / "recipe.yaml").is_file():
+        return None
+    recipe = read_recipe(run / "recipe.yaml")
+    return recipe if recipe.teacher is not None and model in ("", "teacher") else None
 
 
 def _student(experiment: Experiment, run: Path, name: str, seed: int) -> Subject:
