@@ -50,7 +50,7 @@ def mined_recipe(recipe: Recipe, panels: Mapping[str, Panel], subject: Subject, 
     if read_recipe(text).resolved() != _changed(resolved, choices.values):
         raise Bug("a mined recipe does not read as what was chosen")
     differ = {_dotted(place): [_at(resolved, place), value] for place, value in choices.values.items()}
-    numbers = {"choices": {key: {"was": was, "is": value} for key, (was, value) in differ.items()}}
+    numbers: dict[str, Any] = {"choices": {key: {"was": was, "is": value} for key, (was, value) in differ.items()}}
     numbers["reasons"] = {_dotted(place): why for place, why in choices.reasons.items()}
     return Panel("recipe", [_finding(numbers, panels, text)], numbers, {"recipe.yaml": text.encode()})
 
