@@ -13,6 +13,7 @@ PANELS: dict[str, str] = {
     "similarity": "stillroom.mining.similarity:similarity",
     "rules": "stillroom.mining.rules:rules",
     "attribution": "stillroom.mining.attribution:attribution",
+    "concepts": "stillroom.mining.concepts:concepts",
     "layers": "stillroom.mining.layers:layers",
     "students": "stillroom.mining.students:students",
 }
