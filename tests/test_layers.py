@@ -45,7 +45,8 @@ def test_the_layer_from_which_a_planted_product_can_be_read_is_named():
     assert own["first"]["probe"] < 0.6 and own["second"]["probe"] > 0.95
     assert panel.numbers["earliest"] == "second" and "From 'second' on" in panel.findings[0].sentence
     assert own["second"]["directions"] == 3 and own["second"]["effective_rank"] == pytest.approx(3, abs=0.5)
-    assert panel.numbers["suggested_width"] == 3 and "features of 3 numbers is worth a try" in panel.findings[1].sentence
+    assert panel.numbers["suggested_width"] == 3
+    assert "features of 3 numbers is worth a try" in panel.findings[1].sentence
 
 
 def test_where_nothing_was_learnt_nothing_is_claimed():
