@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stillroom.contracts import Finding
 from stillroom.errors import TapError
 from stillroom.evaluate import plain_ids
-from stillroom.mining.concepts.sparse import Sparse, explained, fit, principal
+from stillroom.mining.concepts.sparse import Sparse, by_chance, explained, fit, principal
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
 from stillroom.randomness import forked
@@ -46,6 +46,7 @@ def concepts(subject: Subject, budget: Budget) -> Panel:
         "used": found.kept,
         "explained": explained(others, found.rebuilt(others), found.middle),
         "principal_components": principal(rows, others, found.kept),
+        "by_chance": by_chance(rows, UNITS, found.kept, seed=subject.seed),
         "dead": float(((found.codes(rows) > 0).sum(0) == 0).double().mean()),
         "concepts": entries,
     }
@@ -92,11 +93,21 @@ def _held(numbers: dict[str, Any]) -> Finding:
     own, plain = 100 * numbers["explained"], 100 * numbers["principal_components"]
     sentence = f"{numbers['used']} of {numbers['units']} directions at a time hold {own:.1f} % of the variance of what "
     sentence += f"enters the last layer; {100 * numbers['dead']:.0f} % of them are never used."
-    if own - plain < 100 * AHEAD:
-        sentence += " Principal components hold about as much or more: read the directions as a way of looking, "
-        sentence += "not as parts that are really there."
-    control = f"As many principal components as are used at a time ({numbers['used']}): {plain:.1f} %."
-    rows = [{"name": "concepts", "mean": own}, {"name": "principal components", "mean": plain}]
+    chance = 100 * numbers["by_chance"]
+    if own - max(plain, chance) < 100 * AHEAD:
+        sentence += (
+            " Principal components, or rows without any parts, are held about as well: read the directions as a "
+        )
+        sentence += "way of looking, not as parts that are really there."
+    control = (
+        f"As many principal components as are used at a time ({numbers['used']}): {plain:.1f} %. The same method on "
+    )
+    control += f"random rows of equal mean and covariance, which have no parts: {chance:.1f} %."
+    rows = [
+        {"name": "concepts", "mean": own},
+        {"name": "principal components", "mean": plain},
+        {"name": "rows without parts", "mean": chance},
+    ]
     figure = {"kind": "dots", "unit": "%", "x_label": "variance explained", "rows": rows}
     return Finding("How much its concepts explain", sentence, numbers["explained"], control, figure)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillroom.randomness import permutation
+from stillroom.randomness import forked, permutation
 
 BATCH = 256
 
@@ -91,3 +91,19 @@ def principal(rows: Tensor, others: Tensor, count: int) -> float:
     middle = rows.mean(0)
     axes = torch.linalg.svd(rows - middle, full_matrices=False)[2][:count]
     return explained(others, middle + (others - middle) @ axes.T @ axes, middle)
+
+
+def by_chance(rows: Tensor, units: int, kept: int, *, seed: int = 0) -> float:
+    """Return how much is explained of rows that have the mean and covariance of ``rows`` and no other structure.
+
+    A unit is chosen for each row, so that something is explained also where there are no parts: this is how much. Half
+    of the drawn rows are for the fit, half for the measure.
+    """
+    middle = rows.mean(0)
+    values, vectors = torch.linalg.eigh((rows - middle).T.cov().double())
+    spread = (vectors * values.clamp(min=0).sqrt()).float()
+    with forked(seed, "concepts by chance"):
+        drawn = middle + torch.randn(2 * len(rows), rows.shape[1]) @ spread.T
+    first, second = drawn[: len(rows)], drawn[len(rows) :]
+    found = fit(first, units, kept, seed=seed)
+    return explained(second, found.rebuilt(second), found.middle)
