@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from stillroom.contracts import Finding
 from stillroom.errors import TapError
 from stillroom.evaluate import plain_ids
-from stillroom.mining.concepts.sparse import Sparse, by_chance, explained, fit, principal
+from stillroom.mining.concepts.sparse import Sparse, by_chance, drawn, explained, fit, principal
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
-from stillroom.randomness import forked
 from stillroom.taps import read
 from stillroom.taps.places import submodule
 
@@ -27,7 +26,8 @@ def concepts(subject: Subject, budget: Budget) -> Panel:
 
     A TopK sparse autoencoder is fitted on training rows and measured on test rows. A concept is taken away by
     subtracting what its unit adds to the features of the examples that use it; the layer that makes the logits is then
-    run on the rest. Controls: random directions of the same lengths; as many principal components as units are used.
+    run on the rest. Controls: random directions of the same lengths, also such as are spread as the features are, each
+    with the class it moves most; as many principal components as units are used; rows without parts.
     """
     if subject.module is None:
         return Panel("concepts", notes=["only the answers of this model are known, so it has no features to look at"])
@@ -64,8 +64,7 @@ def _last(subject: Subject, examples: Tensor) -> nn.Module:
 def _effects(found: Sparse, layer: nn.Module, rows: Tensor, subject: Subject) -> list[dict[str, Any]]:
     """What each unit does to the class it speaks for, most first; changes of logits, beside random directions."""
     codes, before = found.codes(rows), layer(rows)
-    with forked(subject.seed, "concepts random"):
-        chance = torch.nn.functional.normalize(torch.randn(RANDOM, rows.shape[1]), dim=1)
+    chance = {kind: drawn(rows, RANDOM, like=kind == "spread", seed=subject.seed) for kind in ("random", "spread")}
     entries = []
     for unit, direction in enumerate(found.directions):
         users = (codes[:, unit] > 0).nonzero()[:, 0]
@@ -74,14 +73,17 @@ def _effects(found: Sparse, layer: nn.Module, rows: Tensor, subject: Subject) ->
         size = codes[users, unit, None]
         moved = (before[users] - layer(rows[users] - size * direction)).mean(0)
         label = int(moved.argmax())
-        others = [float((before[users] - layer(rows[users] - size * one)).mean(0)[label].abs()) for one in chance]
+        most = {
+            kind: [float((before[users] - layer(rows[users] - size * one)).mean(0).abs().max()) for one in ways]
+            for kind, ways in chance.items()
+        }
         top = codes[:, unit].argsort(descending=True, stable=True)[: min(EXAMPLES, len(users))]
         entries.append(
             {
                 "unit": unit,
                 "class": subject.classes[label],
                 "effect": float(moved[label]),
-                "random": sum(others) / len(others),
+                **{kind: sum(others) / len(others) for kind, others in most.items()},
                 "share": len(users) / len(rows),
                 "rows": top.tolist(),
             }
@@ -116,9 +118,13 @@ def _shown(entries: list[dict[str, Any]], subject: Subject, test: Tensor) -> Fin
     top = entries[0]
     times = top["effect"] / max(1e-9, top["random"])
     sentence = f"The concept that matters most speaks for '{top['class']}': without it the logit falls by "
-    sentence += f"{top['effect']:.2f} where it is used, {times:.1f} times what a random direction does."
+    sentence += f"{top['effect']:.2f} where it is used, {times:.1f} times what a random direction does; the middle one "
+    sentence += f"of {len(entries)} does {_middle(entries):.1f} times that."
     if times < 3:
         sentence += " That is too little to call it a part of how the model answers."
+    elif top["effect"] < 2 * top["spread"]:
+        sentence += f" But a direction drawn as the features vary does {top['effect'] / max(top['spread'], 1e-9):.1f} "
+        sentence += "times less: what matters is that the features vary there, not that it is a part."
     items = []
     for entry in entries[:SHOWN]:
         for row in entry["rows"][: 3 if subject.kind == "image" else 2]:
@@ -128,3 +134,8 @@ def _shown(entries: list[dict[str, Any]], subject: Subject, test: Tensor) -> Fin
             items.append({**what, "caption": f"concept {entry['unit']}: {entry['class']}", "rows": effect})
     control = f"{RANDOM} random directions of the same lengths change that logit by {top['random']:.2f} on average."
     return Finding("What its concepts are", sentence, times, control, {"kind": "pictures", "items": items})
+
+
+def _middle(entries: list[dict[str, Any]]) -> float:
+    """The median over concepts of what one does beside a random direction."""
+    return float(torch.tensor([entry["effect"] / max(entry["random"], 1e-12) for entry in entries]).median())

@@ -99,11 +99,21 @@ def by_chance(rows: Tensor, units: int, kept: int, *, seed: int = 0) -> float:
     A unit is chosen for each row, so that something is explained also where there are no parts: this is how much. Half
     of the drawn rows are for the fit, half for the measure.
     """
-    middle = rows.mean(0)
-    values, vectors = torch.linalg.eigh((rows - middle).T.cov().double())
-    spread = (vectors * values.clamp(min=0).sqrt()).float()
     with forked(seed, "concepts by chance"):
-        drawn = middle + torch.randn(2 * len(rows), rows.shape[1]) @ spread.T
+        drawn = rows.mean(0) + torch.randn(2 * len(rows), rows.shape[1]) @ _spread(rows).T
     first, second = drawn[: len(rows)], drawn[len(rows) :]
     found = fit(first, units, kept, seed=seed)
     return explained(second, found.rebuilt(second), found.middle)
+
+
+def drawn(rows: Tensor, count: int, *, like: bool, seed: int = 0) -> Tensor:
+    """Return directions of length 1 (count, D) at random: anywhere, or ``like`` the rows, where those vary."""
+    with forked(seed, "concepts random"):
+        ways = torch.randn(count, rows.shape[1])
+        return torch.nn.functional.normalize(ways @ _spread(rows).T if like else ways, dim=1)
+
+
+def _spread(rows: Tensor) -> Tensor:
+    """The square root of the covariance of rows."""
+    values, vectors = torch.linalg.eigh((rows - rows.mean(0)).T.cov().double())
+    return (vectors * values.clamp(min=0).sqrt()).float()
