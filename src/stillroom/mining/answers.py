@@ -129,7 +129,7 @@ def _sure(numbers: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
         sentence += f" Dividing its logits by {temperature:.2f} takes the calibration error {repaired}."
         series.append({"name": f"temperature {temperature:.2f}", **after})
     elif after is not None:
-        sentence += f" No temperature repairs much: the calibration error is {ece:.3f}, and {after['ece']:.3f} at best."
+        sentence += f" No temperature repairs much: the calibration error is {ece:.3f}, and {after['ece']:.3f} with it."
     control = "The temperature was chosen on validation examples, the error measured on test examples; 1 is as it is."
     return Finding("How sure it may be", sentence, ece, control, {"kind": "reliability", "series": series})
 

@@ -179,11 +179,10 @@ def _times(scale: float, value: float | None) -> float | None:
 def _width(numbers: dict[str, Any]) -> Finding:
     own, before = numbers["layers"], numbers["before_the_answers"]
     entry = own[before]
-    sentence = (
-        f"Of the {entry['width']} numbers of '{before}' {entry['directions']} directions hold 95 % of what varies: "
-    )
+    few = "1 direction holds" if entry["directions"] == 1 else f"{entry['directions']} directions hold"
+    sentence = f"Of the {entry['width']} numbers of '{before}' {few} 95 % of what varies: "
     if entry["directions"] < 0.5 * entry["width"]:
-        sentence += f"a student with features of {entry['directions']} numbers is worth a try."
+        sentence += f"a student with features of {max(2, entry['directions'])} numbers is worth a try."
     else:
         sentence += "there is little to spare in its width."
     figure = {
