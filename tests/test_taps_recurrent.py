@@ -306,12 +306,13 @@ def test_reading_h_costs_about_one_call_and_cells_a_little_more():
     wrapped.forward = lambda inputs: wrapped.rnn(inputs)[0]  # type: ignore[method-assign]
     batch = batch_of(values)
     calls = {"plain": lambda: rnn(values), **{form: read(wrapped, [f"rnn@{form}"]) for form in ("h", "c/16")}}
-    taken = {name: [] for name in calls}
+    most, best = {"h": 2.0, "c/16": 2.5}, dict.fromkeys(calls, float("inf"))
     with torch.no_grad():
-        for _ in range(15):
+        for turn in range(200):  # the least of many turns; on a busy machine a few are not enough
             for name, call in calls.items():
                 begun = time.process_time()
                 call() if name == "plain" else call(batch)
-                taken[name].append(time.process_time() - begun)
-    best = {name: min(seconds) for name, seconds in taken.items()}
-    assert best["h"] < 2.0 * best["plain"] and best["c/16"] < 2.5 * best["plain"], best
+                best[name] = min(best[name], time.process_time() - begun)
+            if turn >= 15 and all(best[form] < times * best["plain"] for form, times in most.items()):
+                break
+    assert all(best[form] < times * best["plain"] for form, times in most.items()), best
