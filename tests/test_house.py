@@ -70,7 +70,15 @@ LAZY = {"__getattr__", "__dir__", "__setattr__"}  # what the package needs so th
 
 HEAVY = ("sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "onnxscript", "pandas", "transformers", "tensorflow")
 OTHER_TESTS = {"house", "shapes", "demo", "readme", "docs", "recipes", "bad_input", "kill", "faults", "cost"}
-OTHER_TESTS |= {"bad_text", "gradient_cost", "taps_gradient", "loss_recipes", "loss_table", "feature_losses"}
+OTHER_TESTS |= {
+    "bad_text",
+    "gradient_cost",
+    "taps_gradient",
+    "loss_recipes",
+    "loss_table",
+    "feature_losses",
+    "mined_examples",
+}
 
 
 # --- reading the source --------------------------------------------------------------------------------

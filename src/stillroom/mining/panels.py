@@ -14,6 +14,7 @@ PANELS: dict[str, str] = {
     "rules": "stillroom.mining.rules:rules",
     "attribution": "stillroom.mining.attribution:attribution",
     "concepts": "stillroom.mining.concepts:concepts",
+    "examples": "stillroom.mining.examples:examples",
     "layers": "stillroom.mining.layers:layers",
     "students": "stillroom.mining.students:students",
 }
