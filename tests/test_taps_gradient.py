@@ -11,6 +11,8 @@ from stillroom import Learner, Live, Training, match, train
 from stillroom.contracts import GradCam, Gradient, Step, tap
 from stillroom.data.arrays import ArraySource
 from stillroom.errors import TapError
+from stillroom.record import record
+from stillroom.store import Store
 from stillroom.taps import read
 from stillroom.taps.derivatives import refuse_for_training
 from stillroom.taps.directions import directions
@@ -385,6 +387,19 @@ def test_an_operation_without_a_second_derivative_names_finite_differences():
 def test_the_first_step_tells_by_which_mode():
     first, second = trained_on("logits@gradient(random=2)")
     assert any("is read by finite_difference" in note for note in first.notes) and not second.notes
+    assert sum(note.startswith("teacher: logits@gradient(random=2") for note in first.notes) == 1
+
+
+def test_a_store_keeps_by_which_mode_its_teacher_was_read(tmp_path):
+    inputs = np.random.default_rng(0).normal(size=(40, 12)).astype(np.float32)
+    data, text = ArraySource(inputs, labels=np.arange(40) % CLASSES), "logits@gradient"
+    store = record(Live(smooth(), ["logits", text]), data, tmp_path / "store")
+    assert [note.split(" (")[0] for note in store.notes] == [f"{text} is read by vjp"]
+    learner = Learner(smooth(), ["kd", match("input_gradient", text, text)])
+    first = next(iter(train(learner, data, Store.open(tmp_path / "store"), Training(steps=1, batch=8))))
+    assert sum(note.startswith("teacher: logits@gradient is read by vjp") for note in first.notes) == 1
+    plain = record(Live(smooth(), ["logits"]), data, tmp_path / "plain")
+    assert plain.notes == []
 
 
 @pytest.mark.parametrize(

@@ -354,7 +354,8 @@ class _Writer:
         shard = Shard(
             file=path.name, rows=len(ids), bytes=size, sha256=digest, first=first, last=last, splits=counts, sizes=sizes
         )
-        note = Note(inputs=self.inputs, shard=shard, signals=dict(self.columns))
+        notes = list(getattr(self.teacher, "notes", ()))
+        note = Note(inputs=self.inputs, shard=shard, signals=dict(self.columns), notes=notes)
         files.write_json(note_path(self.folder, number), note.model_dump(mode="json"))
         files.faultpoint("record:committed")
 
@@ -382,6 +383,7 @@ def _finish(folder: Path, plan: Plan, count: int, rows: _Rows, source: Source, j
         signals=notes[0].signals,
         shards=[note.shard for note in notes],
         canary=[(int(example), int(view)) for example, view in rows.ids[chosen]],
+        notes=list(dict.fromkeys(one for note in notes for one in note.notes)),
     )
     files.faultpoint("record:manifest")
     write(folder / MANIFEST, manifest)

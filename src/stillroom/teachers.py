@@ -36,6 +36,11 @@ class Live:
         self.module, self.precision = module, precision
         self.reader = read(module, taps, encode, takes=takes)
 
+    @property
+    def notes(self) -> list[str]:
+        """How its derivatives were read, and why so, as far as it was asked."""
+        return self.reader.notes
+
     def __call__(self, batch: Batch) -> Signals:
         """Return what the model shows on ``batch``, detached."""
         modes = [part for part in self.module.modules() if part.training]
@@ -59,6 +64,11 @@ class Together:
 
     def __init__(self, teachers: Mapping[str, Teacher]) -> None:
         self.teachers = dict(teachers)
+
+    @property
+    def notes(self) -> list[str]:
+        """What each has to say of how it was read, under its name."""
+        return [f"{name}: {note}" for name, one in self.teachers.items() for note in getattr(one, "notes", ())]
 
     def __call__(self, batch: Batch) -> Signals:
         """Return every teacher's signals under ``<teacher>/<signal>``."""

@@ -204,7 +204,7 @@ class _Run:
         if self.settings.precision != "float32":
             learner.precision = self.settings.precision
         self.notes: list[str] = []
-        self.told = 0  # notes of the reader that were passed on
+        self.told: set[str] = set()  # notes of how derivatives were read that were passed on
         if settings.balance is not None and (idle := one_sided(learner)):
             self.notes.append(idle)
         self._refuse()
@@ -389,9 +389,9 @@ class _Run:
         if self.past is not None:
             self.past.advance(step)
         values = {name: value.detach() for name, value in losses.items()}
-        read = self.learner.reader.notes
-        notes, self.notes = (*read[self.told :], *self.notes), []
-        self.told = len(read)
+        read = (*self.learner.reader.notes, *(f"teacher: {note}" for note in getattr(self.teacher, "notes", ())))
+        notes, self.notes = (*(note for note in read if note not in self.told), *self.notes), []
+        self.told.update(read)
         pull = self.gradients.pull if isinstance(self.gradients, Sided) else looked.pull if looked else None
         cosine, ratio = pull or (None, None)
         return Step(step + 1, self.total, values, rate, looked and looked.norms, notes, cosine, ratio)

@@ -50,6 +50,7 @@ class Manifest(BaseModel):
     signals: dict[str, Column]
     shards: list[Shard]
     canary: list[tuple[int, int]]
+    notes: list[str] = []
 
     @property
     def bytes(self) -> int:

@@ -46,6 +46,7 @@ class Note(BaseModel):
     inputs: str
     shard: Shard
     signals: dict[str, Column]
+    notes: list[str] = []
 
 
 def shard_name(number: int) -> str:

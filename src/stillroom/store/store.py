@@ -107,6 +107,11 @@ class Store:
         """Recorded rows by split."""
         return dict(self.manifest.counts)
 
+    @property
+    def notes(self) -> list[str]:
+        """How the teacher's derivatives were read as it was recorded, and why so."""
+        return self.manifest.notes
+
     def rows(self, split: str = "train") -> Tensor:
         """Return the (example, view) of every row of ``split``: int64, N x 2.
 
