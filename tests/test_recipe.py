@@ -79,7 +79,9 @@ def test_an_arm_is_the_recipe_with_its_differences() -> None:
     bank = recipe.arm("kd+bank")
     assert [one.use for one in bank.objectives] == ["labels", "kd", "bank"]
     assert isinstance(bank.objectives[2].weight, Ramp) and bank.objectives[2].weight.at(0.25) == 0.5
-    assert [(one.use, one.options) for one in recipe.arm("smooth").objectives] == [("labels", {"smoothing": 0.1})]
+    assert [(one.use, one.options) for one in recipe.arm("smooth").objectives] == [
+        ("labels", {"smoothing": 0.1, "class_weights": None})
+    ]
     assert list(bank.arms) == ["kd+bank"]
     with pytest.raises(RecipeError, match="Did you mean 'smooth'"):
         recipe.arm("smoth")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stillroom.contracts import Recorded
 from stillroom.data.arrays import ArraySource
+from stillroom.errors import LossError
 from stillroom.learner import Learner
 from stillroom.losses import dist, kd, kd_multilabel, labels, lskd, mse_logits, regression
 from stillroom.objectives import match
@@ -67,6 +68,39 @@ def test_labels_is_the_mixture_of_one_hot_and_uniform_over_the_labelled_rows(smo
     value, found = ours(labels, logits, truth, smoothing=smoothing)
     assert near(value, math.fsum(total) / known) and close(found, gradient)
     assert not found[2].any() and not found[4].any(), "an unlabelled row pulls nothing"
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_labels_of_weighed_classes_is_the_weighted_mean_of_the_rows(smoothing):
+    logits, truth, weights = drawn(1), torch.tensor([0, 4, -1, 2, -1, 1, 3]), (1.0, 2.0, 0.5, 3.0, 0.1)
+    each, heavy = [], []
+    for row, label in enumerate(truth.tolist()):
+        predicted = probabilities(logits[row].tolist(), 1.0)
+        target = [smoothing / CLASSES + (1 - smoothing) * (k == label) for k in range(CLASSES)]
+        each.append(-math.fsum(q * math.log(p) for p, q in zip(predicted, target, strict=True)))
+        heavy.append(weights[label] if label >= 0 else 0.0)
+    mean = math.fsum(w * one for w, one in zip(heavy, each, strict=True)) / math.fsum(heavy)
+    value, found = ours(labels, logits, truth, smoothing=smoothing, class_weights=weights)
+    assert near(value, mean) and not found[2].any() and not found[4].any()
+    if not smoothing:
+        theirs = torch.nn.functional.cross_entropy(logits, truth, torch.tensor(weights).double(), ignore_index=-1)
+        assert near(value, float(theirs))
+    doubled, _ = ours(labels, logits, truth, smoothing=smoothing, class_weights=tuple(2 * one for one in weights))
+    assert near(doubled, value), "only ratios count"
+    even, gradient = ours(labels, logits, truth, smoothing=smoothing, class_weights=(3.0,) * CLASSES)
+    plain, expected = ours(labels, logits, truth, smoothing=smoothing)
+    assert near(even, plain) and close(gradient, expected)
+    none, flat = ours(labels, logits, torch.full((ROWS,), -1), class_weights=weights)
+    assert none == 0 and not flat.any()
+
+
+def test_class_weights_that_do_not_fit_are_refused():
+    with pytest.raises(LossError, match=r"got 2 weights\. Allowed: 5"):
+        labels(drawn(1), torch.zeros(ROWS, dtype=torch.int64), class_weights=(1.0, 2.0))
+    with pytest.raises(LossError, match="out of range: got"):
+        labels(drawn(1), torch.full((ROWS,), 9), class_weights=(1.0,) * CLASSES)
+    with pytest.raises(LossError, match="greater than 0"):
+        match("labels", class_weights=[1, 0])
 
 
 def test_labels_by_hand():

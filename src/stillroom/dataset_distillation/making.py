@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stillroom.contracts import Progress, Source
-from stillroom.data.splits import labelled_rows, labels_of
+from stillroom.data.splits import checksum_of, labelled_rows, labels_of
 from stillroom.dataset_distillation.matching import gradient_distance, input_gradient, loss_gradients
 from stillroom.dataset_distillation.moving import moved
 from stillroom.dataset_distillation.synthetic import real_inputs
@@ -131,7 +131,7 @@ def check_source(source: Source) -> None:
 def making_print(source: Source, settings: Synthesis) -> str:
     """Return a fingerprint of what is to be made, networks aside: which examples from which, and how."""
     rows = labelled_rows(source)
-    about = {"data": source.fingerprint, "rows": [len(rows), int(rows.sum())], "settings": settings.model_dump()}
+    about = {"data": source.fingerprint, "rows": checksum_of(rows), "settings": settings.model_dump()}
     return fingerprint(about | {"torch": torch.__version__, "threads": torch.get_num_threads()})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -10,22 +11,34 @@ from pydantic import Field
 from torch import Tensor
 
 from stillroom.contracts import UNLABELLED, Labels, Logits
+from stillroom.errors import LossError, say
 from stillroom.losses._shared import kl, out_of_range, wide
 
 Temperature = Annotated[float, Field(gt=0)]
+ClassWeights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=2)]
 
 
-def labels(student_logits: Logits, labels: Labels, *, smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> Tensor:
+def labels(
+    student_logits: Logits,
+    labels: Labels,
+    *,
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    class_weights: ClassWeights | None = None,
+) -> Tensor:
     """Cross-entropy with the true labels, in nats, mean over the labelled rows of the batch.
 
     Rows whose label is -1 are left out; a batch without a labelled row gives 0. ``smoothing`` mixes the
-    one-hot target with the uniform one (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567).
+    one-hot target with the uniform one (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567). ``class_weights``, one
+    for each class in its order, make it the mean weighted by that of each row's label, as PyTorch's ``weight`` does, so
+    only their ratios count; unlike there, a row's smoothed target weighs as its label does.
 
     Shapes: ``student_logits`` (B, C), ``labels`` (B) int64 in -1 .. C - 1; returns a scalar.
 
     Raises:
-        LossError: a label is outside that range.
+        LossError: a label is outside that range, or there are not C class weights.
     """
+    if class_weights is not None:
+        return _weighted(student_logits, labels, smoothing, class_weights)
     try:
         total = F.cross_entropy(
             student_logits, labels, ignore_index=UNLABELLED, reduction="sum", label_smoothing=smoothing
@@ -33,6 +46,19 @@ def labels(student_logits: Logits, labels: Labels, *, smoothing: Annotated[float
     except IndexError as error:
         raise out_of_range(labels, student_logits.shape[1]) from error
     return total / (labels != UNLABELLED).sum().clamp(min=1)
+
+
+def _weighted(logits: Tensor, labels: Tensor, smoothing: float, weights: Sequence[float]) -> Tensor:
+    if len(weights) != logits.shape[1]:
+        given, allowed = f"{len(weights)} weights", f"{logits.shape[1]}, one for each class the model answers"
+        raise LossError(say("There must be a weight for each class", given, allowed, "Change class_weights."))
+    try:
+        each = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="none", label_smoothing=smoothing)
+    except IndexError as error:
+        raise out_of_range(labels, logits.shape[1]) from error
+    by_class = torch.tensor(weights, dtype=each.dtype, device=each.device)
+    rows = by_class[labels.clamp(min=0)] * (labels != UNLABELLED)
+    return (each * rows).sum() / torch.where(rows.sum() > 0, rows.sum(), torch.ones_like(rows.sum()))
 
 
 def soften(teacher_logits: Tensor, *, temperature: float = 4.0) -> Tensor:

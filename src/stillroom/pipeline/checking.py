@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stillroom.contracts import Batch, Segments, Signals
+from stillroom.data.leaving_out import rows_told
 from stillroom.errors import DataError, ModelError, TapError, say
 from stillroom.evaluate import plain_ids
 from stillroom.learner import Learner
@@ -42,7 +43,7 @@ def check_shapes(experiment: Experiment) -> dict[str, str]:
         shown |= {f"{name}/{key}" if name else key: value for key, value in answers.items()}
         if name:
             shown["logits"] = answers["logits"]
-    facts = {"data": ", ".join(f"{len(rows):,} {name}" for name, rows in data.splits.items())}
+    facts = {"data": rows_told(data)}
     for name, arm in experiment.arms.items():
         facts[name] = _arm(arm, experiment, batch, shown)
     return facts
@@ -107,8 +108,9 @@ def _arm(arm: ArmPlan, experiment: Experiment, batch: Batch, shown: Signals) -> 
 
 
 def expectations(experiment: Experiment) -> dict[str, str]:
-    """Return the bytes that recording will write, for ``--plan``."""
-    found = {}
+    """Return the bytes that recording will write, for ``--plan``; and how many examples are left out, if any are."""
+    gone = getattr(experiment.data, "left_out", 0)
+    found = {"data": rows_told(experiment.data)} if gone else {}
     for name, plan in experiment.teachers.items():
         if plan.make is None:
             continue

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.contracts import UNLABELLED, HasBank, Source, Step, Teacher
+from stillroom.data.leaving_out import rows_print
 from stillroom.data.splits import labels_print
 from stillroom.evaluate import BATCH, answer, plain_ids
 from stillroom.files import (
@@ -54,7 +55,7 @@ def job_inputs(experiment: Experiment, arm: ArmPlan, seed: int, factor: float, k
             "capability": torch.backends.cpu.get_cpu_capability(),
             "data": experiment.data.fingerprint,
             "labels": labels_print(data),
-            "splits": {name: [len(rows), int(rows.sum())] for name, rows in data.splits.items()},
+            "splits": rows_print(data),
             "arm": dict(arm.described),
             **({"examples": examples_inputs(experiment, arm)} if arm.distilled else {}),
             "seed": seed,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.contracts import Finding
+from stillroom.data.leaving_out import rows_print
 from stillroom.errors import UserError, say
 from stillroom.files import begin, commit, committed, faultpoint, fingerprint, write_bytes, write_json
 from stillroom.mining import Budget, Panel, Subject
@@ -96,7 +97,7 @@ def _inputs(subject: Subject, students: Students, seconds: float) -> dict[str, A
         "code": code_print((*MAKERS, "mining")),
         "data": getattr(subject.data, "fingerprint", None),
         "labels": getattr(subject.data, "labels_fingerprint", None),
-        "splits": {name: [len(rows), int(rows.sum())] for name, rows in subject.data.splits.items()},
+        "splits": rows_print(subject.data),
         "model": _print_of(subject),
         "students": {name: [_print_of(one) for one in seeds] for name, seeds in students.items()},
         "settings": [subject.most, subject.seed, seconds],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.contracts import Source
+from stillroom.data.leaving_out import examples_in, without
 from stillroom.data.table import open_source, options_of
 from stillroom.dataset_distillation.making import check_source, rows_by_class
 from stillroom.errors import ModelError, RecipeError, say
@@ -73,13 +74,14 @@ def experiment_of(recipe: Recipe) -> Experiment:
 
 
 def open_data(block: Data, views: int = 1) -> Source:
-    """Open the source a recipe names, with as many views as are to be recorded."""
+    """Open the source a recipe names, with as many views as are to be recorded, without the examples to leave out."""
     options = dict(block.options)
     if "views" in options_of(block.use):
         options["views"] = views
     elif views > 1:
         raise RecipeError(say(f"Data '{block.use}' has no views", f"record.views: {views}", "1"))
-    return open_source(block.use, **options)
+    source = open_source(block.use, **options)
+    return source if block.leave_out is None else without(source, examples_in(block.leave_out))
 
 
 def class_count(data: Source) -> int:

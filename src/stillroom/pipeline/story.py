@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stillroom.contracts import Finding
+from stillroom.data.leaving_out import rows_told
 from stillroom.files import read_json
 from stillroom.pipeline.plan import ALONE, Experiment
 from stillroom.pipeline.reasons import why_not
@@ -207,7 +208,6 @@ def facts_of(experiment: Experiment) -> dict[str, object]:
         except PackageNotFoundError:
             versions[package] = "not installed"
     data = experiment.data
-    splits = ", ".join(f"{len(rows):,} {name}" for name, rows in data.splits.items())
     machine = {
         "processor": platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -215,7 +215,7 @@ def facts_of(experiment: Experiment) -> dict[str, object]:
         "threads a job": 1,
     }
     return {
-        "data": f"{getattr(data, 'name', 'data')}: {splits}",
+        "data": f"{getattr(data, 'name', 'data')}: {rows_told(data)}",
         "versions": versions,
         "machine": machine,
         "recipe": experiment.recipe,

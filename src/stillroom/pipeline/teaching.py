@@ -10,6 +10,7 @@ from torch import nn
 
 from stillroom.behaviour import behaviour
 from stillroom.contracts import Named, Teacher, tap
+from stillroom.data.leaving_out import rows_print
 from stillroom.data.splits import labelled_rows, labels_print
 from stillroom.errors import StoreError
 from stillroom.evaluate import evaluate
@@ -58,7 +59,7 @@ def teacher_inputs(experiment: Experiment, plan: TeacherPlan) -> str:
             "code": code_print(),
             "data": data.fingerprint,
             "labels": labels_print(data),
-            "train": [len(data.splits["train"]), int(data.splits["train"].sum())],
+            "train": rows_print(data)["train"],
             "torch": torch.__version__,
             "capability": torch.backends.cpu.get_cpu_capability(),
         }
@@ -165,7 +166,6 @@ def knowledge_is_whole(experiment: Experiment, name: str, run: Path) -> bool:
 
 def _knowledge_place(experiment: Experiment, name: str, prints: Mapping[str, str]) -> Path:
     """Return where the cache keeps what a teacher showed on this data through these taps."""
-    rows = {split: [len(part), int(part.sum())] for split, part in experiment.data.splits.items()}
     taps, asked = sorted(experiment.taps(name)), experiment.rows_asked()
     inputs = fingerprint(
         {
@@ -174,7 +174,7 @@ def _knowledge_place(experiment: Experiment, name: str, prints: Mapping[str, str
             "prints": prints,
             "taps": taps,
             "views": experiment.views,
-            "rows": rows,
+            "rows": rows_print(experiment.data),
             "precision": experiment.precision,
         }
     )

@@ -27,7 +27,7 @@ from stillroom.settings import Settings, Synthesis, Training
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,63}")
 _NAMED = "letters, digits and . _ + = -, beginning with a letter or digit, at most 64 of them"
 HF = "hugging-face"  # how the zoo calls the encoders that come from a folder
-_DATA = ("use", "labels", "unlabelled")
+_DATA = ("use", "labels", "unlabelled", "leave_out")
 _MODEL = ("model", "encode")
 _OBJECTIVE = ("use", "student", "teacher", "weight", "connector", "every", "part", "name")
 _ELSEWHERE = {"views": "views are chosen in one place: record: {views: 4}"}
@@ -143,6 +143,10 @@ class Reading:
             return None
         unknown_keys(node, Evaluate.model_fields, self.mistakes)
         tasks = self.list_of(node.items.get("on"), lambda one: self.data(_source(one)))
+        if any(task.leave_out is not None for task in tasks):
+            self.note(
+                node, "examples are left out of the data that is learnt from, not of other tasks; take leave_out away"
+            )
         plain = Node(
             {key: value for key, value in node.items.items() if key != "on"}, node.where, node.line, node.origin
         )
@@ -207,6 +211,7 @@ class Reading:
         parts = node.items
         if "data" in parts:
             own = [*parts["data"].items] if (base := self.root.items.get("data")) is None else ["use", *base.items]
+            own.append("leave_out")
             unknown_keys(parts["data"], ("labels", "unlabelled"), self.mistakes, dict.fromkeys(own, _LABELS_ONLY))
         return Arm(
             objectives=tuple(self.list_of(parts["objectives"], self.objective)) if "objectives" in parts else None,

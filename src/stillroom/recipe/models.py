@@ -16,6 +16,7 @@ from stillroom.settings import Positive, Ramp, Settings, Share, Synthesis, Train
 TapText = Annotated[str, Field(min_length=1)]
 TapTexts = Annotated[tuple[TapText, ...], Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
+Examples = tuple[Annotated[int, Field(ge=0)], ...]
 RESERVED_ARMS = ("alone", "teacher", "distilled")
 MAIN = "main"
 
@@ -24,6 +25,10 @@ def _one_list_or_block(value: object) -> str:
     if isinstance(value, dict | BaseModel):
         return "block"
     return "list" if isinstance(value, list | tuple) else "plain"
+
+
+def _file_or_list(value: object) -> str:
+    return "file" if isinstance(value, str | None) else "list"
 
 
 class Own(Settings):
@@ -56,11 +61,15 @@ class Data(Settings):
     """Which source, with its loader's options; ``labels`` is how many labels the student may see, None for all.
 
     ``unlabelled``: whether it may see the examples whose labels it does not; without, it has the labelled ones alone.
+    ``leave_out``: training examples from which neither student nor teacher learns, by number or as a JSON file of them.
     """
 
     use: str
     labels: Annotated[int, Field(ge=0)] | None = None
     unlabelled: bool = True
+    leave_out: Annotated[
+        Annotated[str | None, Tag("file")] | Annotated[Examples, Tag("list")], Discriminator(_file_or_list)
+    ] = None
     options: dict[str, Any] = {}
 
 

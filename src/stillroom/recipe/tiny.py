@@ -38,7 +38,8 @@ def _data(data: Data) -> Data:
     if "train" in options:
         options["train"] = min(options["train"] or ROWS, ROWS)
     labels = None if data.labels is None else min(data.labels, LABELS)
-    return data.model_copy(update={"options": options, "labels": labels})
+    # The rows to leave out may not be among the few that are kept.
+    return data.model_copy(update={"options": options, "labels": labels, "leave_out": None})
 
 
 def _distilled(block: DistilledData | None) -> DistilledData | None:
