@@ -389,7 +389,7 @@ class _Run:
         if self.past is not None:
             self.past.advance(step)
         values = {name: value.detach() for name, value in losses.items()}
-        read = (*self.learner.reader.notes, *(f"teacher: {note}" for note in getattr(self.teacher, "notes", ())))
+        read = (*self.learner.reader.notes, *(f"teacher: {note}" for note in getattr(self.answers, "notes", ())))
         notes, self.notes = (*(note for note in read if note not in self.told), *self.notes), []
         self.told.update(read)
         pull = self.gradients.pull if isinstance(self.gradients, Sided) else looked.pull if looked else None

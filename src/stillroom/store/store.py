@@ -109,8 +109,8 @@ class Store:
 
     @property
     def notes(self) -> list[str]:
-        """How the teacher's derivatives were read as it was recorded, and why so."""
-        return self.manifest.notes
+        """How those derivatives that are asked for were read as the teacher was recorded, and why so."""
+        return [note for note in self.manifest.notes if note.split(" ")[0] in self._names]
 
     def rows(self, split: str = "train") -> Tensor:
         """Return the (example, view) of every row of ``split``: int64, N x 2.
