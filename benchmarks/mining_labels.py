@@ -11,7 +11,8 @@ put in order of doubt by:
 
 Told is which part of the first twentieth is wrong (chance: 0.05), means over seeds with Student's t interval; and how
 many suspects the panel has, and how many of these are wrong. The same without any exchanged label: then there should be
-no suspects.
+no suspects. And what it is worth to leave the suspects out: test accuracy of the same network learnt anew, as often,
+without them, without as many at random, and without every wrong one.
 
     PYTHONPATH=src python benchmarks/mining_labels.py --out benchmarks/records/DATE-mining-labels/result.json
 """
@@ -36,13 +37,19 @@ NOISE, CLASSES, MARK = 0.05, 10, 0.6
 STEPS = {"digits": (300, 2500), "fashion": (300, 5000)}
 
 
-def data(name: str) -> tuple[Tensor, Tensor]:
-    """Return inputs (N, D) of 0..1 and labels (N)."""
+Part = tuple[Tensor, Tensor]
+
+
+def data(name: str) -> tuple[Part, Part]:
+    """Return inputs (N, D) of 0..1 and labels (N), to learn from and to be judged on."""
     from stillroom.data.images import digits, fashion_mnist_sample
 
     source = digits() if name == "digits" else fashion_mnist_sample()
-    rows = source.splits["train"][:5000]
-    return source.inputs[rows].flatten(1).float() / 255, source.labels[rows]
+    train, test = (
+        (source.inputs[rows].flatten(1).float() / 255, source.labels[rows])
+        for rows in (source.splits["train"][:5000], source.splits["test"])
+    )
+    return train, test
 
 
 def taught(inputs: Tensor, labels: Tensor, steps: int, seed: int) -> nn.Sequential:
@@ -69,8 +76,9 @@ def exchanged(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return torch.where(wrong, (labels + shift) % CLASSES, labels), wrong
 
 
-def one(inputs: Tensor, truth: Tensor, steps: int, share: float, seed: int) -> dict[str, float]:
-    """Return the precision of each search in one network."""
+def one(train: Part, test: Part, steps: int, share: float, seed: int) -> dict[str, float]:
+    """Return the precision of each search in one network, and what leaving out its suspects is worth."""
+    inputs, truth = train
     labels, wrong = exchanged(truth, share, seed)
     net = taught(inputs, labels, steps, seed)
     with torch.no_grad():
@@ -96,7 +104,23 @@ def one(inputs: Tensor, truth: Tensor, steps: int, share: float, seed: int) -> d
         told[name] = float(wrong[value.argsort(descending=True, stable=True)[:count]].double().mean())
     told["suspects that are wrong"] = float(wrong[found.suspects].sum())
     told["wrong"] = float(count)
+    at_random = torch.zeros_like(wrong)
+    at_random[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[: len(found.suspects)]] = True
+    suspected = torch.zeros_like(wrong)
+    suspected[found.suspects] = True
+    right = {"all": right_on(net, test)}
+    for name, gone in (("without suspects", suspected), ("without as many", at_random), ("without wrong ones", wrong)):
+        right[name] = right_on(taught(inputs[~gone], labels[~gone], steps, seed), test)
+    told |= {f"test, {name}": value for name, value in right.items()}
+    told["gain"] = right["without suspects"] - right["all"]
+    told["gain over as many"] = right["without suspects"] - right["without as many"]
     return told
+
+
+def right_on(net: nn.Module, test: Part) -> float:
+    """Return test accuracy."""
+    with torch.no_grad():
+        return float((net(test[0]).argmax(1) == test[1]).double().mean())
 
 
 def main() -> None:
@@ -108,10 +132,10 @@ def main() -> None:
     torch.set_num_threads(1)
     began, kept = time.monotonic(), {}
     for name, lengths in STEPS.items():
-        inputs, truth = data(name)
+        train, test = data(name)
         for steps in lengths:
             for share in (NOISE, 0.0):
-                runs = [one(inputs, truth, steps, share, seed) for seed in range(chosen.seeds)]
+                runs = [one(train, test, steps, share, seed) for seed in range(chosen.seeds)]
                 told: dict[str, Any] = {key: over_seeds([run[key] for run in runs]).plain() for key in runs[0]}
                 kept[f"{name}, {steps} steps, {100 * share:.0f} % wrong"] = {"summary": told, "runs": runs}
                 means = {key: round(one["mean"], 3) for key, one in told.items()}
