@@ -1,66 +1,107 @@
-"""A recipe that was mined from a run against the one that a person wrote, over the same seeds, on the same teacher.
+"""A recipe that was mined from a run against the one that a person wrote, over the same seeds; and each choice alone.
 
-    python benchmarks/mining_recipe.py recipes/gradient.yaml kd OUT [--set train.steps=300 ...]
+    python benchmarks/mining_recipe.py recipes/gradient.yaml kd OUT [--seeds 10] [--set train.steps=300 ...]
 
-Both are run as they are, apart from the overrides; the teacher and what it showed come from the cache the second time.
+All are run as they are, apart from the overrides and without the control `alone`; the teacher and what it showed come
+from the cache, unless examples are left out: then it is trained anew, and agreement is with that other teacher.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from stillroom.mining import Panel
+from stillroom.mining import Panel, Subject
+from stillroom.pipeline.mined_choices import Path as Place
+from stillroom.pipeline.mined_choices import choose
+from stillroom.pipeline.mined_recipe import changed, mined_recipe
 from stillroom.pipeline.mining import mine, recipe_of_run, subjects_of_run
 from stillroom.pipeline.recipes import experiment_of
 from stillroom.pipeline.run import perform
 from stillroom.recipe import Recipe, read_recipe
 from stillroom.statistics import over_seeds
 
-SEEDS = (0, 1, 2)
-PANELS = ("answers", "similarity", "layers", "students")
+PANELS = ("answers", "similarity", "examples", "layers", "students")
+MEASURES = ("accuracy", "agreement", "ece")
+FEW = 3  # seeds told beside all of them
+Scores = Mapping[str, list[float]]
 
 
-def reduced(recipe: Recipe, arm: str) -> Recipe:
-    """Return the recipe with one arm, three seeds and no graphs."""
-    return read_recipe({**recipe.arm(arm).resolved(), "seeds": list(SEEDS), "export": {"onnx": False}})
+def reduced(recipe: Recipe, arm: str, seeds: int) -> Recipe:
+    """Return the recipe with one arm, other seeds, no control and no graphs."""
+    plain = {**recipe.arm(arm).resolved(), "seeds": list(range(seeds)), "export": {"onnx": False}, "control": False}
+    return read_recipe(plain)
 
 
 def done(recipe: Recipe, folder: Path) -> dict[str, list[float]]:
-    """Run a recipe; return accuracy and agreement of its main arm, one a seed."""
+    """Run a recipe; return what is measured of its main arm on test examples, one number a seed."""
     perform(experiment_of(recipe), folder)
-    told = json.loads((folder / "metrics.json").read_text())["models"]["distilled"]
-    return {name: told[name]["per_seed"] for name in ("accuracy", "agreement")}
+    models = json.loads((folder / "metrics.json").read_text())["models"]
+    found = {name: models["distilled"][name]["per_seed"] for name in MEASURES}
+    return found | {"teacher": models["teacher"]["accuracy"]["per_seed"]}
 
 
-def mined(folder: Path) -> Panel:
-    """Mine a run's recipe."""
+def mined(folder: Path) -> tuple[Panel, dict[str, dict[Place, Any]]]:
+    """Mine a run's recipe; return it, and its choices by their kind."""
+    recipe = recipe_of_run(folder)
+    assert recipe is not None
     subject, students = subjects_of_run(folder)
-    found = mine(subject, folder / "mining", students=students, only=PANELS, recipe=recipe_of_run(folder))
-    return found.panels["recipe"]
+    panels = mine(subject, folder / "mining", students=students, only=PANELS).panels
+    pupil: Subject = next(iter(students.values()))[0]
+    kinds: dict[str, dict[Place, Any]] = {}
+    for place, value in choose(recipe, panels, subject, pupil).values.items():
+        if place != ("name",) and value != at(recipe.resolved(), place):
+            kinds.setdefault(str(place[-1]), {})[place] = value
+    return mined_recipe(recipe, panels, subject, pupil), kinds
+
+
+def at(value: Any, place: Place) -> Any:
+    """Return what stands at a place of a recipe, or None."""
+    for key in place:
+        if isinstance(value, dict) and key not in value:
+            return None
+        value = value[key]
+    return value
+
+
+def told(title: str, hand: Scores, other: Scores) -> None:
+    """Print the difference in each measure, paired by seed, over the first few seeds and over all."""
+    print(f"\n{title}: teacher {100 * np.mean(other['teacher']):.2f} %")
+    for name in MEASURES:
+        gaps = [100 * (new - old) for new, old in zip(other[name], hand[name], strict=True)]
+        means = [100 * float(np.mean(one[name])) for one in (hand, other)]
+        parts = []
+        for count in sorted({FEW, len(gaps)}):
+            gap = over_seeds(gaps[:count])
+            parts.append(f"{gap.mean:+.2f} ({gap.low:+.2f} to {gap.high:+.2f}, {count} seeds)")
+        print(f"  {name:<9} {means[0]:6.2f} -> {means[1]:6.2f}: {'; '.join(parts)}", flush=True)
 
 
 def main() -> None:
-    """Print both, and the difference paired by seed."""
-    asked = argparse.ArgumentParser(description=__doc__)
+    """Print the choices, and what all of them and each kind alone are worth."""
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("recipe")
     asked.add_argument("arm")
     asked.add_argument("out", type=Path)
+    asked.add_argument("--seeds", type=int, default=FEW)
     asked.add_argument("--set", action="append", default=[])
     given = asked.parse_args()
     torch.set_num_threads(1)
-    first = done(reduced(read_recipe(given.recipe, set=given.set), given.arm), given.out / "hand")
-    panel = mined(given.out / "hand")
+    recipe = reduced(read_recipe(given.recipe, set=given.set), given.arm, given.seeds)
+    hand = done(recipe, given.out / "hand")
+    panel, kinds = mined(given.out / "hand")
     print(json.dumps(panel.numbers, indent=1))
-    second = done(read_recipe(panel.files["recipe.yaml"].decode()), given.out / "mined")
-    for name, hand in first.items():
-        gap = over_seeds((100 * (np.array(second[name]) - np.array(hand))).tolist()).plain()
-        means = [100 * float(np.mean(one)) for one in (hand, second[name])]
-        print(f"{name}: hand-written {means[0]:.2f} %, mined {means[1]:.2f} %, mined - hand-written {json.dumps(gap)}")
+    told("hand-written", hand, hand)
+    told("mined, all choices", hand, done(read_recipe(panel.files["recipe.yaml"].decode()), given.out / "mined"))
+    for kind, choices in kinds.items():
+        plain = changed(recipe.resolved(), {**choices, ("name",): f"{recipe.name}-{kind}"})
+        told(f"{kind} alone", hand, done(read_recipe(plain), given.out / kind))
 
 
 if __name__ == "__main__":

@@ -65,3 +65,34 @@ def test_without_labels_there_is_a_note_and_no_number():
     data.columns["labels"][data.splits["test"]] = -1
     panel = answers(Subject(data, answer=lambda inputs: inputs), Budget())
     assert not panel.findings and "no test example has a label" in panel.notes[0]
+
+
+def test_what_is_known_of_validation_examples_stands_by_itself():
+    made = subject(heat=3.0, wrong=0.9)
+    numbers = answers(made, Budget()).numbers
+    held, rows = numbers["validation"], made.data.splits["validation"]
+    right = (made.logits("validation").argmax(1) == made.labels(rows)).double()
+    assert held["examples"] == len(rows) and held["accuracy"] == pytest.approx(float(right.mean()))
+    assert held["accuracy"] != numbers["accuracy"] and sum(held["rows"].values()) == len(rows)
+    assert held["recall"]["cat"] == pytest.approx(float(right[made.labels(rows) == 2].mean()))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_interval_of_the_temperature_holds_what_was_planted(seed):
+    numbers = answers(subject(heat=3.0, wrong=0, seed=seed), Budget()).numbers
+    low, high = numbers["validation"]["temperature"]
+    assert low < numbers["temperature"] < high and low < 3.3 and high > 2.7 and high < 1.6 * low
+
+
+def test_few_validation_examples_leave_the_temperature_open():
+    made = subject(heat=3.0, wrong=0)
+    splits = dict(made.data.splits)
+    splits["validation"] = splits["validation"][:12]
+    made.data.splits = splits
+    low, high = answers(made, Budget()).numbers["validation"]["temperature"]
+    assert high > 2 * low
+    made.data.columns["labels"][splits["validation"]] = -1
+    numbers = answers(Subject(made.data, answer=lambda inputs: inputs), Budget()).numbers
+    assert numbers["validation"] is None and numbers["temperature"] is None
+    made.data.splits = {**splits, "validation": splits["validation"][:0]}
+    assert answers(Subject(made.data, answer=lambda inputs: inputs), Budget()).numbers["validation"] is None

@@ -86,3 +86,23 @@ def test_a_class_that_is_never_answered_is_left_out_and_named():
     made.data.columns["inputs"][:, 5] = -9
     panel = similarity(made, Budget())
     assert panel.numbers["left_out"] == ["class 5"] and "class 5" in panel.notes[0]
+
+
+def test_how_firm_it_is_on_validation_examples_stands_by_itself():
+    firm, loose = (similarity(subject(strength), Budget()).numbers["validation"] for strength in (2.0, 0.0))
+    assert firm["examples"] == len(subject(2.0).data.splits["validation"])
+    assert firm["groups_again"] > 0.8 > 0.65 > loose["groups_again"]
+    assert firm["pairs_again"] > 0.5 > loose["pairs_again"], "likeness that is noise is never taken for firm"
+    made = subject(2.0)
+    made.data.splits = {**made.data.splits, "validation": made.data.splits["validation"][:0]}
+    assert similarity(made, Budget()).numbers["validation"] is None
+
+
+def test_validation_examples_say_nothing_of_test_examples():
+    made = subject(2.0)
+    inputs, rows = made.data.columns["inputs"], made.data.splits["validation"]
+    before = similarity(subject(2.0), Budget()).numbers
+    inputs[rows] = torch.randn(len(rows), CLASSES, generator=torch.Generator().manual_seed(0)).to(inputs.dtype)
+    after = similarity(made, Budget()).numbers
+    assert before["pairs_again"] == after["pairs_again"]
+    assert after["validation"]["groups_again"] < before["validation"]["groups_again"]

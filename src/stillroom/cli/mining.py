@@ -52,12 +52,14 @@ def mine(
     from stillroom.progress import ticking
 
     chosen(only or [], True)
+    if recipe is not None:
+        _may_write(recipe)
+    subject, students = _subjects(run, model, data)
     base = None if data else recipe_of_run(run, model)
     if recipe is not None and base is None:
-        raise UserError(
-            say("No recipe can be mined", f"{run} {model}".strip(), "a run with one teacher, that teacher mined")
-        )
-    subject, students = _subjects(run, model, data)
+        given = f"{run}{f', --model {model}' if model else ''}{f', --data {data}' if data else ''}"
+        allowed = "a run folder whose recipe has one teacher, that teacher mined"
+        raise UserError(say("No recipe can be mined", given, allowed, "Leave --recipe out, or mine such a run."))
     folder = out or run / "mining"
     with ticking(len(chosen(only or [], bool(students))), {}, quiet=quiet or as_json) as told:
         mined = dig(subject, folder, students=students, only=only or [], seconds=seconds, told=told, recipe=base)
@@ -81,6 +83,21 @@ def mine(
     if recipe is not None:
         screen.out.print(f"Recipe: {recipe}", markup=False)
     screen.out.print(f"Report: {folder / 'report.html'}", markup=False)
+
+
+def _may_write(recipe: Path) -> None:
+    """See that the mined recipe can be written before anything is mined, and that it takes no other file's place."""
+    from stillroom.pipeline.mined_recipe import MADE
+
+    do = "Give another path to --recipe."
+    if recipe.is_dir():
+        raise UserError(say("The mined recipe is a file", f"{recipe}, a folder", "a path such as mined.yaml", do))
+    if not recipe.parent.is_dir():
+        allowed = "a folder that exists"
+        raise UserError(say("The mined recipe has no folder to lie in", recipe.parent, allowed, f"Make it, or: {do}"))
+    if recipe.exists() and not recipe.read_bytes().startswith(MADE.encode()):
+        given, allowed = f"{recipe}, which exists and was not mined", "a new path, or a mined recipe to write anew"
+        raise UserError(say("The mined recipe would take another file's place", given, allowed, do))
 
 
 def _subjects(run: Path, model: str, data: str) -> tuple[Subject, dict[str, list[Subject]]]:

@@ -16,6 +16,7 @@ from stillroom.tasks import accuracy, recall_by_class, reliability
 
 HARDEST = 10  # classes that are shown
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures between which the best is looked for
+UNLIKELY = 1.92  # of log-likelihood, half the 95 % quantile of chi-squared with one degree of freedom
 BETTER = 0.005  # of ECE: less is no repair
 
 
@@ -24,7 +25,8 @@ def answers(subject: Subject, budget: Budget) -> Panel:
 
     The temperature T is that of Guo et al. 2017 (https://arxiv.org/abs/1706.04599): the one whose softmax(logits / T)
     has the least cross-entropy on the validation split; what it repairs is measured on the test split. Controls: a
-    model that always answers the most frequent class; T = 1.
+    model that always answers the most frequent class; T = 1. ``validation`` are the same numbers of the validation
+    split: a choice made from those can be judged on the test split.
     """
     test = subject.examples("test")
     labels, logits = subject.labels(test), subject.logits("test")
@@ -36,7 +38,8 @@ def answers(subject: Subject, budget: Budget) -> Panel:
     train = subject.labels(subject.examples("train"))
     usual = int(torch.bincount(train[train >= 0], minlength=len(subject.classes)).argmax())
     guess = float((labels == usual).double().mean())
-    temperature = _temperature(subject)
+    fitted = _temperature(subject)
+    temperature = None if fitted is None else fitted[0]
     before = reliability(logits, labels)
     after = reliability(logits / temperature, labels) if temperature is not None else None
     recalls = recall_by_class(logits, labels, len(subject.classes))
@@ -50,6 +53,7 @@ def answers(subject: Subject, budget: Budget) -> Panel:
         "ece_repaired": None if after is None else after.ece,
         "recall": dict(zip(subject.classes, recalls, strict=True)),
         "confusions": _confusions(logits, labels, subject.classes),
+        "validation": validation(subject, fitted),
     }
     findings = [
         _right(numbers),
@@ -59,21 +63,61 @@ def answers(subject: Subject, budget: Budget) -> Panel:
     return Panel("answers", findings, numbers)
 
 
-def _temperature(subject: Subject) -> float | None:
-    """The temperature of least cross-entropy on validation; None without labels there."""
-    from scipy.optimize import minimize_scalar
+def validation(subject: Subject, fitted: tuple[float, float, float] | None) -> dict[str, Any] | None:
+    """Return what is known from labelled validation rows, None without any.
 
-    labels, logits = subject.labels(subject.examples("validation")), subject.logits("validation").double()
-    known = labels != UNLABELLED
-    if int(known.sum()) < 2:
+    ``examples``, ``accuracy``, ``mean_confidence``, ``ece``, by class ``recall`` (None where it has no row) and
+    ``rows``, how many rows it has; and ``temperature``, the interval of the one ``fitted`` there.
+    """
+    labels, logits = _validation(subject)
+    if not len(labels):
         return None
-    labels, logits = labels[known], logits[known]
+    recalls = recall_by_class(logits, labels, len(subject.classes))
+    rows = torch.bincount(labels, minlength=len(subject.classes)).tolist()
+    return {
+        "examples": len(labels),
+        "accuracy": accuracy(logits, labels),
+        "mean_confidence": float(logits.double().softmax(1).amax(1).mean()),
+        "ece": reliability(logits, labels).ece,
+        "recall": dict(zip(subject.classes, recalls, strict=True)),
+        "rows": dict(zip(subject.classes, rows, strict=True)),
+        "temperature": None if fitted is None else list(fitted[1:]),
+    }
+
+
+def _validation(subject: Subject) -> tuple[Tensor, Tensor]:
+    """Labels and logits of the labelled validation rows."""
+    examples = subject.examples("validation")
+    if not len(examples):
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, len(subject.classes))
+    labels, logits = subject.labels(examples), subject.logits("validation")
+    known = labels != UNLABELLED
+    return labels[known], logits[known]
+
+
+def _temperature(subject: Subject) -> tuple[float, float, float] | None:
+    """The temperature of least cross-entropy on validation and the ends of its interval; None without labels.
+
+    The interval (95 %) is that of the likelihood ratio (Wilks 1938, https://doi.org/10.1214/aoms/1177732360): of all
+    temperatures under which the labels are not less likely than by a factor of exp(-1.92).
+    """
+    from scipy.optimize import brentq, minimize_scalar
+
+    labels, logits = _validation(subject)
+    if len(labels) < 2:
+        return None
+    logits, ends = logits.double(), (math.log(COLDEST), math.log(HOTTEST))
 
     def cost(place: float) -> float:
-        return float(F.cross_entropy(logits / math.exp(place), labels))
+        return float(F.cross_entropy(logits / math.exp(place), labels, reduction="sum"))
 
-    found = minimize_scalar(cost, bounds=(math.log(COLDEST), math.log(HOTTEST)), method="bounded")
-    return math.exp(float(found.x))
+    best = float(minimize_scalar(cost, bounds=ends, method="bounded").x)
+    least = cost(best) + UNLIKELY
+
+    def edge(end: float) -> float:
+        return end if cost(end) <= least else float(brentq(lambda place: cost(place) - least, best, end))
+
+    return math.exp(best), math.exp(edge(ends[0])), math.exp(edge(ends[1]))
 
 
 def _confusions(logits: Tensor, labels: Tensor, classes: list[str]) -> list[dict[str, Any]]:

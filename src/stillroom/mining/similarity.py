@@ -30,7 +30,8 @@ def similarity(subject: Subject, budget: Budget, *, temperature: float = TEMPERA
     knowledge of Hinton, Vinyals and Dean 2015 (https://arxiv.org/abs/1503.02531), at ``temperature``. Groups are those
     of average linkage, cut where the next merger is the dearest step. Each number is found again on ``DRAWS`` bootstrap
     samples. Control: the same architecture with random weights; of a model that shows answers only, its own answers
-    with what is left shared out at random.
+    with what is left shared out at random. ``validation`` says how firm the pairs and groups of the validation split
+    are by themselves: a choice made from that can be judged on the test split.
     """
     logits = subject.logits("test")
     count = logits.shape[1]
@@ -55,6 +56,7 @@ def similarity(subject: Subject, budget: Budget, *, temperature: float = TEMPERA
         "groups_again": _same_groups(groups, [_groups(one) for one in again], len(names)),
         "even": 1 / (len(names) - 1),
         "control": {"strongest": _strongest(control), "correlation": _correlation(own, control)},
+        "validation": _validation(subject, temperature),
         "left_out": [name for name in subject.classes if name not in names],
     }
     notes = [f"never answered, so not compared: {', '.join(numbers['left_out'])}"] if numbers["left_out"] else []
@@ -62,6 +64,21 @@ def similarity(subject: Subject, budget: Budget, *, temperature: float = TEMPERA
     findings = [_alike(numbers, own, names, order), _grouped(numbers, own, names)]
     files = {"classes.json": json.dumps(numbers, indent=1).encode()}
     return Panel("similarity", findings, numbers, files, notes)
+
+
+def _validation(subject: Subject, temperature: float) -> dict[str, Any] | None:
+    """How firm likenesses are on validation examples alone; None where fewer than three classes are answered there."""
+    logits = subject.logits("validation") if len(subject.examples("validation")) else torch.zeros(0, 3)
+    known: NDArray[np.bool_] = np.bincount(logits.argmax(1).numpy(), minlength=logits.shape[1]) > 0
+    if known.sum() < 3:
+        return None
+    own = _likeness(logits, temperature)[np.ix_(known, known)]
+    again = [_resampled(logits, known, temperature, draw, subject.seed) for draw in range(DRAWS)]
+    return {
+        "examples": len(logits),
+        "pairs_again": _overlap(_pairs(own), [_pairs(one) for one in again]),
+        "groups_again": _same_groups(_groups(own), [_groups(one) for one in again], len(own)),
+    }
 
 
 def _likeness(logits: Tensor, temperature: float) -> Values:
