@@ -11,7 +11,6 @@ from stillroom.mining.subject import Subject
 CLASSES = 10  # that are shown
 TEXTS = 4  # classes of texts or rows, which take more room
 SUSPECTS = 12
-BY_HEART = 0.03  # of the labels: a gap that is told
 FOUND = 0.3  # of planted labels; with fewer found the search is not to be relied on
 
 
@@ -120,19 +119,18 @@ def mislabelled(told: Mapping[str, Any], suspects: Sequence[Mapping[str, Any]], 
     else:
         sentence = f"None of {of} is more likely wrong than right; {_share(told['share_wrong'])} may be wrong "
         sentence += "without it being told which. Below are the most doubted."
-    gap = told["right_in"] - told["right_left_out"]
-    if gap > BY_HEART:
+    if suspects and told["features"] == "untrained":
         sentence += (
-            f" But the model gives {100 * told['right_in']:.1f} % of these labels back, a last layer that has not "
+            f" The model gives {told['given_back']:,} of these labels back: it has them by heart, or they are right "
         )
-        sentence += (
-            f"seen an example {100 * told['right_left_out']:.1f} %: it has learnt some by heart, and wrong ones "
-        )
-        sentence += "among those stay hidden."
+        sentence += "though they look odd. They were found without its features, in which only "
+        sentence += f"{told['searches']['learnt']['suspects']:,} look wrong."
     if told["planted"] < FOUND:
         sentence += " Of labels exchanged on purpose few are found here: do not rely on this search."
     control = f"Labels exchanged on purpose now, 5 % of those not suspect: {100 * told['planted']:.0f} % of the most "
-    control += "doubted 5 % are such; chance is 5 %. The model had not learnt these, which makes them easier to find."
+    control += "doubted 5 % are such; chance is 5 %."
+    if told["features"] == "learnt":
+        control += " The model had not learnt these, which makes them easier to find."
     items = [
         shown(subject, one["example"], f"{one['label']}? rather {one['suggested']}", _rows_of(one))
         for one in (suspects or told["most_doubted"])[:SUSPECTS]

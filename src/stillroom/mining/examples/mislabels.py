@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 from stillroom.mining.examples.left_out import LastLayer
 from stillroom.randomness import integers, permutation
 
+COOLEST = -7.0  # of temperatures, as a logarithm
 PLANTED = 0.05  # of the labels, exchanged on purpose to see how many of them are found
+CLEARLY = 0.01  # of the labels, that look wrong to one search and not to the other
 LIKELY = 0.5  # a label more likely wrong than right is a suspect
 
 
@@ -48,12 +51,13 @@ def doubt(scores: Tensor, labels: Tensor) -> Doubt:
     https://arxiv.org/abs/1911.00068); the mixture is our own.
     """
     from scipy.optimize import minimize
+    from scipy.special import expit
 
     scores, classes = scores.double(), scores.shape[1]
 
     def parts(place: np.ndarray) -> tuple[Tensor, float]:
-        share = 1 / (1 + math.exp(-place[1]))
-        own = (scores / math.exp(place[0])).softmax(1).gather(1, labels[:, None])[:, 0]
+        share = float(expit(place[1]))
+        own = (scores / math.exp(max(COOLEST, place[0]))).softmax(1).gather(1, labels[:, None])[:, 0]
         return own, share
 
     def cost(place: np.ndarray) -> float:
@@ -66,6 +70,15 @@ def doubt(scores: Tensor, labels: Tensor) -> Doubt:
     even = share / classes
     wrong = even * (1 - own) / (own * (1 - share) + even).clamp(min=1e-300)
     return Doubt(wrong, share * (1 - 1 / classes), math.exp(found[0]))
+
+
+def better(learnt: Doubt, untrained: Doubt) -> Literal["learnt", "untrained"]:
+    """Return by which features to search: those that a model has learnt, or those that no label has touched.
+
+    The first are better informed, but hardly show any wrong label that the model has learnt by heart. So the second are
+    taken where clearly more looks wrong to them.
+    """
+    return "untrained" if untrained.share - learnt.share > CLEARLY else "learnt"
 
 
 def planted(layer: LastLayer, labels: Tensor, clean: Tensor, seed: int) -> float:

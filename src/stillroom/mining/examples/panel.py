@@ -14,8 +14,9 @@ from stillroom.contracts import UNLABELLED, Finding
 from stillroom.errors import TapError
 from stillroom.mining.examples.findings import mislabelled, moved, typical
 from stillroom.mining.examples.left_out import LastLayer, fitted, one_hot
-from stillroom.mining.examples.mislabels import doubt, planted
+from stillroom.mining.examples.mislabels import LIKELY, better, doubt, planted
 from stillroom.mining.examples.prototypes import chosen, nearest
+from stillroom.mining.examples.untrained import untrained
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
 from stillroom.randomness import permutation
@@ -230,16 +231,30 @@ def _mistakes(subject: Subject, layer: LastLayer, known: Rows, test: Rows) -> li
 
 
 def _labels(subject: Subject, layer: LastLayer, known: Rows) -> dict[str, Any]:
-    scores = layer.left_out
-    doubted = doubt(scores, known.labels)
-    clean = (doubted.wrong <= 0.5).nonzero()[:, 0]
+    """What two searches doubt: by what the model made of the inputs, and by features that no label has touched."""
+    layers = {"learnt": layer}
+    layers["untrained"] = fitted(untrained(subject, known.examples), known.labels, len(subject.classes))
+    searches = {name: doubt(one.left_out, known.labels) for name, one in layers.items()}
+    taken = better(searches["learnt"], searches["untrained"])
+    doubted, scores = searches[taken], layers[taken].left_out
+    clean = (doubted.wrong <= LIKELY).nonzero()[:, 0]
+    right = known.logits.argmax(1) == known.labels
     return {
         "examples": len(known.labels),
+        "features": taken,
         "share_wrong": doubted.share,
-        "temperature": doubted.temperature,
-        "right_in": float((known.logits.argmax(1) == known.labels).double().mean()),
-        "right_left_out": float((scores.argmax(1) == known.labels).double().mean()),
-        "planted": planted(layer, known.labels, clean, subject.seed),
+        "right_in": float(right.double().mean()),
+        "searches": {
+            name: {
+                "share_wrong": searches[name].share,
+                "suspects": len(searches[name].suspects),
+                "temperature": searches[name].temperature,
+                "right_left_out": float((one.left_out.argmax(1) == known.labels).double().mean()),
+            }
+            for name, one in layers.items()
+        },
+        "given_back": int(right[doubted.suspects].sum()),
+        "planted": planted(layers[taken], known.labels, clean, subject.seed),
         "most_doubted": _doubted(subject, known, scores, doubted.wrong, doubted.order[:LISTED]),
         "suspects": _doubted(subject, known, scores, doubted.wrong, doubted.suspects),
     }
