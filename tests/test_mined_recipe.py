@@ -106,6 +106,10 @@ def test_warmth_rises_until_a_quarter_lies_beside_where_likeness_is_firm():
     warm, why = temperature(ANSWERS, FIRM, LOGITS, 2.0)
     assert beside(LOGITS, warm) >= 0.25 > beside(LOGITS, warm - 0.5) and "validation examples" in why
     assert temperature(ANSWERS, FIRM, LOGITS, warm) is None, "what it has already is no change"
+    near = next(one / 10 for one in range(10, 80) if beside(LOGITS, one / 10) >= 0.21)
+    assert near < warm and temperature(ANSWERS, FIRM, LOGITS, near) is None, "nearly as much is no change either"
+    unsure = {**ANSWERS, "temperature": near + 1, "validation": {**HELD, "temperature": [near + 0.9, near + 1.1]}}
+    assert temperature(unsure, FIRM, LOGITS, near)[0] > near, "but it must repair the calibration"
     loose, why = temperature(ANSWERS, {"validation": {"pairs_again": 0.3}}, LOGITS, 2.0)
     assert loose == 1.5 and "30 % stay" in why
     assert temperature(ANSWERS, {"pairs_again": 1.0}, LOGITS, 2.0)[0] == 1.5, "firm on test examples does not count"
@@ -189,11 +193,13 @@ def test_suspects_are_left_out_beside_those_that_are_already(tmp_path):
     assert chosen(found, text=text)[1].values["data", "leave_out"] == [3, 7, 9]
 
 
-def test_no_suspects_no_examples_left_out_and_too_many_are_told_only():
-    assert ("data", "leave_out") not in chosen(panels(examples={"suspects": []}))[1].values
-    many = [{"example": one, **SUSPECT} for one in range(100)]
-    _, choices = chosen(panels(examples={"suspects": many}))
-    assert ("data", "leave_out") not in choices.values and "too many" in choices.reasons["data",]
+@pytest.mark.parametrize(("count", "said"), [(0, None), (1, "looks wrong, too few"), (100, "look wrong, too many")])
+def test_no_suspects_no_examples_left_out_and_too_few_or_many_are_told_only(count, said):
+    suspects = [{"example": one, **SUSPECT} for one in range(count)]
+    _, choices = chosen(panels(examples={"suspects": suspects}))
+    assert ("data", "leave_out") not in choices.values
+    assert said is None or (said in choices.reasons["data",] and "0 ('shirt'" in choices.reasons["data",])
+    assert said is not None or ("data",) not in choices.reasons
 
 
 # --- layers --------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from stillroom.mining import Panel, Subject
 from stillroom.pipeline.mined_layers import alike, read_at
 from stillroom.recipe import Recipe
 
-BESIDE = 0.25  # of a softened answer, that should lie beside its top class
+BESIDE, NEARLY = 0.25, 0.05  # of a softened answer, that should lie beside its top class, and how nearly
 STABLE = 0.8  # of a measure that is 1 for always the same
 COOLEST, WARMEST, STEP = 1.0, 8.0, 0.5  # temperatures of kd to choose from
 LEAST, MOST, ROUND = 0.05, 0.5, 0.01  # the part of labels in the weight of labels and kd
@@ -26,7 +26,7 @@ LIGHTEST, HEAVIEST = 0.5, 2.0  # a class's weight, beside the others'
 SURE = 0.95  # that a value which is changed lies beside what was found
 LOST = 0.01  # of recall: less is not told
 TOLD = 6  # suspected examples that are told with their labels
-MANY = 0.2  # of the training rows: more are not left out unseen
+LITTLE, MANY = 0.01, 0.2  # of the training rows: fewer teach no other lesson, more are not left out unseen
 
 Path = tuple[str | int, ...]
 
@@ -88,7 +88,7 @@ def temperature(
     same on other draws of the validation examples, so that what lies beside the top class is knowledge and no noise, it
     is the least above what repairs at which a quarter of the softened answer to training rows, ``logits``
     (rows, classes), lies there (what is to be taught: Hinton, Vinyals and Dean 2015,
-    https://arxiv.org/abs/1503.02531). The quarter is our own, not of a paper.
+    https://arxiv.org/abs/1503.02531); one under which nearly as much does stays. The quarter is our own.
     """
     held = answers.get("validation") or {}
     if not held.get("temperature"):
@@ -102,6 +102,8 @@ def temperature(
         why += f" ({low:.1f} to {high:.1f} may); which classes it finds alike "
         why += "is not known" if again is None else f"changes with the examples ({100 * again:.0f} % stay)"
         why += f", so no more is asked for: {100 * beside(logits, chosen):.0f} % lie beside the top class."
+    elif abs(beside(logits, now) - BESIDE) <= NEARLY and now >= low:
+        return None
     else:
         chosen = min(WARMEST, max(COOLEST, math.ceil(best / STEP - 0.5) * STEP))
         while chosen < WARMEST and beside(logits, chosen) < BESIDE:
@@ -217,23 +219,27 @@ def _weigh_classes(
 def left_out(found: Choices, resolved: Mapping[str, Any], examples: Mapping[str, Any], rows: int) -> None:
     """Leave out the training examples whose label looks wrong, beside those that are left out already.
 
-    More than a fifth of all is a sign that something else is amiss, so then they are named only.
+    Fewer than a hundredth of all are named only: they can hardly change what is learnt, and to leave them out trains
+    the teacher anew. So are more than a fifth, a sign that something else is amiss.
     """
     suspects = [dict(one) for one in examples.get("suspects") or []]
     if not suspects:
         return
     each = ", ".join(f"{one['example']} ('{one['label']}', looks like '{one['suggested']}')" for one in suspects[:TOLD])
-    more = f" and {len(suspects) - TOLD:,} more" if len(suspects) > TOLD else ""
+    more = f" and {len(suspects) - TOLD:,} more (examples/suspects.json)" if len(suspects) > TOLD else ""
     many = f"{len(suspects):,} training example{'s' * (len(suspects) > 1)}"
-    if len(suspects) > MANY * rows:
-        found.say(
-            ("data",), f"The labels of {many} of {rows:,} look wrong, too many to leave out unseen: {each}{more}."
-        )
+    share = len(suspects) / rows
+    if not LITTLE <= share <= MANY:
+        what = "too few to change much" if share < LITTLE else "too many to leave out unseen"
+        one = "label" if len(suspects) == 1 else "labels"
+        looks = "looks" if len(suspects) == 1 else "look"
+        word = f"The {one} of {many} of {rows:,} {looks} wrong, {what}: {each}{more}. "
+        found.say(("data",), f"{word}'leave_out: [...]' leaves examples out.")
         return
     before = resolved["data"].get("leave_out")
     gone = sorted({*(examples_in(before) if before else []), *(int(one["example"]) for one in suspects)})
     why = f"The labels of {many} of {rows:,} look wrong: {each}{more}. Without them the teacher is trained anew; look "
-    found.take(("data", "leave_out"), gone, f"{why}at them first (examples/suspects.json).")
+    found.take(("data", "leave_out"), gone, f"{why}at them first.")
 
 
 # --- layers --------------------------------------------------------------------------------------------
