@@ -7,7 +7,9 @@ put in order of doubt by:
 * loss: the network's own loss on its training label
 * gradient: the squared gradient of that loss at the last layer, which is self-influence by TracIn (Pruthi et al. 2020,
   https://arxiv.org/abs/2002.08484) at one checkpoint
-* left out: the panel's, `stillroom.mining.examples`
+* left out: how doubtful the label is to a layer on the network's features that has not seen the row
+* untrained: the same on random features of the inputs, which no label has touched
+* panel: what `stillroom mine` takes of these two
 
 Told is which part of the first twentieth is wrong (chance: 0.05), means over seeds with Student's t interval; and how
 many suspects the panel has, and how many of these are wrong. The same without any exchanged label: then there should be
@@ -29,8 +31,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillroom.data.arrays import ArraySource
+from stillroom.mining import Subject
 from stillroom.mining.examples.left_out import fitted
-from stillroom.mining.examples.mislabels import doubt
+from stillroom.mining.examples.mislabels import better, doubt
+from stillroom.mining.examples.untrained import untrained
 from stillroom.statistics import over_seeds
 
 NOISE, CLASSES, MARK = 0.05, 10, 0.6
@@ -84,9 +89,15 @@ def one(train: Part, test: Part, steps: int, share: float, seed: int) -> dict[st
     with torch.no_grad():
         features = net[:-1](inputs)
         logits = net[-1](features)
-    layer = fitted(features, labels, CLASSES)
-    found = doubt(layer.left_out, labels)
+    everyone = torch.arange(len(labels))
+    source = ArraySource(inputs, labels, splits={"train": everyone, "validation": everyone[:0], "test": everyone[:0]})
+    learnt, other = (
+        doubt(fitted(one, labels, CLASSES).left_out, labels)
+        for one in (features, untrained(Subject(source, net, seed=seed), everyone))
+    )
+    found = {"learnt": learnt, "untrained": other}[better(learnt, other)]
     told = {
+        "untrained taken": float(found is other),
         "given back": float((logits.argmax(1) == labels).double().mean()),
         "share told": found.share,
         "suspects": float(len(found.suspects)),
@@ -97,7 +108,9 @@ def one(train: Part, test: Part, steps: int, share: float, seed: int) -> dict[st
     order = {
         "loss": F.cross_entropy(logits, labels, reduction="none"),
         "gradient": rest * (features.square().sum(1) + 1),
-        "left out": found.wrong,
+        "left out": learnt.wrong,
+        "untrained": other.wrong,
+        "panel": found.wrong,
     }
     count = int(wrong.sum())
     for name, value in order.items():
@@ -105,7 +118,9 @@ def one(train: Part, test: Part, steps: int, share: float, seed: int) -> dict[st
     told["suspects that are wrong"] = float(wrong[found.suspects].sum())
     told["wrong"] = float(count)
     at_random = torch.zeros_like(wrong)
-    at_random[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[: len(found.suspects)]] = True
+    at_random[
+        torch.randperm(len(labels), generator=torch.Generator().manual_seed(1000 + seed))[: len(found.suspects)]
+    ] = True
     suspected = torch.zeros_like(wrong)
     suspected[found.suspects] = True
     right = {"all": right_on(net, test)}
@@ -141,7 +156,7 @@ def main() -> None:
                 means = {key: round(one["mean"], 3) for key, one in told.items()}
                 print(name, steps, share, means, flush=True)
                 if share:
-                    value = told["left out"]["mean"]
+                    value = told["panel"]["mean"]
                     print(f"  precision {value:.2f} (mark {MARK}): {'met' if value >= MARK else 'MISSED'}")
     if chosen.out:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
