@@ -379,6 +379,17 @@ class Reader:
         if was_open:
             self.__enter__()
 
+    def place_of_features(self, batch: Batch) -> Hidden:
+        """Return the place that ``features`` stands for: what enters the layer that makes the logits.
+
+        Raises:
+            TapError: it cannot be told which layer makes them.
+        """
+        if self._features is not None:
+            return self._features
+        with sizing(self.module):
+            return self._find_features(batch)
+
     def _find_features(self, batch: Batch) -> Hidden:
         made: list[tuple[str, Any]] = []
         with ExitStack() as stack:

@@ -2,140 +2,207 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stillroom.contracts import Finding
-from stillroom.errors import TapError
+from stillroom.errors import DataError, TapError
 from stillroom.evaluate import plain_ids
-from stillroom.mining.concepts.sparse import Sparse, by_chance, drawn, explained, fit, principal
+from stillroom.mining.concepts.controls import explained, found_again, principal, without_parts
+from stillroom.mining.concepts.effects import effects
+from stillroom.mining.concepts.findings import held, hung_on, shown
+from stillroom.mining.concepts.parts import Parts, factored
+from stillroom.mining.concepts.rows import Rows, rows_at
+from stillroom.mining.concepts.sparse import Sparse, fit
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
+from stillroom.randomness import permutation
 from stillroom.taps import read
 from stillroom.taps.places import submodule
 
-UNITS, KEPT = 24, 8
-SHOWN, EXAMPLES, RANDOM = 8, 6, 16
-AHEAD = 0.02  # of the variance, before the autoencoder is said to beat principal components
+ENOUGH = 0.9  # of the variance of validation rows: the first sizes that hold it are taken
+LESS = 0.7  # of what is unexplained, before the place where a sparse autoencoder begins is learnt too
+SIZES = ((5, 2), (10, 2), (20, 2), (20, 4), (20, 8))  # directions, and how many of them a row uses
+PARTS = (5, 10, 20)
+STEPS, FEWEST, TIMED = 500, 100, 20  # of a fit
+FITS = 11  # at most, of the sparse autoencoder
+ROWS, LEAST = 5000, 80  # that are fitted
+PLAIN = 2500  # rows without parts that are fitted, and as many that are measured
+
+Found = Sparse | Parts
+Fit = Callable[..., Found]
 
 
-def concepts(subject: Subject, budget: Budget) -> Panel:
+def concepts(subject: Subject, budget: Budget, *, tap: str = "features") -> Panel:
     """Return directions of the features, what shows each, and what the answers lose without it.
 
-    A TopK sparse autoencoder is fitted on training rows and measured on test rows. A concept is taken away by
-    subtracting what its unit adds to the features of the examples that use it; the layer that makes the logits is then
-    run on the rest. Controls: random directions of the same lengths, also such as are spread as the features are, each
-    with the class it moves most; as many principal components as units are used; rows without parts.
+    Two methods, side by side: a TopK sparse autoencoder, and a non-negative matrix factorisation where no feature is
+    negative. Each is of the first sizes (5 to 20 directions) that hold 90 % of the variance of validation rows; fitted
+    on training rows, measured on test rows. ``tap`` is where to look: vectors as they are, sequences averaged over
+    their steps, maps of pictures place by place. What answers lose is asked at ``features`` alone, behind which only
+    one layer comes (:func:`~stillroom.mining.concepts.effects.effects`).
+
+    Controls: principal components; rows of equal mean and covariance, which have no parts; the other half of the rows,
+    in which a direction should be found again; directions at random, anywhere and as the features vary.
     """
     if subject.module is None:
         return Panel("concepts", notes=["only the answers of this model are known, so it has no features to look at"])
-    train, test = subject.examples("train"), subject.examples("test")
+    notes: list[str] = []
     try:
-        layer = _last(subject, train)
-        rows, others = subject.show("features", train), subject.show("features", test)
-    except TapError as error:
-        return Panel("concepts", notes=[f"no layer makes the logits, so there are no features: {error}"])
-    if rows.dim() != 2 or len(rows) < 2 * UNITS or min(KEPT, rows.shape[1]) < 2:
-        return Panel("concepts", notes=[f"features of shape {tuple(rows.shape)} are too few or no rows of numbers"])
-    found = fit(rows, UNITS, min(KEPT, rows.shape[1]), seed=subject.seed)
-    entries = _effects(found, layer, others, subject)
-    numbers: dict[str, Any] = {
-        "units": UNITS,
-        "used": found.kept,
-        "explained": explained(others, found.rebuilt(others), found.middle),
-        "principal_components": principal(rows, others, found.kept),
-        "by_chance": by_chance(rows, UNITS, found.kept, seed=subject.seed),
-        "dead": float(((found.codes(rows) > 0).sum(0) == 0).double().mean()),
-        "concepts": entries,
-    }
-    return Panel("concepts", [_held(numbers), _shown(entries, subject, test)] if entries else [], numbers)
+        layer = _last(subject) if tap == "features" else None
+        splits = (("train", 0.15), ("validation", 0.1), ("test", 0.2))
+        train, validation, test = (rows_at(subject, tap, split, budget, share, notes) for split, share in splits)
+    except (TapError, DataError) as error:
+        return Panel("concepts", notes=[f"there are no features to look at: {error}"])
+    rows, chosen_on = train.some(ROWS, subject.seed), validation.some(ROWS, subject.seed)
+    if len(rows) < LEAST or rows.shape[1] < 3 or float(rows.var(0).sum()) <= 0:
+        return Panel("concepts", notes=[f"features of shape {tuple(rows.shape)} are too few, or do not vary"])
+    methods = _methods(rows, chosen_on, test, subject, budget, notes)
+    numbers: dict[str, Any] = {"tap": tap, "rows": len(rows), "width": rows.shape[1], "methods": {}}
+    for name, (found, told) in methods.items():
+        if layer is not None:
+            told["classes"] = effects(found, layer, rows, chosen_on, test.values, seed=subject.seed)
+            for entry in told["classes"]:
+                entry["class"] = subject.classes[entry["class"]]
+        numbers["methods"][name] = told
+        budget.progress(len(numbers["methods"]), len(methods), "what answers lose")
+    best = max(methods, key=lambda name: methods[name][1]["found_again"])
+    numbers["shown"] = best
+    numbers["concepts"] = _examples(methods[best][0], numbers["methods"][best], test, subject)
+    findings = [held(numbers), shown(numbers, subject, test)]
+    if numbers["methods"][best].get("classes"):
+        findings.append(hung_on(numbers, subject))
+    elif layer is None:
+        notes.append("what answers lose without a concept is asked of 'features' alone")
+    return Panel("concepts", findings, numbers, notes=notes)
 
 
-def _last(subject: Subject, examples: Tensor) -> nn.Module:
+def _last(subject: Subject) -> nn.Module:
     """The layer that makes the logits."""
-    reader = read(subject.opened.eval(), ["features"], subject.encode)
-    place = reader._find_features(subject.data.batch(plain_ids(examples[:2])))
+    batch = subject.data.batch(plain_ids(subject.examples("train")[:2]))
+    place = read(subject.opened.eval(), ["features"], subject.encode).place_of_features(batch)
     return submodule(subject.opened, place.path)
 
 
-@torch.no_grad()
-def _effects(found: Sparse, layer: nn.Module, rows: Tensor, subject: Subject) -> list[dict[str, Any]]:
-    """What each unit does to the class it speaks for, most first; changes of logits, beside random directions."""
-    codes, before = found.codes(rows), layer(rows)
-    chance = {kind: drawn(rows, RANDOM, like=kind == "spread", seed=subject.seed) for kind in ("random", "spread")}
+def _methods(
+    rows: Tensor, chosen_on: Tensor, test: Rows, subject: Subject, budget: Budget, notes: list[str]
+) -> dict[str, tuple[Found, dict[str, Any]]]:
+    """Each method's fit, with what it is worth."""
+    others = test.some(ROWS, subject.seed)
+    plain = without_parts(rows, min(PLAIN, len(rows)) + min(PLAIN, len(others)), seed=subject.seed)
+    steps = _steps(rows, budget, notes)
+    width = rows.shape[1]
+    tried: dict[str, list[Fit]] = {
+        "sparse": [partial(fit, units=units, kept=kept, steps=steps) for units, kept in SIZES if kept < width]
+    }
+    if min(float(one.min()) for one in (rows, chosen_on, others)) >= 0:
+        tried["parts"] = [partial(factored, units=units) for units in PARTS if units < width or units == PARTS[0]]
+    else:
+        notes.append("features are negative at times, so they are no sums of non-negative parts: no NMF")
+    methods = {}
+    for place, (name, ways) in enumerate(tried.items()):
+        budget.progress(place, len(tried), "concepts")
+        found, way = _chosen(ways, rows, chosen_on, subject.seed)
+        methods[name] = (found, _worth(found, way, rows, others, plain, subject.seed))
+    return methods
+
+
+def _chosen(ways: list[Fit], rows: Tensor, chosen_on: Tensor, seed: int) -> tuple[Found, Fit]:
+    """The first way that holds enough of validation rows, else the last.
+
+    Where a sparse autoencoder begins is learnt only if that leaves much less unexplained: it costs firmness.
+    """
+
+    def missed(found: Found) -> float:
+        return 1 - explained(chosen_on, found.rebuilt(chosen_on), found.middle)
+
+    for way in ways:
+        found = way(rows, seed=seed)
+        if missed(found) <= 1 - ENOUGH:
+            break
+    if isinstance(found, Sparse):
+        freer = partial(way, moved=True)
+        other = freer(rows, seed=seed)
+        if missed(other) < LESS * missed(found):
+            return other, freer
+    return found, way
+
+
+def _steps(rows: Tensor, budget: Budget, notes: list[str]) -> int:
+    """How many steps each fit may take."""
+    units, kept = SIZES[-1][0], min(SIZES[-1][1], rows.shape[1])
+    fit(rows, units, kept, steps=TIMED)  # the first time, what it needs is loaded
+    began = time.perf_counter()
+    fit(rows, units, kept, steps=TIMED)
+    steps = budget.rows(FITS * STEPS, TIMED, time.perf_counter() - began, share=0.6) // FITS
+    if steps < STEPS:
+        notes.append(f"to keep to the time, the sparse autoencoder learnt for {max(FEWEST, steps)} steps, not {STEPS}")
+    return max(FEWEST, steps)
+
+
+def _worth(found: Found, way: Fit, rows: Tensor, others: Tensor, plain: Tensor, seed: int) -> dict[str, Any]:
+    """What a method's directions are worth, beside principal components and rows without parts."""
+    codes = found.codes(rows) > 0
+    at_a_time = found.kept if isinstance(found, Sparse) else len(found.directions)
+    first, second = plain.split([min(PLAIN, len(rows)), len(plain) - min(PLAIN, len(rows))])
+    chance = way(first, seed=seed)
+    return {
+        "directions": len(found.directions),
+        "at_a_time": float(codes.sum(1).double().mean()),
+        "explained": explained(others, found.rebuilt(others), found.middle),
+        "principal_components": principal(rows, others, min(at_a_time, rows.shape[1])),
+        "compared_with": at_a_time,
+        "by_chance": explained(second, chance.rebuilt(second), chance.middle),
+        "dead": float((~codes.any(0)).double().mean()),
+        "found_again": _again(way, rows, seed),
+        "found_again_by_chance": _again(way, first, seed),
+    }
+
+
+def _again(way: Fit, rows: Tensor, seed: int) -> float:
+    """The share of directions of one half of the rows that the other half, begun otherwise, has too."""
+    order = torch.from_numpy(permutation(len(rows), seed, "concepts halves").copy())
+    halves = order.split((len(rows) + 1) // 2)
+    one, other = (way(rows[half], seed=seed + 1 + place) for place, half in enumerate(halves))
+    return found_again(one.directions, other.directions)
+
+
+def _examples(found: Found, told: dict[str, Any], test: Rows, subject: Subject) -> list[dict[str, Any]]:
+    """Each direction that is used: how much of what varies is its own, its classes, and the examples that show it."""
+    codes = found.codes(test.values)
+    labels = subject.logits("test").argmax(1)
+    answers = {int(one): int(label) for one, label in zip(subject.examples("test"), labels, strict=True)}
+    given = torch.tensor([answers[int(one)] for one in test.examples])
+    whole = codes.square().sum().clamp(min=1e-12)
     entries = []
-    for unit, direction in enumerate(found.directions):
-        users = (codes[:, unit] > 0).nonzero()[:, 0]
-        if not len(users):
+    for unit in range(codes.shape[1]):
+        strength = codes[:, unit]
+        if not bool((strength > 0).any()):
             continue
-        size = codes[users, unit, None]
-        moved = (before[users] - layer(rows[users] - size * direction)).mean(0)
-        label = int(moved.argmax())
-        most = {
-            kind: [float((before[users] - layer(rows[users] - size * one)).mean(0).abs().max()) for one in ways]
-            for kind, ways in chance.items()
-        }
-        top = codes[:, unit].argsort(descending=True, stable=True)[: min(EXAMPLES, len(users))]
+        sums = torch.zeros(len(subject.classes)).index_add_(0, given, strength)
         entries.append(
             {
                 "unit": unit,
-                "class": subject.classes[label],
-                "effect": float(moved[label]),
-                **{kind: sum(others) / len(others) for kind, others in most.items()},
-                "share": len(users) / len(rows),
-                "rows": top.tolist(),
+                "share": float((strength > 0).double().mean()),
+                "weight": float(strength.square().sum() / whole),
+                "mostly": subject.classes[int(sums.argmax())],
+                "mostly_share": float(sums.max() / sums.sum()),
+                "classes": [one["class"] for one in told.get("classes", []) if one["unit"] == unit],
+                "top": _top(strength, test),
             }
         )
-    return sorted(entries, key=lambda entry: -float(entry["effect"]))
+    return sorted(entries, key=lambda entry: (-len(entry["classes"]), -float(entry["weight"])))
 
 
-def _held(numbers: dict[str, Any]) -> Finding:
-    own, plain = 100 * numbers["explained"], 100 * numbers["principal_components"]
-    sentence = f"{numbers['used']} of {numbers['units']} directions at a time hold {own:.1f} % of the variance of what "
-    sentence += f"enters the last layer; {100 * numbers['dead']:.0f} % of them are never used."
-    chance = 100 * numbers["by_chance"]
-    if own - max(plain, chance) < 100 * AHEAD:
-        sentence += (
-            " Principal components, or rows without any parts, are held about as well: read the directions as a "
-        )
-        sentence += "way of looking, not as parts that are really there."
-    control = (
-        f"As many principal components as are used at a time ({numbers['used']}): {plain:.1f} %. The same method on "
-    )
-    control += f"random rows of equal mean and covariance, which have no parts: {chance:.1f} %."
-    rows = [
-        {"name": "concepts", "mean": own},
-        {"name": "principal components", "mean": plain},
-        {"name": "rows without parts", "mean": chance},
-    ]
-    figure = {"kind": "dots", "unit": "%", "x_label": "variance explained", "rows": rows}
-    return Finding("How much its concepts explain", sentence, numbers["explained"], control, figure)
-
-
-def _shown(entries: list[dict[str, Any]], subject: Subject, test: Tensor) -> Finding:
-    top = entries[0]
-    times = top["effect"] / max(1e-9, top["random"])
-    sentence = f"The concept that matters most speaks for '{top['class']}': without it the logit falls by "
-    sentence += f"{top['effect']:.2f} where it is used, {times:.1f} times what a random direction does; the middle one "
-    sentence += f"of {len(entries)} does {_middle(entries):.1f} times that."
-    if times < 3:
-        sentence += " That is too little to call it a part of how the model answers."
-    elif top["effect"] < 2 * top["spread"]:
-        sentence += f" But a direction drawn as the features vary does {top['effect'] / max(top['spread'], 1e-9):.1f} "
-        sentence += "times less: what matters is that the features vary there, not that it is a part."
-    items = []
-    for entry in entries[:SHOWN]:
-        for row in entry["rows"][: 3 if subject.kind == "image" else 2]:
-            shown = subject.data.show(int(test[row]))
-            what = {"text": shown} if isinstance(shown, str) else {"pixels": shown.tolist()}
-            effect = [["logit", f"{-entry['effect']:.2f}"], ["random", f"{entry['random']:.2f}"]]
-            items.append({**what, "caption": f"concept {entry['unit']}: {entry['class']}", "rows": effect})
-    control = f"{RANDOM} random directions of the same lengths change that logit by {top['random']:.2f} on average."
-    return Finding("What its concepts are", sentence, times, control, {"kind": "pictures", "items": items})
-
-
-def _middle(entries: list[dict[str, Any]]) -> float:
-    """The median over concepts of what one does beside a random direction."""
-    return float(torch.tensor([entry["effect"] / max(entry["random"], 1e-12) for entry in entries]).median())
+def _top(strength: Tensor, test: Rows, most: int = 6) -> list[int]:
+    """The rows that use a unit most, one of each example."""
+    found: dict[int, int] = {}
+    for row in strength.argsort(descending=True, stable=True).tolist():
+        if len(found) == most or float(strength[row]) <= 0:
+            break
+        found.setdefault(int(test.examples[row]), row)
+    return list(found.values())

@@ -1,0 +1,198 @@
+"""What is said of concepts: how much they hold, which examples show them, and which classes hang on them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillroom.contracts import Finding
+from stillroom.mining.concepts.rows import Rows
+from stillroom.mining.subject import Subject
+
+AHEAD = 0.02  # of the variance, more than of rows without parts, before parts are said to be there
+FIRM = 0.5  # of the directions found again, before they are called firm
+MARK = 3.0  # times a random direction, the mark that is asked
+SURE = 0.05
+SHOWN, PICTURES, TEXTS, COLUMNS = 10, 4, 2, 5
+USUAL = 1000  # rows by which a table's values are called unusual
+NAMES = {"sparse": "sparse autoencoder", "parts": "non-negative parts (NMF)"}
+
+
+def held(numbers: Mapping[str, Any]) -> Finding:
+    """Say how much each method's directions explain, and whether they are found again."""
+    methods = numbers["methods"]
+    best = methods[numbers["shown"]]
+    name = "directions" if numbers["shown"] == "sparse" else "non-negative directions"
+    sentence = f"{best['directions']} {name}, of which an example uses {best['at_a_time']:.1f}, hold "
+    sentence += f"{_percent(best['explained'])} of the variance of its features."
+    ahead = max(one["explained"] - one["by_chance"] for one in methods.values())
+    if ahead < AHEAD:
+        sentence += " Rows without any parts are held about as well: read the directions as a way of looking, not as "
+        sentence += "parts that are really there."
+    else:
+        sentence += f" Of rows without parts the same method holds {_percent(best['by_chance'])}."
+    again, chance = best["found_again"], best["found_again_by_chance"]
+    sentence += f" In the other half of the examples {_percent(again, 0)} of them are found again"
+    if again < FIRM:
+        sentence += ": most depend on which examples were looked at, so name none of them after one look."
+    elif again <= chance:
+        sentence += ", no more than in rows without parts: that they come again proves nothing."
+    else:
+        sentence += f" ({_percent(chance, 0)} in rows without parts)."
+    control = "; ".join(
+        f"{NAMES[key]}: {_percent(one['by_chance'])} of random rows of equal mean and covariance, "
+        f"{_percent(one['principal_components'])} with {one['compared_with']} principal components"
+        for key, one in methods.items()
+    )
+    return Finding("How much its concepts explain", sentence, best["explained"], f"{control}.", _compared(methods))
+
+
+def _compared(methods: Mapping[str, Any]) -> dict[str, Any]:
+    columns = [
+        {"name": "method"},
+        {"name": "directions", "digits": 0, "best": "none"},
+        {"name": "at a time", "digits": 1, "best": "none"},
+        {"name": "explained", "unit": "%", "digits": 1, "best": "none"},
+        {"name": "of rows without parts", "unit": "%", "digits": 1, "best": "none"},
+        {"name": "found again", "unit": "%", "digits": 0, "best": "none"},
+        {"name": "without parts", "unit": "%", "digits": 0, "best": "none"},
+        {"name": "never used", "unit": "%", "digits": 0, "best": "none"},
+    ]
+    keys = ("explained", "by_chance", "found_again", "found_again_by_chance", "dead")
+    rows = [
+        [NAMES[name], one["directions"], one["at_a_time"], *(100 * one[key] for key in keys)]
+        for name, one in methods.items()
+    ]
+    note = "Found again: directions of one half of the examples that the other half has too (cosine 0.9 or more)."
+    return {"kind": "table", "columns": columns, "rows": rows, "note": note}
+
+
+def shown(numbers: Mapping[str, Any], subject: Subject, test: Rows) -> Finding:
+    """Show the examples that use each concept most."""
+    entries = numbers["concepts"]
+    first = entries[0]
+    sentence = f"The strongest of {len(entries)} concepts are below, each with the examples that use it most. "
+    clear = [one for one in entries if one["mostly_share"] >= max(0.5, 1.5 / len(subject.classes))]
+    sentence += f"{len(clear)} of them belong mostly to one class"
+    sentence += f", such as concept {clear[0]['unit'] + 1} to '{clear[0]['mostly']}'" if clear else ""
+    sentence += "; the others are shared by classes." if len(clear) < len(entries) else "."
+    where = "a place in the picture" if test.places is not None else "an example"
+    control = f"Of the strength with which concepts are used by {where}, an even share for a class would be "
+    control += f"{_percent(1 / len(subject.classes), 0)}; of concept {first['unit'] + 1} '{first['mostly']}' has "
+    control += f"{_percent(first['mostly_share'], 0)}."
+    return Finding("What its concepts are", sentence, len(entries), control, _figure(entries[:SHOWN], subject, test))
+
+
+def _figure(entries: Sequence[Mapping[str, Any]], subject: Subject, test: Rows) -> dict[str, Any]:
+    if subject.kind == "image":
+        full = [one for one in entries if len(one["top"]) >= PICTURES]
+        rows = [
+            [
+                {"pixels": _picture(subject, test, row).tolist(), "text": _named(one) if not place else ""}
+                for place, row in enumerate(one["top"][:PICTURES])
+            ]
+            for one in full
+        ]
+        note = "Each row is a concept. With it stands the class that hangs on it most, or else uses it most."
+        if test.places is not None:
+            note += " A picture is cut out around the place that uses the concept most."
+        return {"kind": "sheet", "columns": ["strongest", "second", "third", "fourth"], "rows": rows, "note": note}
+    items = []
+    for one in entries[: SHOWN // 2]:
+        told = _columns(subject, test.examples[one["top"]]) if subject.kind == "table" else None
+        for row in one["top"][:TEXTS]:
+            example = int(test.examples[row])
+            text = str(subject.data.show(example)) if told is None else told(example)
+            items.append({"text": text, "caption": _named(one), "rows": [["used by", _percent(one["share"], 0)]]})
+    return {"kind": "pictures", "items": items}
+
+
+def _named(entry: Mapping[str, Any]) -> str:
+    return f"{entry['unit'] + 1}: {', '.join(entry['classes']) or entry['mostly']}"
+
+
+def _picture(subject: Subject, test: Rows, row: int) -> Any:
+    picture = np.asarray(subject.data.show(int(test.examples[row])))
+    if test.places is None:
+        return picture
+    cut = []
+    for axis in (0, 1):
+        size, count = picture.shape[axis], test.side[axis]
+        length = min(size, max(8, round(3 * size / count)))
+        begin = round(float(test.places[row, axis]) * size - length / 2)
+        cut.append(slice(max(0, min(begin, size - length)), max(0, min(begin, size - length)) + length))
+    return picture[cut[0], cut[1]]
+
+
+def _columns(subject: Subject, top: Tensor) -> Any:
+    """A way to write a row of a table: the columns in which the ``top`` examples are most unusual."""
+    usual, unusual = subject.inputs(subject.examples("train")[:USUAL]).float(), subject.inputs(top).float()
+    apart = ((unusual.mean(0) - usual.mean(0)) / usual.std(0).clamp(min=1e-9)).abs()
+    places = apart.argsort(descending=True, stable=True)[:COLUMNS].tolist()
+    names = list(getattr(subject.data, "names", []) or [f"column {place}" for place in range(len(apart))])
+    categories: Mapping[str, Sequence[str]] = getattr(subject.data, "categories", {})
+
+    def written(example: int) -> str:
+        values = subject.inputs(torch.tensor([example]))[0]
+        return ", ".join(
+            f"{name}={categories[name][int(values[place])] if name in categories else f'{float(values[place]):.4g}'}"
+            for place, name in ((place, names[place]) for place in places)
+        )
+
+    return written
+
+
+def hung_on(numbers: Mapping[str, Any], subject: Subject) -> Finding:
+    """Say what each class loses without the concept it hangs on most, beside directions at random."""
+    entries = sorted(numbers["methods"][numbers["shown"]]["classes"], key=lambda one: -float(one["effect"]))
+    times = [one["effect"] / max(1e-9, one["random"]) for one in entries]
+    many, sure = sum(value >= MARK for value in times), sum(one["p"] <= SURE for one in entries)
+    top = entries[0]
+    sentence = f"'{top['class']}' leans most on one concept: without it, its score falls by {top['effect']:.2f} "
+    sentence += f"and {_percent(top['changed'], 0)} of these answers become others, against "
+    sentence += f"{_percent(top['changed_random'], 0)} without as much of a random direction. For {many} of "
+    sentence += (
+        f"{len(entries)} classes their concept does at least {MARK:.0f} times what a random direction does (the "
+    )
+    sentence += f"middle one {statistics.median(times):.1f} times)."
+    if sure <= max(1.0, SURE * len(entries)):
+        sentence += " But the best of as many directions, drawn as the features vary, does as much: what matters is "
+        sentence += "that the features vary there, not that it is a part."
+    else:
+        sentence += f" For {sure} it also does more than the best of as many directions drawn as the features vary."
+    sentence += _by_the_other(numbers)
+    control = f"Random directions of the same lengths: {top['random']:.2f}; drawn as the features vary: "
+    control += f"{top['such']:.2f}, the best of {numbers['methods'][numbers['shown']]['directions']} of them "
+    control += f"{top['best_of_such']:.2f} (p = {top['p']:.2f}). Concepts were chosen on validation examples."
+    figure = {
+        "kind": "spread",
+        "unit": "",
+        "x_label": "how far the class's score falls",
+        "labels": [f"{one['class']} ({one['unit'] + 1})" for one in entries],
+        "series": [
+            {"name": "its concept", "values": [one["effect"] for one in entries]},
+            {"name": "a random direction", "values": [one["random"] for one in entries]},
+            {"name": "the best drawn as features vary", "values": [one["best_of_such"] for one in entries]},
+        ],
+        "note": "The score is the logit less the mean of all logits. In brackets: the number of the concept.",
+    }
+    return Finding("Which classes hang on a concept", sentence, statistics.median(times), control, figure)
+
+
+def _by_the_other(numbers: Mapping[str, Any]) -> str:
+    """The same two counts by the method that is not shown, if there is one."""
+    told = ""
+    for name, one in numbers["methods"].items():
+        if name != numbers["shown"] and one["classes"]:
+            many = sum(entry["effect"] >= MARK * entry["random"] for entry in one["classes"])
+            told += f" By the {NAMES[name]} it is {many} classes and {sum(e['p'] <= SURE for e in one['classes'])}."
+    return told
+
+
+def _percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f} %"
