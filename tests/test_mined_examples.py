@@ -11,11 +11,16 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from stillroom.data.arrays import ArraySource
+from stillroom.data.tables import breast_cancer
+from stillroom.data.texts import TextSource
 from stillroom.mining import Budget, Subject
 from stillroom.mining.examples import examples
 from stillroom.mining.examples.left_out import fitted, one_hot
 from stillroom.mining.examples.mislabels import doubt
 from stillroom.mining.examples.prototypes import chosen, nearest
+from stillroom.models.table_encode import table_encode
+from stillroom.models.text_encode import words_for
+from stillroom.models.text_zoo import TextMLP
 
 BUDGET = Budget(seconds=60)
 
@@ -308,3 +313,59 @@ def test_a_small_budget_looks_at_fewer_rows_and_says_so():
 
     panel = examples(Subject(data, Slow()), Budget(seconds=1.0))
     assert any("train examples were looked at" in note for note in panel.notes)
+
+
+# --- texts and tables ----------------------------------------------------------------------------------
+
+GOOD, BAD = ("splendid", "lovely", "superb"), ("dreadful", "dull", "poor")
+PLAIN = ("the", "film", "was", "and", "plot", "actor")
+
+
+def reviews(noise):
+    """Short reviews that one word tells, a share of whose training labels is exchanged, and which ones these are."""
+    chance = np.random.default_rng(0)
+    truth = chance.integers(0, 2, 1200)
+    told = [chance.choice(GOOD if one else BAD) for one in truth]
+    texts = [" ".join([*chance.choice(PLAIN, 5), word, f"n{chance.integers(50)}"]) for word in told]
+    parts = dict(zip(("train", "validation", "test"), torch.arange(1200).split([800, 200, 200]), strict=True))
+    bad = chance.choice(800, round(800 * noise), replace=False)
+    given = truth.copy()
+    given[bad] = 1 - truth[bad]
+    return TextSource(texts, given, classes=["bad", "good"], splits=parts), set(bad.tolist())
+
+
+def trained(subject, steps):
+    """The subject, its network taught on all training rows at once."""
+    train = subject.examples("train")
+    optimizer = torch.optim.Adam(subject.opened.parameters(), 1e-2)
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(subject.forward(subject.inputs(train)), subject.labels(train))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return subject
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.0])
+def test_texts_are_searched_and_shown_as_texts(noise):
+    data, bad = reviews(noise)
+    encode = words_for(data)
+    net = TextMLP(shape=(encode.size,), classes=2, embedding=8, hidden=8, dropout=0.0)
+    panel = examples(trained(Subject(data, net, encode), 300), BUDGET)
+    found = {one["example"] for one in panel.numbers["suspects"]}
+    assert len(found & bad) >= 0.8 * len(bad) and len(found - bad) <= 2 + 0.2 * len(bad)
+    words = panel.findings[0].figure["items"][0]["text"].split()
+    assert any(word in (*GOOD, *BAD) for word in words)
+    if noise:
+        assert panel.findings[-1].figure["items"][0]["caption"] in ("bad? rather good", "good? rather bad")
+
+
+def test_rows_of_a_table_are_searched_and_told_by_their_columns():
+    data = breast_cancer()
+    bad = data.splits["train"][::20]
+    data.labels[bad] = 1 - data.labels[bad]
+    net = nn.Sequential(nn.Linear(30, 32), nn.ReLU(), nn.Linear(32, 2))
+    panel = examples(trained(Subject(data, net, table_encode(data)), 400), BUDGET)
+    top = [one["example"] for one in panel.numbers["labels"]["most_doubted"]][: len(bad)]
+    assert np.mean([one in bad.tolist() for one in top]) >= 0.6
+    assert "mean radius" in panel.findings[0].figure["items"][0]["text"]
