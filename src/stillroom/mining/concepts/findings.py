@@ -16,11 +16,12 @@ from stillroom.mining.subject import Subject
 
 AHEAD = 0.02  # of the variance, more than of rows without parts, before parts are said to be there
 FIRM = 0.5  # of the directions found again, before they are called firm
+HALF = 0.5
 MARK = 3.0  # times a random direction, the mark that is asked
 SURE = 0.05
 SHOWN, PICTURES, TEXTS, COLUMNS = 10, 4, 2, 5
 USUAL = 1000  # rows by which a table's values are called unusual
-NAMES = {"sparse": "sparse autoencoder", "parts": "non-negative parts (NMF)"}
+NAMES = {"sparse": "sparse autoencoder", "parts": "NMF"}
 
 
 def held(numbers: Mapping[str, Any]) -> Finding:
@@ -30,8 +31,9 @@ def held(numbers: Mapping[str, Any]) -> Finding:
     name = "directions" if numbers["shown"] == "sparse" else "non-negative directions"
     sentence = f"{best['directions']} {name}, of which an example uses {best['at_a_time']:.1f}, hold "
     sentence += f"{_percent(best['explained'])} of the variance of its features."
-    ahead = max(one["explained"] - one["by_chance"] for one in methods.values())
-    if ahead < AHEAD:
+    if best["explained"] < HALF:
+        sentence += " Most of what varies is in none of them."
+    if best["explained"] - best["by_chance"] < AHEAD:
         sentence += " Rows without any parts are held about as well: read the directions as a way of looking, not as "
         sentence += "parts that are really there."
     else:
@@ -44,30 +46,25 @@ def held(numbers: Mapping[str, Any]) -> Finding:
         sentence += ", no more than in rows without parts: that they come again proves nothing."
     else:
         sentence += f" ({_percent(chance, 0)} in rows without parts)."
-    control = "; ".join(
-        f"{NAMES[key]}: {_percent(one['by_chance'])} of random rows of equal mean and covariance, "
-        f"{_percent(one['principal_components'])} with {one['compared_with']} principal components"
-        for key, one in methods.items()
-    )
-    return Finding("How much its concepts explain", sentence, best["explained"], f"{control}.", _compared(methods))
+    control = f"Random rows of equal mean and covariance, which have no parts: {_percent(best['by_chance'])}. As many "
+    control += f"principal components as are used at most ({best['compared_with']}): "
+    control += f"{_percent(best['principal_components'])}."
+    return Finding("How much its concepts explain", sentence, best["explained"], control, _compared(methods))
 
 
 def _compared(methods: Mapping[str, Any]) -> dict[str, Any]:
-    columns = [
-        {"name": "method"},
-        {"name": "directions", "digits": 0, "best": "none"},
-        {"name": "at a time", "digits": 1, "best": "none"},
-        {"name": "explained", "unit": "%", "digits": 1, "best": "none"},
-        {"name": "of rows without parts", "unit": "%", "digits": 1, "best": "none"},
-        {"name": "found again", "unit": "%", "digits": 0, "best": "none"},
-        {"name": "without parts", "unit": "%", "digits": 0, "best": "none"},
-        {"name": "never used", "unit": "%", "digits": 0, "best": "none"},
-    ]
-    keys = ("explained", "by_chance", "found_again", "found_again_by_chance", "dead")
-    rows = [
-        [NAMES[name], one["directions"], one["at_a_time"], *(100 * one[key] for key in keys)]
-        for name, one in methods.items()
-    ]
+    told = {
+        "directions": lambda one: str(one["directions"]),
+        "used at a time": lambda one: f"{one['at_a_time']:.1f}",
+        "never used": lambda one: _percent(one["dead"], 0),
+        "variance explained": lambda one: _percent(one["explained"]),
+        "of rows without parts": lambda one: _percent(one["by_chance"]),
+        "by principal components": lambda one: f"{_percent(one['principal_components'])} ({one['compared_with']})",
+        "found again": lambda one: _percent(one["found_again"], 0),
+        "in rows without parts": lambda one: _percent(one["found_again_by_chance"], 0),
+    }
+    columns = [{"name": ""}, *({"name": NAMES[name]} for name in methods)]
+    rows = [[what, *(write(one) for one in methods.values())] for what, write in told.items()]
     note = "Found again: directions of one half of the examples that the other half has too (cosine 0.9 or more)."
     return {"kind": "table", "columns": columns, "rows": rows, "note": note}
 
@@ -108,7 +105,9 @@ def _figure(entries: Sequence[Mapping[str, Any]], subject: Subject, test: Rows) 
         for row in one["top"][:TEXTS]:
             example = int(test.examples[row])
             text = str(subject.data.show(example)) if told is None else told(example)
-            items.append({"text": text, "caption": _named(one), "rows": [["used by", _percent(one["share"], 0)]]})
+            items.append(
+                {"text": text, "caption": f"concept {_named(one)}", "rows": [["used by", _percent(one["share"], 0)]]}
+            )
     return {"kind": "pictures", "items": items}
 
 
@@ -190,7 +189,8 @@ def _by_the_other(numbers: Mapping[str, Any]) -> str:
     for name, one in numbers["methods"].items():
         if name != numbers["shown"] and one["classes"]:
             many = sum(entry["effect"] >= MARK * entry["random"] for entry in one["classes"])
-            told += f" By the {NAMES[name]} it is {many} classes and {sum(e['p'] <= SURE for e in one['classes'])}."
+            told += f" Of the concepts of the other method ({NAMES[name]}) the first holds for {many} classes, the "
+            told += f"second for {sum(entry['p'] <= SURE for entry in one['classes'])}."
     return told
 
 

@@ -16,7 +16,7 @@ from stillroom.mining.concepts.controls import explained, found_again, principal
 from stillroom.mining.concepts.effects import effects
 from stillroom.mining.concepts.findings import held, hung_on, shown
 from stillroom.mining.concepts.parts import Parts, factored
-from stillroom.mining.concepts.rows import Rows, rows_at
+from stillroom.mining.concepts.rows import Rows, read_all
 from stillroom.mining.concepts.sparse import Sparse, fit
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
@@ -54,8 +54,7 @@ def concepts(subject: Subject, budget: Budget, *, tap: str = "features") -> Pane
     notes: list[str] = []
     try:
         layer = _last(subject) if tap == "features" else None
-        splits = (("train", 0.15), ("validation", 0.1), ("test", 0.2))
-        train, validation, test = (rows_at(subject, tap, split, budget, share, notes) for split, share in splits)
+        train, validation, test = read_all(subject, tap, budget, notes)
     except (TapError, DataError) as error:
         return Panel("concepts", notes=[f"there are no features to look at: {error}"])
     rows, chosen_on = train.some(ROWS, subject.seed), validation.some(ROWS, subject.seed)
@@ -63,16 +62,18 @@ def concepts(subject: Subject, budget: Budget, *, tap: str = "features") -> Pane
         return Panel("concepts", notes=[f"features of shape {tuple(rows.shape)} are too few, or do not vary"])
     methods = _methods(rows, chosen_on, test, subject, budget, notes)
     numbers: dict[str, Any] = {"tap": tap, "rows": len(rows), "width": rows.shape[1], "methods": {}}
-    for name, (found, told) in methods.items():
+    for place, (name, (found, told)) in enumerate(methods.items()):
+        budget.progress(len(methods) + place, 2 * len(methods), "what answers lose")
         if layer is not None:
             told["classes"] = effects(found, layer, rows, chosen_on, test.values, seed=subject.seed)
             for entry in told["classes"]:
                 entry["class"] = subject.classes[entry["class"]]
         numbers["methods"][name] = told
-        budget.progress(len(numbers["methods"]), len(methods), "what answers lose")
     best = max(methods, key=lambda name: methods[name][1]["found_again"])
     numbers["shown"] = best
-    numbers["concepts"] = _examples(methods[best][0], numbers["methods"][best], test, subject)
+    numbers["concepts"] = _examples(
+        methods[best][0], numbers["methods"][best], test, _answers(test, layer, subject), subject
+    )
     findings = [held(numbers), shown(numbers, subject, test)]
     if numbers["methods"][best].get("classes"):
         findings.append(hung_on(numbers, subject))
@@ -105,7 +106,7 @@ def _methods(
         notes.append("features are negative at times, so they are no sums of non-negative parts: no NMF")
     methods = {}
     for place, (name, ways) in enumerate(tried.items()):
-        budget.progress(place, len(tried), "concepts")
+        budget.progress(place, 2 * len(tried), "directions")
         found, way = _chosen(ways, rows, chosen_on, subject.seed)
         methods[name] = (found, _worth(found, way, rows, others, plain, subject.seed))
     return methods
@@ -171,12 +172,9 @@ def _again(way: Fit, rows: Tensor, seed: int) -> float:
     return found_again(one.directions, other.directions)
 
 
-def _examples(found: Found, told: dict[str, Any], test: Rows, subject: Subject) -> list[dict[str, Any]]:
+def _examples(found: Found, told: dict[str, Any], test: Rows, given: Tensor, subject: Subject) -> list[dict[str, Any]]:
     """Each direction that is used: how much of what varies is its own, its classes, and the examples that show it."""
     codes = found.codes(test.values)
-    labels = subject.logits("test").argmax(1)
-    answers = {int(one): int(label) for one, label in zip(subject.examples("test"), labels, strict=True)}
-    given = torch.tensor([answers[int(one)] for one in test.examples])
     whole = codes.square().sum().clamp(min=1e-12)
     entries = []
     for unit in range(codes.shape[1]):
@@ -196,6 +194,15 @@ def _examples(found: Found, told: dict[str, Any], test: Rows, subject: Subject) 
             }
         )
     return sorted(entries, key=lambda entry: (-len(entry["classes"]), -float(entry["weight"])))
+
+
+@torch.no_grad()
+def _answers(test: Rows, layer: nn.Module | None, subject: Subject) -> Tensor:
+    """The class that the model gives the example of each row."""
+    if layer is not None:
+        return torch.as_tensor(layer(test.values).argmax(1))
+    own, place = test.examples.unique(return_inverse=True)
+    return subject.answer(subject.inputs(own)).argmax(1)[place]
 
 
 def _top(strength: Tensor, test: Rows, most: int = 6) -> list[int]:

@@ -16,8 +16,9 @@ from stillroom.mining.subject import Subject
 from stillroom.randomness import permutation
 from stillroom.taps import read
 
-PILOT = 64  # examples that are timed
+PILOT, FIRST = 32, 4  # examples that are timed, after some by which all is loaded
 BATCH = 250
+SHARES = {"train": 0.35, "validation": 0.1, "test": 0.15}  # of the time, for reading
 PICTURES, GRID = 400, 7  # pictures of which places are read, and into how many each side is cut at most
 
 
@@ -39,8 +40,8 @@ class Rows:
         return self.values[torch.from_numpy(order.copy())]
 
 
-def rows_at(subject: Subject, tap: str, split: str, budget: Budget, share: float, notes: list[str]) -> Rows:
-    """Return what the model shows of a split at ``tap``, of as many examples as fit into a share of what is left.
+def read_all(subject: Subject, tap: str, budget: Budget, notes: list[str]) -> tuple[Rows, Rows, Rows]:
+    """Return what the model shows at ``tap`` of training, validation and test examples, as many as time allows.
 
     Vectors are taken as they are, sequences averaged over their real steps. Maps of pictures are taken place by place,
     averaged down to at most 7 x 7 places.
@@ -49,16 +50,23 @@ def rows_at(subject: Subject, tap: str, split: str, budget: Budget, share: float
         TapError: there is no such tap, or none that is read.
         DataError: what is shown there is no numbers for each example.
     """
-    examples = subject.examples(split)
-    order = examples[torch.from_numpy(permutation(len(examples), subject.seed, "concepts", split).copy())]
+    first = subject.examples("train")[:PILOT]
+    _shown(subject, tap, first[:FIRST])
     began = time.perf_counter()
-    pilot = _shown(subject, tap, order[:PILOT])
-    most = len(order) if pilot.places is None else min(PICTURES, len(order))
-    fit = budget.rows(most, min(PILOT, len(order)), time.perf_counter() - began, share=share)
-    if fit < len(order):
-        why = "to keep to the time" if fit < most else "since each picture has many places"
-        notes.append(f"{why}, {fit:,} of {len(order):,} {split} examples were looked at")
-    return _shown(subject, tap, order[:fit].sort().values)
+    pilot = _shown(subject, tap, first)
+    seconds = time.perf_counter() - began
+    found = []
+    for split, share in SHARES.items():
+        examples = subject.examples(split)
+        order = examples[torch.from_numpy(permutation(len(examples), subject.seed, "concepts", split).copy())]
+        most = len(order) if pilot.places is None else min(PICTURES, len(order))
+        allowed = budget.rows(most, len(first), seconds, share=share)
+        if allowed < len(order):
+            why = "to keep to the time" if allowed < most else "since each picture has many places"
+            notes.append(f"{why}, {allowed:,} of {len(order):,} {split} examples were looked at")
+        found.append(order[:allowed].sort().values)
+    train, validation, test = (_shown(subject, tap, examples) for examples in found)
+    return train, validation, test
 
 
 def _shown(subject: Subject, tap: str, examples: Tensor) -> Rows:
