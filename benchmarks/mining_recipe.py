@@ -1,9 +1,10 @@
 """A recipe that was mined from a run against the one that a person wrote, over the same seeds; and each choice alone.
 
-    python benchmarks/mining_recipe.py recipes/gradient.yaml kd OUT [--seeds 10] [--set train.steps=300 ...]
+    python benchmarks/mining_recipe.py recipes/gradient.yaml kd OUT [--seeds 10] [--wrong 0.1] [--set train.steps=300]
 
 All are run as they are, apart from the overrides and without the control `alone`; the teacher and what it showed come
 from the cache, unless examples are left out: then it is trained anew, and agreement is with that other teacher.
+With --wrong, so many of the training labels of images are exchanged for another class at random before anything begins.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from stillroom.pipeline.mined_choices import Path as Place
 from stillroom.pipeline.mined_choices import choose
 from stillroom.pipeline.mined_recipe import changed, mined_recipe
 from stillroom.pipeline.mining import mine, recipe_of_run, subjects_of_run
-from stillroom.pipeline.recipes import experiment_of
+from stillroom.pipeline.recipes import experiment_of, open_data
 from stillroom.pipeline.run import perform
 from stillroom.recipe import Recipe, read_recipe
 from stillroom.statistics import over_seeds
@@ -37,6 +38,23 @@ def reduced(recipe: Recipe, arm: str, seeds: int) -> Recipe:
     """Return the recipe with one arm, other seeds, no control and no graphs."""
     plain = {**recipe.arm(arm).resolved(), "seeds": list(range(seeds)), "export": {"onnx": False}, "control": False}
     return read_recipe(plain)
+
+
+def spoilt(recipe: Recipe, wrong: float, file: Path) -> Recipe:
+    """Return the recipe on the same images, a share of the training labels exchanged, written to ``file``."""
+    data = open_data(recipe.data)
+    arrays: dict[str, np.ndarray[Any, Any]] = {"classes": np.array(list(data.classes or ()))}
+    for split, rows in data.splits.items():
+        batch = data.batch(torch.stack([rows, torch.zeros_like(rows)], 1))
+        arrays |= {f"x_{split}": batch["inputs"].numpy(), f"y_{split}": batch["labels"].numpy()}
+    labels, random = arrays["y_train"], np.random.default_rng(0)
+    bad = random.choice(len(labels), round(wrong * len(labels)), replace=False)
+    labels[bad] = (labels[bad] + random.integers(1, len(arrays["classes"]), len(bad))) % len(arrays["classes"])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(file, **arrays)
+    plain = recipe.resolved()
+    kept = {key: plain["data"][key] for key in ("labels", "unlabelled", "pad", "flip", "noise")}
+    return read_recipe({**plain, "data": {"use": "npz", "path": str(file), **kept}})
 
 
 def done(recipe: Recipe, folder: Path) -> dict[str, list[float]]:
@@ -90,10 +108,13 @@ def main() -> None:
     asked.add_argument("arm")
     asked.add_argument("out", type=Path)
     asked.add_argument("--seeds", type=int, default=FEW)
+    asked.add_argument("--wrong", type=float, default=0.0)
     asked.add_argument("--set", action="append", default=[])
     given = asked.parse_args()
     torch.set_num_threads(1)
     recipe = reduced(read_recipe(given.recipe, set=given.set), given.arm, given.seeds)
+    if given.wrong:
+        recipe = spoilt(recipe, given.wrong, given.out / "wrong.npz")
     hand = done(recipe, given.out / "hand")
     panel, kinds = mined(given.out / "hand")
     print(json.dumps(panel.numbers, indent=1))

@@ -164,12 +164,15 @@ def test_where_all_classes_are_known_alike_none_weighs_more():
     assert class_weights({"validation": unseen}) is None
 
 
-def test_an_authors_own_class_weights_stay():
+def test_class_weights_are_told_where_no_author_gave_any():
     found = panels(answers=drawn([0.9] * 9 + [0.5], 200, 0))
     place = ("objectives", 0, "class_weights")
-    assert chosen(found)[1].values[place][9] == 2.0
+    resolved, choices = chosen(found)
+    assert place not in choices.values and "1, 2], in the order class 0, class 1" in choices.reasons[place]
+    text = as_yaml(changed(resolved, choices.values), choices.reasons)
+    assert "None are set, since that did not help" in " ".join(line.strip(" #") for line in text.splitlines())
     own = TEXT.replace("{use: labels, weight: 0.1}", "{use: labels, weight: 0.1, class_weights: [1, 2, 3]}")
-    assert place not in chosen(found, text=own)[1].values
+    assert place not in chosen(found, text=own)[1].reasons
 
 
 def test_wilsons_interval_by_its_formula():

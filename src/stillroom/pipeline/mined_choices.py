@@ -66,7 +66,7 @@ def choose(recipe: Recipe, panels: Mapping[str, Panel], subject: Subject, studen
                     found.take((*place, index, "temperature"), *warm)
         _weigh(found, place, objectives, answers)
         if weights is not None:
-            _weigh_classes(found, place, objectives, *weights)
+            _of_classes(found, place, objectives, weights[1])
     _width(found, resolved, numbers.get("layers", {}), student)
     _layers(found, resolved, numbers.get("layers", {}), subject, student)
     left_out(found, resolved, numbers.get("examples", {}), len(subject.data.splits["train"]))
@@ -155,8 +155,10 @@ def class_weights(answers: Mapping[str, Any]) -> tuple[list[float], str] | None:
     The rule of :func:`labels_part`, class by class: where the teacher is wrong more often than elsewhere, what it
     teaches is worth less and the label more, so a class weighs its rate of errors divided by that of all, between a
     half and two. Only a class whose Wilson interval (95 % for all classes together, by Bonferroni) does not hold the
-    rate of all has another weight than 1. The rule is our own. How frequent a class is gives no reason: labels are kept
-    in proportion, and weights against that would trade accuracy for balance.
+    rate of all has another weight than 1. The rule is our own, and is told, not chosen: in four shipped recipes, and
+    with a teacher blind to one class, it moved no measure for the better
+    (benchmarks/records/2026-11-24-mining-recipe). How frequent a class is gives no reason: labels are kept in
+    proportion, and weights against that would trade accuracy for balance.
     """
     held = answers.get("validation")
     if not held or held["accuracy"] == 1:
@@ -172,8 +174,10 @@ def class_weights(answers: Mapping[str, Any]) -> tuple[list[float], str] | None:
     if not told:
         return None
     named = ", ".join(word for _, word in sorted(told, key=lambda one: -one[0]))
-    why = f"The teacher is wrong on {100 * wrong:.0f} % of the validation examples, but on {named}: labels of these "
-    return weights, f"{why}weigh accordingly. By class: {', '.join(held['recall'])}."
+    listed = ", ".join(f"{one:g}" for one in weights)
+    why = f"The teacher is wrong on {100 * wrong:.0f} % of the validation examples, but on {named}. If the labels of "
+    why += f"these are to count accordingly: [{listed}], in the order {', '.join(held['recall'])}. None are set, since "
+    return weights, f"{why}that did not help where it was measured."
 
 
 def wilson(share: float, rows: int, sure: float) -> tuple[float, float]:
@@ -202,15 +206,13 @@ def _weigh(found: Choices, place: Path, objectives: Sequence[Mapping[str, Any]],
         found.values[(*place, kd, "weight")] = round(whole * (1 - chosen[0]), 4)
 
 
-def _weigh_classes(
-    found: Choices, place: Path, objectives: Sequence[Mapping[str, Any]], weights: list[float], why: str
-) -> None:
-    """Weigh classes where labels stand beside kd; an author's own weights stay."""
+def _of_classes(found: Choices, place: Path, objectives: Sequence[Mapping[str, Any]], why: str) -> None:
+    """Say beside labels that stand with kd which weights their classes might have, unless their author gave some."""
     if not any(one["use"] == "kd" for one in objectives):
         return
     for index, one in enumerate(objectives):
         if one["use"] == "labels" and one.get("class_weights") is None:
-            found.take((*place, index, "class_weights"), weights, why)
+            found.say((*place, index, "class_weights"), why)
 
 
 # --- examples ------------------------------------------------------------------------------------------
