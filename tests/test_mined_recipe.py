@@ -268,6 +268,34 @@ def test_layers_that_are_no_more_alike_than_by_chance_are_not_told():
     assert alike(told, own, ["one", "two", "three"]) is None
 
 
+def test_layers_of_texts_are_read_whatever_the_length_of_a_batch():
+    from stillroom.pipeline.mined_layers import _read
+    from stillroom.utf8 import pack
+
+    class Steps(nn.Module):
+        """A convolution over the bytes of a text, and what it leads to."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.windows, self.last = nn.Conv1d(1, 5, 3, padding=1), nn.Linear(5, 2)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.last(self.windows(inputs[:, None].float() / 255).mean(2))
+
+    texts = ["a" * (5 + number // 9) for number in range(600)]
+
+    class Texts(ArraySource):
+        """Texts that are as long in a batch as its longest."""
+
+        def batch(self, ids: torch.Tensor) -> dict:
+            return {**super().batch(ids), "inputs": pack([texts[number] for number in ids[:, 0].tolist()])}
+
+    data = Texts(np.random.default_rng(0).normal(size=(600, 2)).astype(np.float32), labels=np.arange(600) % 2)
+    shown = _read(Subject(data, Steps()), "windows", torch.arange(600))
+    assert shown is not None and shown.values.shape == (600, 5)
+    assert _read(Subject(data, Steps()), "absent", torch.arange(600)) is None
+
+
 LAYERED = """
 name: hand
 data: {use: digits}

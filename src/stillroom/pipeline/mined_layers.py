@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stillroom.contracts import Hidden, place
 from stillroom.errors import StillroomError
+from stillroom.evaluate import BATCH, plain_ids
 from stillroom.mining import Subject
 from stillroom.mining.cka import as_rows, cka, layers_of
 from stillroom.randomness import permutation
+from stillroom.taps import read
 
 ROWS = 300  # training rows that both models read
 BETTER = 0.05  # of alignment: less is no reason to change a layer
@@ -37,18 +40,16 @@ def alike(
     """
     examples = teacher.examples("train")
     rows = examples[torch.from_numpy(permutation(len(examples), teacher.seed, "layer pairs")[:ROWS].copy())]
-    try:
-        if at is None or now is None:
-            return _best(teacher, student, layers, rows)
-        mine, current = (as_rows(shown) for shown in (student.show(at, rows), teacher.show(now, rows)))
-        kind = teacher.show(now, rows[:2]).dim()
-        close = {now: cka(current, mine)}
-        for layer in layers:
-            shown = teacher.show(layer, rows)
-            if shown.dim() == kind:
-                close[layer] = cka(as_rows(shown), mine)
-    except StillroomError:  # a layer that runs several times in a pass, or that is not in this student
+    if at is None or now is None:
+        return _best(teacher, student, layers, rows)
+    mine, current = _read(student, at, rows), _read(teacher, now, rows)
+    if mine is None or current is None:
         return None
+    close = {now: cka(current.values, mine.values)}
+    for layer in layers:
+        shown = _read(teacher, layer, rows)
+        if shown is not None and shown.axes == current.axes:
+            close[layer] = cka(shown.values, mine.values)
     layer = max(close, key=lambda one: -math.inf if math.isnan(close[one]) else close[one])
     if not close[layer] >= close[now] + BETTER:
         return None
@@ -61,15 +62,41 @@ def alike(
 def _best(teacher: Subject, student: Subject, layers: list[str], rows: Tensor) -> tuple[str, str] | None:
     inner = layers_of(student.opened)[:-1]  # the last one makes the answers, which kd compares
     twin = student.randomised(student.seed)
+    told = {layer: _read(teacher, layer, rows) for layer in layers}
+    shown = {path: (_read(student, path, rows), _read(twin, path, rows)) for path in inner}
     found = []
-    for layer in layers:
-        told = as_rows(teacher.show(layer, rows))
-        for path in inner:
-            near, chance = (cka(told, as_rows(one.show(path, rows))) for one in (student, twin))
-            if near >= chance + BETTER:
-                found.append((near, chance, layer, path))
+    for layer, theirs in told.items():
+        for path, (ours, chance) in shown.items():
+            if theirs is not None and ours is not None and chance is not None:
+                near, far = cka(theirs.values, ours.values), cka(theirs.values, chance.values)
+                found += [(near, far, layer, path)] * (near >= far + BETTER)
     if not found:
         return None
-    near, chance, layer, path = max(found)
+    near, far, layer, path = max(found)
     why = f"Worth a try: {{use: hint, student: {path}, teacher: {layer}}}. Of the layers looked at these two are most "
-    return layer, f"{why}alike on training examples (CKA {near:.2f}; {chance:.2f} for a student that knows nothing)."
+    return layer, f"{why}alike on training examples (CKA {near:.2f}; {far:.2f} for a student that knows nothing)."
+
+
+class _Shown(NamedTuple):
+    """What a layer shows: a row for each example, and how many axes its output has."""
+
+    values: Tensor
+    axes: int
+
+
+def _read(subject: Subject, path: str, examples: Tensor) -> _Shown | None:
+    """Read a layer; None where it runs several times in a pass, is not there, or has no width of its own."""
+    parts, axes = [], 0
+    try:
+        reader = read(subject.opened.eval(), [path], subject.encode)
+        with torch.no_grad():
+            for part in examples.split(BATCH):
+                signals = reader(subject.data.batch(plain_ids(part)))
+                shown = signals[path].float()
+                axes = shown.dim()
+                if isinstance(subject.opened.get_submodule(path), nn.Conv1d):  # its steps come last
+                    shown = shown.mean(2)
+                parts.append(as_rows(shown, signals.get(f"{path}.mask")))
+    except (StillroomError, AttributeError, KeyError):
+        return None
+    return _Shown(torch.cat(parts), axes) if len({part.shape[1] for part in parts}) == 1 else None
