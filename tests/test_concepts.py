@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from stillroom.contracts import Hidden
 from stillroom.data.arrays import ArraySource
 from stillroom.data.images import digits
+from stillroom.data.tables import breast_cancer
+from stillroom.data.texts import TextSource
+from stillroom.errors import TapError
 from stillroom.mining import Budget, Panel, Subject
 from stillroom.mining.concepts import concepts
 from stillroom.mining.concepts.controls import drawn, explained, found_again, principal, without_parts
 from stillroom.mining.concepts.effects import effects
 from stillroom.mining.concepts.parts import factored
 from stillroom.mining.concepts.sparse import fit
+from stillroom.models.text_encode import words_for
+from stillroom.models.text_zoo import TextMLP
 from stillroom.report.figures import draw
+from stillroom.taps import read
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +184,9 @@ def test_planted_concepts_are_told_and_noise_is_told_to_be_none():
     with torch.no_grad():
         model.last.weight.copy_(4 * torch.linalg.pinv(truth).T[:6])
     panel = concepts(Subject(made(rows, model(rows).argmax(1), 6), model), Budget(60.0))
-    assert "way of looking" not in panel.findings[0].sentence and "But the best" not in panel.findings[2].sentence
+    assert (
+        "way of looking" not in panel.findings[0].sentence and "not that it is a part" not in panel.findings[2].sentence
+    )
     for told in panel.numbers["methods"].values():
         assert told["explained"] > 0.9 and told["found_again"] > told["found_again_by_chance"]
     drawable(panel)
@@ -186,5 +196,104 @@ def test_planted_concepts_are_told_and_noise_is_told_to_be_none():
     panel = concepts(Subject(made(noise, empty(noise).argmax(1), 6), empty), Budget(60.0))
     assert list(panel.numbers["methods"]) == ["sparse"] and any("no NMF" in note for note in panel.notes)
     assert "way of looking" in panel.findings[0].sentence, panel.findings[0].sentence
-    assert "But the best" in panel.findings[2].sentence, panel.findings[2].sentence
+    assert "not that it is a part" in panel.findings[2].sentence, panel.findings[2].sentence
     drawable(panel)
+
+
+WORDS = "film plot scene actor story music light camera house river stone paper".split()
+
+
+def test_texts_and_rows_of_a_table_are_shown_as_a_person_reads_them():
+    chance = np.random.default_rng(0)
+    labels = chance.integers(0, 2, 500)
+    texts = [" ".join([*chance.choice(WORDS, 6), "good" if label else "dull"]) for label in labels]
+    data = TextSource(texts, labels, classes=["bad", "fine"])
+    encode = words_for(data)
+    torch.manual_seed(0)
+    model = TextMLP(shape=(encode.size,), classes=2, embedding=16, hidden=16, dropout=0.0)
+    panel = concepts(Subject(data, model, encode), Budget(60.0))
+    items = panel.findings[1].figure["items"]
+    assert items and all(item["text"] in texts and item["caption"].startswith("concept ") for item in items)
+    drawable(panel)
+
+    table = breast_cancer()
+    model = trained(Net(30, 24, 2), table, steps=40)
+    panel = concepts(Subject(table, model), Budget(60.0))
+    items = panel.findings[1].figure["items"]
+    assert items and all(item["text"].count("=") == 5 for item in items) and "worst area=" in str(items)
+    assert set(panel.numbers["methods"]) == {"sparse", "parts"}
+    drawable(panel)
+
+
+def test_at_maps_the_pieces_of_pictures_that_show_a_concept_are_cut_out():
+    """A cross somewhere in noise: the picture's piece that a concept of the map shows must hold it."""
+    chance = np.random.default_rng(0)
+    pictures = chance.integers(0, 40, (600, 1, 28, 28)).astype(np.uint8)
+    corners = chance.integers(4, 18, (600, 2))
+    for picture, (down, across) in zip(pictures, corners, strict=True):
+        picture[0, down + 2, across : across + 5] = picture[0, down : down + 5, across + 2] = 255
+    source = ArraySource(pictures, labels=np.arange(600) % 2, classes=["one", "two"])
+
+    class Seeing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(1, 6, 5, padding=2), nn.Linear(6, 2)
+            with torch.no_grad():
+                self.conv.weight[0].fill_(-0.1)
+                self.conv.weight[0, 0, 2], self.conv.weight[0, 0, :, 2] = 1.0, 1.0
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.last(self.conv(inputs.float() / 255).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    panel = concepts(Subject(source, Seeing()), Budget(60.0), tap="conv")
+    assert any("asked of 'features' alone" in note for note in panel.notes) and len(panel.findings) == 2
+    rows = panel.findings[1].figure["rows"]
+    assert np.asarray(rows[0][0]["pixels"]).shape == (12, 12)
+    bright = [np.mean([(np.asarray(cell["pixels"]) == 255).sum() for cell in row]) for row in rows]
+    assert max(bright) >= 7, "of nine pixels of the cross"
+    drawable(panel)
+    missing = concepts(Subject(source, Seeing()), Budget(60.0), tap="nowhere")
+    assert not missing.findings and "nowhere" in missing.notes[0]
+
+
+class Short(Budget):
+    """Time for a few rows only."""
+
+    def rows(self, rows: int, timed: int, seconds: float, *, share: float = 1.0) -> int:
+        return min(rows, 200)
+
+
+def test_what_does_not_fit_the_time_is_left_out_and_said():
+    torch.manual_seed(0)
+    source = digits()
+    model = Net(784, 32, 10)
+    panel = concepts(Subject(source, model), Short(60.0))
+    assert panel.numbers["rows"] == 200 and sum("keep to the time" in note for note in panel.notes) >= 3
+    drawable(panel)
+    nothing = concepts(Subject(source, model), Budget(0.0))
+    assert not nothing.findings and "too few" in nothing.notes[-1]
+
+
+class Doubled(nn.Module):
+    """No layer's output is the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return 2 * self.last(inputs)
+
+
+def test_the_place_of_the_features_is_told_before_and_after_the_first_pass_and_leaves_no_hook():
+    model = Net(6, 5, 3).train()
+    reader = read(model, ["features"])
+    batch = {"id": torch.zeros(2, 2, dtype=torch.int64), "inputs": torch.randn(2, 6)}
+    assert reader.place_of_features(batch) == Hidden("last", "in")
+    reader(batch)
+    assert reader.place_of_features(batch) == Hidden("last", "in")
+    assert read(model, ["logits"]).place_of_features(batch) == Hidden("last", "in")
+    assert model.training and not any(part._forward_hooks for part in model.modules())
+    with pytest.raises(TapError, match="Cannot tell which layer"):
+        read(Doubled(), []).place_of_features(batch)

@@ -14,11 +14,11 @@ from stillroom.contracts import Finding
 from stillroom.mining.concepts.rows import Rows
 from stillroom.mining.subject import Subject
 
-AHEAD = 0.02  # of the variance, more than of rows without parts, before parts are said to be there
+AHEAD = 0.04  # of the variance, more than of rows without parts, before parts are said to be there
 FIRM = 0.5  # of the directions found again, before they are called firm
 HALF = 0.5
 MARK = 3.0  # times a random direction, the mark that is asked
-SURE = 0.05
+SURE, FEW = 0.05, 0.25  # a p-value; the share of classes, up to which those below it are few
 SHOWN, PICTURES, TEXTS, COLUMNS = 10, 4, 2, 5
 USUAL = 1000  # rows by which a table's values are called unusual
 NAMES = {"sparse": "sparse autoencoder", "parts": "NMF"}
@@ -159,14 +159,14 @@ def hung_on(numbers: Mapping[str, Any], subject: Subject) -> Finding:
         f"{len(entries)} classes their concept does at least {MARK:.0f} times what a random direction does (the "
     )
     sentence += f"middle one {statistics.median(times):.1f} times)."
-    if sure <= max(1.0, SURE * len(entries)):
-        sentence += " But the best of as many directions, drawn as the features vary, does as much: what matters is "
-        sentence += "that the features vary there, not that it is a part."
-    else:
-        sentence += f" For {sure} it also does more than the best of as many directions drawn as the features vary."
+    units = numbers["methods"][numbers["shown"]]["directions"]
+    sentence += f" {sure} of {len(entries)} also do more than the best of {units} directions drawn as the features "
+    sentence += f"vary ({SURE * len(entries):.1f} would by chance)"
+    few = sure <= max(1.0, FEW * len(entries))
+    sentence += ": what matters is rather that the features vary there, not that it is a part." if few else "."
     sentence += _by_the_other(numbers)
     control = f"Random directions of the same lengths: {top['random']:.2f}; drawn as the features vary: "
-    control += f"{top['such']:.2f}, the best of {numbers['methods'][numbers['shown']]['directions']} of them "
+    control += f"{top['such']:.2f}, the best of {units} of them "
     control += f"{top['best_of_such']:.2f} (p = {top['p']:.2f}). Concepts were chosen on validation examples."
     figure = {
         "kind": "spread",
@@ -189,8 +189,8 @@ def _by_the_other(numbers: Mapping[str, Any]) -> str:
     for name, one in numbers["methods"].items():
         if name != numbers["shown"] and one["classes"]:
             many = sum(entry["effect"] >= MARK * entry["random"] for entry in one["classes"])
-            told += f" Of the concepts of the other method ({NAMES[name]}) the first holds for {many} classes, the "
-            told += f"second for {sum(entry['p'] <= SURE for entry in one['classes'])}."
+            told += f" Of the concepts of the other method ({NAMES[name]}) the first is true of {many}, the "
+            told += f"second of {sum(entry['p'] <= SURE for entry in one['classes'])}."
     return told
 
 
