@@ -65,7 +65,7 @@ def test_the_control_starts_where_the_arm_starts_and_reads_no_teacher():
     assert fingerprint(arms["kd"].make_student(0)) != fingerprint(arms["kd"].make_student(1))
     kept = {one.name: one for one in arms[ALONE].objectives()}
     assert sorted(kept) == ["l2", "labels"] and kept["labels"].weight == 1.0 and kept["l2"].weight == 1e-4
-    assert kept["labels"].options == {"smoothing": 0.05}
+    assert kept["labels"].options == {"smoothing": 0.05, "class_weights": None}
 
 
 def test_the_control_has_as_many_rows_and_steps_from_labelled_rows_only():
