@@ -7,6 +7,7 @@ from torch import Tensor
 
 from stillroom.randomness import forked
 
+SOME = 2000  # rows whose sums at random are directions as rows vary
 ALIKE = 0.9  # cosine, from which on two directions are the same
 TURNS, WIDE = 8, 4096  # in which mean and covariance are set right; fewer of wide features, where each takes long
 
@@ -16,11 +17,14 @@ def explained(rows: Tensor, again: Tensor, middle: Tensor) -> float:
     return 1 - float((rows - again).square().sum() / (rows - middle).square().sum().clamp(min=1e-12))
 
 
-def principal(rows: Tensor, others: Tensor, count: int) -> float:
-    """Return the share of variance of ``others`` that the first ``count`` principal components of ``rows`` explain."""
-    middle = rows.mean(0)
-    axes = torch.linalg.eigh((rows - middle).T.cov().double()).eigenvectors[:, -count:].float()
-    return explained(others, middle + (others - middle) @ axes @ axes.T, middle)
+def axes(rows: Tensor) -> Tensor:
+    """Return the principal components of rows, of length 1 (D, D), the last of the most variance."""
+    return torch.linalg.eigh((rows - rows.mean(0)).T.cov().double()).eigenvectors.float().T
+
+
+def principal(others: Tensor, middle: Tensor, components: Tensor) -> float:
+    """Return the share of variance of ``others`` around ``middle`` that principal ``components`` (K, D) explain."""
+    return explained(others, middle + (others - middle) @ components.T @ components, middle)
 
 
 def found_again(one: Tensor, other: Tensor) -> float:
@@ -61,8 +65,12 @@ def _root(rows: Tensor, power: float) -> Tensor:
 
 
 def drawn(rows: Tensor, count: int, *, like: bool, seed: int = 0) -> Tensor:
-    """Return directions of length 1 (count, D) at random: anywhere, or ``like`` the rows, where those vary."""
+    """Return directions of length 1 (count, D) at random: anywhere, or ``like`` the rows, where those vary.
+
+    A sum of centred rows with normal weights has, on average, their covariance.
+    """
     with forked(seed, "concepts random", like):
         if not like:
             return torch.nn.functional.normalize(torch.randn(count, rows.shape[1]), dim=1)
-        return torch.nn.functional.normalize(torch.randn(count, len(rows)) @ (rows - rows.mean(0)), dim=1)
+        some = rows[:SOME]
+        return torch.nn.functional.normalize(torch.randn(count, len(some)) @ (some - some.mean(0)), dim=1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stillroom.errors import DataError, TapError
 from stillroom.evaluate import plain_ids
-from stillroom.mining.concepts.controls import explained, found_again, principal, without_parts
+from stillroom.mining.concepts.controls import axes, explained, found_again, principal, without_parts
 from stillroom.mining.concepts.effects import effects
 from stillroom.mining.concepts.findings import held, hung_on, shown
 from stillroom.mining.concepts.parts import Parts, factored
@@ -29,6 +29,7 @@ LESS = 0.7  # of what is unexplained, before the place where a sparse autoencode
 SIZES = ((5, 2), (10, 2), (20, 2), (20, 4), (20, 8))  # directions, and how many of them a row uses
 PARTS = (5, 10, 20)
 STEPS, FEWEST, TIMED = 500, 100, 20  # of a fit
+PILOT = 500  # rows that are taken apart for a trial
 FITS = 11  # at most, of the sparse autoencoder
 ROWS, LEAST = 5000, 80  # that are fitted
 PLAIN = 2500  # rows without parts that are fitted, and as many that are measured
@@ -60,7 +61,8 @@ def concepts(subject: Subject, budget: Budget, *, tap: str = "features") -> Pane
     rows, chosen_on = train.some(ROWS, subject.seed), validation.some(ROWS, subject.seed)
     if len(rows) < LEAST or rows.shape[1] < 3 or float(rows.var(0).sum()) <= 0:
         return Panel("concepts", notes=[f"features of shape {tuple(rows.shape)} are too few, or do not vary"])
-    methods = _methods(rows, chosen_on, test, subject, budget, notes)
+    rows, steps = _afford(rows, budget, notes)
+    methods = _methods(rows, chosen_on, test, steps, subject, budget, notes)
     numbers: dict[str, Any] = {"tap": tap, "rows": len(rows), "width": rows.shape[1], "methods": {}}
     for place, (name, (found, told)) in enumerate(methods.items()):
         budget.progress(len(methods) + place, 2 * len(methods), "what answers lose")
@@ -90,13 +92,12 @@ def _last(subject: Subject) -> nn.Module:
 
 
 def _methods(
-    rows: Tensor, chosen_on: Tensor, test: Rows, subject: Subject, budget: Budget, notes: list[str]
+    rows: Tensor, chosen_on: Tensor, test: Rows, steps: int, subject: Subject, budget: Budget, notes: list[str]
 ) -> dict[str, tuple[Found, dict[str, Any]]]:
     """Each method's fit, with what it is worth."""
     others = test.some(ROWS, subject.seed)
     plain = without_parts(rows, min(PLAIN, len(rows)) + min(PLAIN, len(others)), seed=subject.seed)
-    steps = _steps(rows, budget, notes)
-    width = rows.shape[1]
+    components, width = axes(rows), rows.shape[1]
     tried: dict[str, list[Fit]] = {
         "sparse": [partial(fit, units=units, kept=kept, steps=steps) for units, kept in SIZES if kept < width]
     }
@@ -108,7 +109,7 @@ def _methods(
     for place, (name, ways) in enumerate(tried.items()):
         budget.progress(place, 2 * len(tried), "directions")
         found, way = _chosen(ways, rows, chosen_on, subject.seed)
-        methods[name] = (found, _worth(found, way, rows, others, plain, subject.seed))
+        methods[name] = (found, _worth(found, way, rows, others, plain, components, subject.seed))
     return methods
 
 
@@ -133,19 +134,32 @@ def _chosen(ways: list[Fit], rows: Tensor, chosen_on: Tensor, seed: int) -> tupl
     return found, way
 
 
-def _steps(rows: Tensor, budget: Budget, notes: list[str]) -> int:
-    """How many steps each fit may take."""
-    units, kept = SIZES[-1][0], min(SIZES[-1][1], rows.shape[1])
-    fit(rows, units, kept, steps=TIMED)  # the first time, what it needs is loaded
-    began = time.perf_counter()
-    fit(rows, units, kept, steps=TIMED)
-    steps = budget.rows(FITS * STEPS, TIMED, time.perf_counter() - began, share=0.6) // FITS
+def _afford(rows: Tensor, budget: Budget, notes: list[str]) -> tuple[Tensor, int]:
+    """As many rows as there is time to take apart, and how many steps each fit of an autoencoder may take."""
+    timed = {}
+    pilot, kept = rows[:PILOT], min(SIZES[-1][1], rows.shape[1])
+    tries: dict[str, Callable[[], Found]] = {"sparse": lambda: fit(rows, SIZES[-1][0], kept, steps=TIMED)}
+    if float(rows.min()) >= 0:
+        tries["parts"] = lambda: factored(pilot, PARTS[-1])
+    for name, trial in tries.items():
+        trial()  # the first time, what it needs is loaded
+        began = time.perf_counter()
+        trial()
+        timed[name] = time.perf_counter() - began
+    fits = len(PARTS) + 5
+    most = budget.rows(fits * len(rows), len(pilot), timed.get("parts", 0.0), share=0.45) // fits
+    steps = budget.rows(FITS * STEPS, TIMED, timed["sparse"], share=0.45) // FITS
+    if most < len(rows):
+        most = max(PILOT, most)
+        notes.append(f"to keep to the time, directions were looked for in {most:,} of {len(rows):,} rows")
     if steps < STEPS:
         notes.append(f"to keep to the time, the sparse autoencoder learnt for {max(FEWEST, steps)} steps, not {STEPS}")
-    return max(FEWEST, steps)
+    return rows[:most], max(FEWEST, min(STEPS, steps))
 
 
-def _worth(found: Found, way: Fit, rows: Tensor, others: Tensor, plain: Tensor, seed: int) -> dict[str, Any]:
+def _worth(
+    found: Found, way: Fit, rows: Tensor, others: Tensor, plain: Tensor, components: Tensor, seed: int
+) -> dict[str, Any]:
     """What a method's directions are worth, beside principal components and rows without parts."""
     codes = found.codes(rows) > 0
     at_a_time = found.kept if isinstance(found, Sparse) else len(found.directions)
@@ -155,7 +169,7 @@ def _worth(found: Found, way: Fit, rows: Tensor, others: Tensor, plain: Tensor, 
         "directions": len(found.directions),
         "at_a_time": float(codes.sum(1).double().mean()),
         "explained": explained(others, found.rebuilt(others), found.middle),
-        "principal_components": principal(rows, others, min(at_a_time, rows.shape[1])),
+        "principal_components": principal(others, rows.mean(0), components[-at_a_time:]),
         "compared_with": at_a_time,
         "by_chance": explained(second, chance.rebuilt(second), chance.middle),
         "dead": float((~codes.any(0)).double().mean()),
