@@ -59,13 +59,14 @@ def _compared(methods: Mapping[str, Any]) -> dict[str, Any]:
         "never used": lambda one: _percent(one["dead"], 0),
         "variance explained": lambda one: _percent(one["explained"]),
         "of rows without parts": lambda one: _percent(one["by_chance"]),
-        "by principal components": lambda one: f"{_percent(one['principal_components'])} ({one['compared_with']})",
+        "principal components": lambda one: f"{_percent(one['principal_components'])} ({one['compared_with']})",
         "found again": lambda one: _percent(one["found_again"], 0),
         "in rows without parts": lambda one: _percent(one["found_again_by_chance"], 0),
     }
-    columns = [{"name": ""}, *({"name": NAMES[name]} for name in methods)]
+    columns = [{"name": ""}, *({"name": NAMES[name].split()[-1]} for name in methods)]
     rows = [[what, *(write(one) for one in methods.values())] for what, write in told.items()]
-    note = "Found again: directions of one half of the examples that the other half has too (cosine 0.9 or more)."
+    note = "Autoencoder: sparse (TopK). NMF: non-negative matrix factorisation. "
+    note += "Found again: directions of one half of the examples that the other half has too (cosine 0.9 or more)."
     return {"kind": "table", "columns": columns, "rows": rows, "note": note}
 
 
@@ -73,7 +74,8 @@ def shown(numbers: Mapping[str, Any], subject: Subject, test: Rows) -> Finding:
     """Show the examples that use each concept most."""
     entries = numbers["concepts"]
     first = entries[0]
-    sentence = f"The strongest of {len(entries)} concepts are below, each with the examples that use it most. "
+    some = "The strongest of " if len(entries) > _fits(subject) else "Its "
+    sentence = f"{some}{len(entries)} concepts are below, each with the examples that use it most. "
     clear = [one for one in entries if one["mostly_share"] >= max(0.5, 1.5 / len(subject.classes))]
     sentence += f"{len(clear)} of them belong mostly to one class"
     sentence += f", such as concept {clear[0]['unit'] + 1} to '{clear[0]['mostly']}'" if clear else ""
@@ -82,7 +84,14 @@ def shown(numbers: Mapping[str, Any], subject: Subject, test: Rows) -> Finding:
     control = f"Of the strength with which concepts are used by {where}, an even share for a class would be "
     control += f"{_percent(1 / len(subject.classes), 0)}; of concept {first['unit'] + 1} '{first['mostly']}' has "
     control += f"{_percent(first['mostly_share'], 0)}."
-    return Finding("What its concepts are", sentence, len(entries), control, _figure(entries[:SHOWN], subject, test))
+    return Finding(
+        "What its concepts are", sentence, len(entries), control, _figure(entries[: _fits(subject)], subject, test)
+    )
+
+
+def _fits(subject: Subject) -> int:
+    """How many concepts are shown; texts take more room."""
+    return SHOWN if subject.kind == "image" else SHOWN // 2
 
 
 def _figure(entries: Sequence[Mapping[str, Any]], subject: Subject, test: Rows) -> dict[str, Any]:
@@ -100,7 +109,7 @@ def _figure(entries: Sequence[Mapping[str, Any]], subject: Subject, test: Rows) 
             note += " A picture is cut out around the place that uses the concept most."
         return {"kind": "sheet", "columns": ["strongest", "second", "third", "fourth"], "rows": rows, "note": note}
     items = []
-    for one in entries[: SHOWN // 2]:
+    for one in entries:
         told = _columns(subject, test.examples[one["top"]]) if subject.kind == "table" else None
         for row in one["top"][:TEXTS]:
             example = int(test.examples[row])
