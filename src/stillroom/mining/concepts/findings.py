@@ -76,8 +76,8 @@ def shown(numbers: Mapping[str, Any], subject: Subject, test: Rows) -> Finding:
     first = entries[0]
     some = "The strongest of " if len(entries) > _fits(subject) else "Its "
     sentence = f"{some}{len(entries)} concepts are below, each with the examples that use it most. "
-    clear = [one for one in entries if one["mostly_share"] >= max(0.5, 1.5 / len(subject.classes))]
-    sentence += f"{len(clear)} of them belong mostly to one class"
+    clear = [one for one in entries if one["clear"]]
+    sentence += f"{len(clear) or 'None'} of them belong mostly to one class"
     sentence += f", such as concept {clear[0]['unit'] + 1} to '{clear[0]['mostly']}'" if clear else ""
     sentence += "; the others are shared by classes." if len(clear) < len(entries) else "."
     where = "a place in the picture" if test.places is not None else "an example"
@@ -121,7 +121,8 @@ def _figure(entries: Sequence[Mapping[str, Any]], subject: Subject, test: Rows) 
 
 
 def _named(entry: Mapping[str, Any]) -> str:
-    return f"{entry['unit'] + 1}: {', '.join(entry['classes']) or entry['mostly']}"
+    shared = entry["mostly"] if entry["clear"] else "shared by classes"
+    return f"{entry['unit'] + 1}: {', '.join(entry['classes']) or shared}"
 
 
 def _picture(subject: Subject, test: Rows, row: int) -> Any:

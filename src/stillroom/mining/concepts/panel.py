@@ -228,6 +228,7 @@ def _examples(found: Found, told: dict[str, Any], test: Rows, given: Tensor, sub
                 "weight": float(strength.square().sum() / whole),
                 "mostly": subject.classes[int(sums.argmax())],
                 "mostly_share": float(sums.max() / sums.sum()),
+                "clear": bool(sums.max() >= max(0.5, 1.5 / len(sums)) * sums.sum()),  # the class's, not shared
                 "classes": [one["class"] for one in told.get("classes", []) if one["unit"] == unit],
                 "top": _top(strength, test),
             }
