@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -13,11 +15,11 @@ from stillroom.data.tables import TableSource
 from stillroom.data.texts import TextSource
 from stillroom.mining import Budget, Subject
 from stillroom.mining.attribution import attribution
+from stillroom.mining.attribution.explained import belongs, words_of
 from stillroom.mining.attribution.faithful import curves, faithfulness, helps, randomisation
-from stillroom.mining.attribution.findings import halves, trust
+from stillroom.mining.attribution.findings import halves, in_parts, trust
 from stillroom.mining.attribution.gradients import error, first_embedding, integrated
 from stillroom.mining.attribution.removal import occlusion, shapley
-from stillroom.mining.attribution.words import _belongs, _words
 from stillroom.models.encode import encode_for
 from stillroom.models.text_encode import words_for
 from stillroom.models.text_zoo import TextMLP
@@ -255,10 +257,10 @@ def test_a_closed_table_gives_the_same_values_as_an_open_one():
 WORDS = "film plot scene actor story music light camera house river stone paper".split()
 
 
-def reviews(seed: int, planted: bool) -> Subject:
+def reviews(seed: int, planted: bool, rows: int = ROWS, make: type[nn.Module] = TextMLP) -> Subject:
     chance = np.random.default_rng(seed)
-    labels = chance.integers(0, 2, ROWS)
-    told = labels if planted else chance.integers(0, 2, ROWS)
+    labels = chance.integers(0, 2, rows)
+    told = labels if planted else chance.integers(0, 2, rows)
     texts = []
     for label, mark in zip(labels, told, strict=True):
         row = (
@@ -271,37 +273,70 @@ def reviews(seed: int, planted: bool) -> Subject:
     data = TextSource(texts, labels, classes=["bad", "fine"])
     encode = words_for(data)
     torch.manual_seed(seed)
-    model = TextMLP(shape=(encode.size,), classes=2, embedding=16, hidden=16, dropout=0.0)
-    train = data.splits["train"]
+    model = make(shape=(encode.size,), classes=2, embedding=16, hidden=16, dropout=0.0)
+    train = data.splits["train"][:ROWS]
     trained(model, encode(data.batch(torch.stack([train, train * 0], 1))["inputs"]), torch.from_numpy(labels)[train])
     return Subject(data, model, encode, seed=seed)
 
 
 def test_a_planted_word_pushes_most_and_does_not_where_it_tells_nothing():
-    for seed in range(3):
+    for seed in range(10):
         subject = reviews(seed, True)
         panel = attribution(subject, Budget())
         assert panel.numbers["words"]["fine"][0]["word"] == "émile", panel.numbers["words"]["fine"][:3]
+        assert panel.numbers["stands_out"] == "émile" and "Most of all 'émile'" in panel.findings[0].sentence
         assert "émile" not in [row["word"] for row in panel.numbers["words"]["bad"]]
-        null = attribution(reviews(seed, False), Budget()).numbers["words"]["fine"]
-        assert null[0]["word"] == "good"
         assert not first_embedding(subject.opened)._forward_hooks
-    assert panel.numbers["completeness"] < 0.05 and b"\xc3\xa9mile" in panel.files["words.json"]
+    null = attribution(reviews(0, False), Budget()).numbers["words"]["fine"]
+    assert null[0]["word"] == "good"
+    assert panel.numbers["completeness"] < 0.1 and b"\xc3\xa9mile" in panel.files["words.json"]
     for finding in panel.findings:
         assert finding.control and draw(finding.figure, {})
     closed = attribution(Subject(subject.data, answer=subject.answer), Budget())
     assert closed.numbers["words"]["fine"][0]["word"] == "émile" and closed.numbers["method"] == "words taken away"
 
 
+def test_where_no_word_tells_anything_none_stands_out():
+    for seed in range(5):
+        chance = np.random.default_rng(seed)
+        texts = [" ".join(chance.choice(WORDS, 8)) for _ in range(ROWS)]
+        labels = chance.integers(0, 2, ROWS)
+        data = TextSource(texts, labels, classes=["bad", "fine"])
+        encode = words_for(data)
+        torch.manual_seed(seed)
+        model = TextMLP(shape=(encode.size,), classes=2, embedding=16, hidden=16, dropout=0.0)
+        train = data.splits["train"]
+        inputs = encode(data.batch(torch.stack([train, train * 0], 1))["inputs"])
+        panel = attribution(Subject(data, trained(model, inputs, torch.from_numpy(labels)[train]), encode), Budget())
+        assert panel.numbers["stands_out"] is None, panel.findings[0].sentence
+        assert "No word" in panel.findings[0].sentence
+
+
+def test_a_text_is_shown_as_written_with_its_words_marked():
+    panel = attribution(reviews(0, True), Budget())
+    item = panel.findings[1].figure["items"][0]
+    text = "".join(piece for piece, _ in item["words"])
+    assert set(text.split()) <= {*WORDS, "Émile", "good"} and max(abs(much) for _, much in item["words"]) == 1
+    page = str(draw(panel.findings[1].figure, {}))
+    assert '<mark class="for" style="--much: 1.00">' in page and '<ul class="cards of-words">' in page
+
+
+def test_parts_stop_when_the_time_is_up_and_leave_nothing_out():
+    found = in_parts(Budget(100.0), 150, 0.5, lambda start, end: list(range(start, end)))
+    assert sum(found, []) == list(range(150)) and max(map(len, found)) == 64
+    late = in_parts(Budget(0.2), 1000, 0.5, lambda start, end: time.sleep(0.01 * (end - start)))
+    assert len(late) < 6 and in_parts(Budget(0.0), 9, 1.0, lambda start, end: end) == [2]
+
+
 def test_tokens_belong_to_the_word_whose_bytes_they_stand_for():
     subject = reviews(0, True)
     inputs = subject.inputs(subject.examples("test")[:1])
-    words = _words(subject, inputs)[0]
+    words = words_of(subject, inputs)[0]
     mask, spans = subject.encode.steps(inputs)
-    assert _belongs(spans[0][mask[0]].numpy(), words).tolist() == list(range(len(words)))
+    assert belongs(spans[0][mask[0]].numpy(), words).tolist() == list(range(len(words)))
     end = words[-1].end
     odd = np.array([[words[0].first, words[0].first + 1], [words[0].end, words[1].end], [end, end + 3]])
-    assert _belongs(odd, words).tolist() == [0, 1, -1], "a space before a word belongs to it, what comes after to none"
+    assert belongs(odd, words).tolist() == [0, 1, -1], "a space before a word belongs to it, what comes after to none"
 
 
 @pytest.mark.parametrize("make", [patched, columns, reviews])

@@ -22,6 +22,7 @@ kind           holds
 ``reliability`` ``series``: [{``name``, ``confidence``, ``accuracy``, ``share`` (a number a bin), ``ece``}], in 0..1
 ``matrix``     ``labels`` (rows), ``columns``? (else the same labels), ``values``: [[number]]
 ``pictures``   ``items``: [{``pixels``: (H, W) or (H, W, 3) of 0..255, or a PNG in base64, or ``text``;
+               or ``words``: [[text as written, how much it speaks for (to 1) or against (to -1)]];
                ``caption``, ``rows``?: [[who, what]]}]
 ``sheet``      ``columns``: [name], ``rows``: [[{``pixels`` as above, ``text``, ``about``?: what it shows}]]: pictures
                side by side under their columns' names, all within the page's width; ``width``? of a column: 118
@@ -48,6 +49,7 @@ from stillroom.report.svg import Palette, legend, tag
 
 WIDE, NARROW, SQUARE = 720, 340, 240
 SMALL_PICTURE = 64
+FAINT = 0.08  # of the strongest word: less is not marked
 CHARTS: dict[str, Callable[[Mapping[str, Any], float, Palette], Markup]] = {
     "lines": charts.lines,
     "bars": charts.bars,
@@ -330,11 +332,21 @@ def _pictures(figure: Mapping[str, Any]) -> Markup:
         caption = str(item.get("caption", ""))
         if item.get("pixels") is not None:
             shown = _image(item["pixels"], caption or "an example")
+        elif item.get("words") is not None:
+            shown = tag("blockquote", *(_word(str(text), float(value)) for text, value in item["words"]))
         else:
             shown = tag("blockquote", str(item.get("text", DASH)))
         rows = [Markup("").join([tag("dt", who), tag("dd", what)]) for who, what in item.get("rows", ())]
         cards.append(tag("li", shown, tag("p", caption), tag("dl", *rows) if rows else "", class_="card"))
-    return tag("ul", *cards, class_="cards")
+    written = any("words" in item for item in figure["items"])
+    return tag("ul", *cards, class_="cards of-words" if written else "cards")
+
+
+def _word(text: str, value: float) -> object:
+    """A piece of a text, marked by how much it speaks for or against; what hardly does is left plain."""
+    if abs(value) < FAINT or not text.strip():
+        return text
+    return tag("mark", text, class_="for" if value > 0 else "against", style=f"--much: {min(1.0, abs(value)):.2f}")
 
 
 def plain(value: object) -> str:

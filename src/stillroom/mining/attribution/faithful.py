@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +64,12 @@ def curves(
         anyhow.append(kept(_ranks(chance.masked_fill(~there, -torch.inf)), first=False))
     deleted = torch.stack(anyhow).mean(0)
     return Curves(shares, kept(rank, first=False), kept(rank, first=True), deleted, deleted.flip(1))
+
+
+def together(parts: Sequence[Curves]) -> Curves:
+    """Return the curves of several groups of examples as one."""
+    joined = (torch.cat(columns) for columns in zip(*(one[1:] for one in parts), strict=True))
+    return Curves(parts[0].shares, *joined)
 
 
 def _ranks(values: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,9 +16,12 @@ from stillroom.mining.subject import Subject
 from stillroom.randomness import permutation
 
 PILOT = 2  # examples that are timed first
+PART = 64  # that are explained between two looks at the clock
 SHOWN = 6
 SURE = 20  # examples, below which a lead may be there and not be shown
 LOOSE = 0.05  # of the difference that attributions should sum up to: more is an error to be told
+
+Part = TypeVar("Part")
 
 
 def drawn(subject: Subject, most: int) -> Tensor:
@@ -38,6 +41,27 @@ def afford(budget: Budget, most: int, share: float, work: Callable[[int], object
         work(pilot)
         fit = max(first, budget.rows(most, pilot, time.perf_counter() - began, share=share))
     return fit
+
+
+def in_parts(budget: Budget, most: int, share: float, work: Callable[[int, int], Part]) -> list[Part]:
+    """Return what ``work`` (start, end) gives for ``most`` examples, part by part, until a share of what is left is up.
+
+    The first part is small, so that little is done where there is hardly any time; each later one is as large as the
+    pace of the one before it lets hope.
+    """
+    began, allowed = time.perf_counter(), share * budget.left
+    found: list[Part] = []
+    done, size = 0, min(PILOT, most)
+    while done < most:
+        started = time.perf_counter()
+        found.append(work(done, done + size))
+        done += size
+        now = time.perf_counter()
+        fit = int((allowed - (now - began)) * size / max(1e-9, now - started))
+        if fit < PILOT:
+            break
+        size = min(fit, 4 * size, PART, most - done)
+    return found
 
 
 def spread_out(shares: Tensor) -> list[int]:
