@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 from stillroom.data.arrays import ArraySource
+from stillroom.data.texts import TextSource
 from stillroom.mining import Budget, Subject
 from stillroom.mining.layers import layers
+from stillroom.mining.reading import read_once, vectors
+from stillroom.models.text_encode import words_for
 
 
 def source(rows: int = 1500) -> ArraySource:
@@ -62,6 +65,48 @@ def test_labels_dealt_at_random_are_read_from_nowhere():
     data.columns["labels"][:] = torch.randint(0, 2, (len(data),), generator=torch.Generator().manual_seed(0))
     own = layers(Subject(data, Product()), Budget()).numbers["layers"]
     assert all(entry["probe"] < 0.62 for entry in own.values())
+
+
+class Blocks(nn.Module):
+    """Two blocks that give tuples, places that are the same for all, and windows whose steps come last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.places = nn.Embedding(50, 8), nn.Embedding(64, 8)
+        self.blocks = nn.ModuleList([Pair(), Pair()])
+        self.window, self.head = nn.Conv1d(8, 5, 1), nn.Linear(5, 2)
+        self.passes = 0
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        states = self.embed(ids.clamp(max=49)) + self.places(torch.arange(ids.shape[1]))
+        for block in self.blocks:
+            states = block(states)[0]
+        return self.head(self.window(states.transpose(1, 2)).amax(2))
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, states: torch.Tensor) -> tuple[torch.Tensor, str]:
+        return self.other(self.one(states).relu()), "beside"
+
+
+def test_blocks_are_layers_and_texts_of_any_length_are_read_by_one_pass():
+    texts = [" ".join(["word", "other"][row % 2] for _ in range(9 + 7 * row % 30)) + f" {row}" for row in range(900)]
+    data = TextSource(texts, [row % 2 for row in range(900)], classes=["no", "yes"])
+    net = Blocks()
+    subject = Subject(data, net, words_for(data))
+    found = read_once(subject)
+    assert found == ["embed", "blocks.0[0]", "blocks.1[0]", "window", "head"]
+    before = net.passes
+    shown = vectors(subject, found, data.splits["train"][:256])
+    assert net.passes - before <= 2 * (256 // 64) and shown["window"].shape == (256, 5)
+    panel = layers(subject, Budget())
+    assert list(panel.numbers["layers"]) == found and panel.numbers["entering_the_last"]["width"] == 5
+    assert panel.numbers["layers"]["embed"]["probe"] > 0.9 and not panel.notes
 
 
 def test_closed_models_and_splits_without_labels_give_a_note():

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
-
-from stillroom.taps.places import leaves
 
 LAYERS = 8
 
@@ -46,15 +44,33 @@ def _hsic(left: Tensor, right: Tensor) -> float:
 
 
 def layers_of(module: nn.Module, most: int = LAYERS) -> list[str]:
-    """Return the paths of at most ``most`` layers with weights, evenly spread from the first to the last."""
-    found = [
-        path
-        for path, part in leaves(module).items()
-        if any(value.dim() >= 2 for value in part.parameters(recurse=False)) and not isinstance(part, nn.RNNBase)
-    ]
-    if len(found) <= most:
-        return found
-    return [found[round(place * (len(found) - 1) / (most - 1))] for place in range(most)]
+    """Return the paths of at most ``most`` layers with weights, evenly spread from the first to the last.
+
+    What stands in an ``nn.ModuleList`` and has parts of its own, such as a layer of a transformer, is one layer: what
+    leaves it means more than what one of its projections gives.
+    """
+    blocks = {
+        f"{path}.{name}".lstrip(".")
+        for path, part in module.named_modules()
+        if isinstance(part, nn.ModuleList)
+        for name, one in part.named_children()
+        if any(one.children())
+    }
+    found = []
+    for path, part in module.named_modules():
+        inside = any(path.startswith(f"{block}.") for block in blocks)
+        leaf = bool(path) and not any(part.children()) and not isinstance(part, nn.RNNBase)
+        weighty = leaf and any(value.dim() >= 2 for value in part.parameters(recurse=False))
+        if not inside and (weighty or path in blocks):
+            found.append(path)
+    return spread(found, most)
+
+
+def spread(paths: Sequence[str], most: int) -> list[str]:
+    """Return at most ``most`` of ``paths``, evenly spread from the first to the last."""
+    if len(paths) <= most:
+        return list(paths)
+    return [paths[round(place * (len(paths) - 1) / max(1, most - 1))] for place in range(most)]
 
 
 def as_rows(values: Tensor, mask: Tensor | None = None) -> Tensor:

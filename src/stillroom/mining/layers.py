@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stillroom.contracts import UNLABELLED, Finding
-from stillroom.errors import TapError
-from stillroom.evaluate import plain_ids
-from stillroom.mining.cka import as_rows, layers_of, matrix
+from stillroom.errors import StillroomError
+from stillroom.mining.cka import matrix
 from stillroom.mining.panel import Budget, Panel
+from stillroom.mining.reading import read_once, vectors
 from stillroom.mining.subject import Subject
 from stillroom.randomness import permutation
-from stillroom.taps import read
 
 ROWS = 1500  # of a split that layers are read on
 KEPT = 0.95  # of the variance, for the suggested width
+SHARE, PILOT, LEAST = 0.8, 64, 60  # of the time, for reading; rows that are timed; no fewer of a split are read
 NEAR = 0.02  # of accuracy: as good as the best
 STRENGTHS = (1e-3, 1e-1, 1e1)  # of the probes' penalty, tried on validation rows
 
@@ -27,34 +28,39 @@ STRENGTHS = (1e-3, 1e-1, 1e1)  # of the probes' penalty, tried on validation row
 def layers(subject: Subject, budget: Budget) -> Panel:
     """Return what a linear probe reads from each layer, its effective rank, and what that means for a student.
 
-    Each layer with weights gives one vector an example (maps averaged over places, sequences over steps). The probe is
-    a ridge classifier fitted on training rows, its penalty chosen on validation rows, measured on test rows (Alain and
+    Each layer gives one vector an example (maps averaged over places, sequences over steps). The probe is a ridge
+    classifier fitted on training rows, its penalty chosen on validation rows, measured on test rows (Alain and
     Bengio 2016, https://arxiv.org/abs/1610.01644). The effective rank is the exponential of the entropy of the shares
     of variance (Roy and Vetterli 2007, https://ieeexplore.ieee.org/document/7098875). Suggested width: the directions
-    that hold 95 % of the variance of the last layer before the answers. Control: the same layers with random weights.
+    that hold 95 % of the variance of what enters the last layer. Control: the same layers with random weights.
     """
     if subject.module is None:
         return Panel("layers", notes=["only the answers of this model are known, so no layer can be read"])
+    notes: list[str] = []
     rows = {split: _some(subject, split) for split in ("train", "validation", "test")}
     labels = {split: subject.labels(part) for split, part in rows.items()}
     if any(not bool((one != UNLABELLED).any()) for one in labels.values()):
         return Panel("layers", notes=["a split has no labels, so no probe can be fitted, chosen or measured"])
-    own, twin = _probed(subject, rows, labels), _probed(subject.randomised(subject.seed), rows, labels)
-    if not own:
+    taps = read_once(subject)
+    if not taps:
         return Panel("layers", notes=["no layer with weights runs once in a pass, so none can be read"])
-    shown = {path: entry.pop("rows") for path, entry in own.items()}
-    for entry in twin.values():
-        entry.pop("rows")
-    before = list(own)[-2] if len(own) > 1 else list(own)[-1]
+    rows = _afforded(subject, taps, rows, budget, notes)
+    labels = {split: labels[split][: len(part)] for split, part in rows.items()}
+    entering = ["features"] if _has_features(subject, rows["train"][:2]) else []
+    own, inside = _read(subject, [*taps, *entering], rows)
+    last = _spectrum(inside.pop("features") if entering else inside[taps[max(0, len(taps) - 2)]])
+    twin, _ = _read(subject.randomised(subject.seed), taps, rows)
     numbers: dict[str, Any] = {
-        "layers": own,
-        "control": {path: entry["probe"] for path, entry in twin.items()},
-        "suggested_width": own[before]["directions"],
-        "before_the_answers": before,
-        "earliest": _earliest(own),
-        "pairs": _pairs(shown),
+        "layers": {
+            tap: {"probe": _probe(own[tap], labels, len(subject.classes)), **_spectrum(inside[tap])} for tap in taps
+        },
+        "control": {tap: _probe(twin[tap], labels, len(subject.classes)) for tap in taps},
+        "entering_the_last": last,
+        "suggested_width": last["directions"],
     }
-    return Panel("layers", [_readable(numbers), _width(numbers)], numbers)
+    numbers["earliest"] = _earliest(numbers["layers"])
+    numbers["pairs"] = _pairs({tap: own[tap]["test"] for tap in taps})
+    return Panel("layers", [_readable(numbers), _width(numbers)], numbers, notes=notes)
 
 
 def _some(subject: Subject, split: str) -> Tensor:
@@ -63,33 +69,46 @@ def _some(subject: Subject, split: str) -> Tensor:
     return examples[order]
 
 
-def _probed(subject: Subject, rows: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """For each layer: the probe's accuracy, effective rank, width, directions of 95 %, and its test rows."""
-    found: dict[str, dict[str, Any]] = {}
-    module = subject.opened.eval()
-    for path in layers_of(module):
-        try:
-            seen = {split: _shown(subject, path, part) for split, part in rows.items()}
-        except TapError:  # a layer used for its weights alone, or several times in a pass
-            continue
-        shares = _shares(seen["train"])
-        found[path] = {
-            "width": seen["train"].shape[1],
-            "probe": _probe(seen, labels, len(subject.classes)),
-            "effective_rank": float(torch.exp(-(shares * shares.clamp(min=1e-300).log()).sum())),
-            "directions": int((shares.cumsum(0) < KEPT).sum()) + 1,
-            "rows": seen["test"],
-        }
-    return found
+def _afforded(
+    subject: Subject, taps: Sequence[str], rows: Mapping[str, Tensor], budget: Budget, notes: list[str]
+) -> dict[str, Tensor]:
+    """As many rows of each split as are read, by the model and by its control, in most of the time that is left."""
+    some = rows["train"][:PILOT]
+    vectors(subject, taps, some[:4])  # what is done once, such as finding memory, is not timed
+    began = time.perf_counter()
+    vectors(subject, taps, some)
+    whole = sum(len(part) for part in rows.values())
+    fit = budget.rows(whole, len(some), 2 * (time.perf_counter() - began), share=SHARE) / whole
+    if fit < 1:
+        notes.append(f"to keep to the time, {100 * fit:.0f} % of {whole:,} rows were looked at")
+    return {split: part[: max(LEAST, math.ceil(fit * len(part)))] for split, part in rows.items()}
 
 
-def _shown(subject: Subject, path: str, examples: Tensor) -> Tensor:
-    reader, parts = read(subject.opened, [path], subject.encode), []
-    with torch.no_grad():
-        for part in examples.split(500):
-            shown = reader(subject.data.batch(plain_ids(part)))
-            parts.append(as_rows(shown[path].float(), shown.get(f"{path}.mask")).double())
-    return torch.cat(parts)
+def _has_features(subject: Subject, few: Tensor) -> bool:
+    """Whether one vector an example enters the layer that makes the logits."""
+    try:
+        return subject.rows(["features"], few)["features"].dim() == 2
+    except StillroomError:
+        return False
+
+
+def _read(
+    subject: Subject, taps: Sequence[str], rows: Mapping[str, Tensor]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """What each tap shows of each split, all taps by one pass over it; and of the training rows by themselves."""
+    shown = {split: vectors(subject, taps, part) for split, part in rows.items()}
+    own = {tap: {split: values[tap].double() for split, values in shown.items()} for tap in taps}
+    return own, {tap: values["train"] for tap, values in own.items()}
+
+
+def _spectrum(values: Tensor) -> dict[str, Any]:
+    """Width, effective rank, and how many directions hold 95 % of the variance."""
+    shares = _shares(values)
+    return {
+        "width": values.shape[1],
+        "effective_rank": float(torch.exp(-(shares * shares.clamp(min=1e-300).log()).sum())),
+        "directions": int((shares.cumsum(0) < KEPT).sum()) + 1,
+    }
 
 
 def _shares(values: Tensor) -> Tensor:
@@ -147,8 +166,9 @@ def _plain(value: float) -> float | None:
 def _readable(numbers: dict[str, Any]) -> Finding:
     own, control, earliest = numbers["layers"], numbers["control"], numbers["earliest"]
     first, last = next(iter(own)), list(own)[-1]
-    sentence = f"A straight line through '{first}' already tells {_percent(own[first]['probe'])} of the test examples, "
-    sentence += f"through '{last}' {_percent(own[last]['probe'])}."
+    ends = [_percent(own[tap]["probe"]) for tap in (first, last)]
+    sentence = f"A straight line through the first layer that was read ('{first}') already tells {ends[0]} of the "
+    sentence += f"test examples, through the last ('{last}') {ends[1]}."
     if earliest != last:
         sentence += f" From '{earliest}' on nothing more is gained: what follows could be smaller."
     gain = own[earliest]["probe"] - control.get(earliest, 0.0)
@@ -177,10 +197,9 @@ def _times(scale: float, value: float | None) -> float | None:
 
 
 def _width(numbers: dict[str, Any]) -> Finding:
-    own, before = numbers["layers"], numbers["before_the_answers"]
-    entry = own[before]
+    own, entry = numbers["layers"], numbers["entering_the_last"]
     few = "1 direction holds" if entry["directions"] == 1 else f"{entry['directions']} directions hold"
-    sentence = f"Of the {entry['width']} numbers of '{before}' {few} 95 % of what varies: "
+    sentence = f"Of the {entry['width']} numbers that enter the last layer {few} 95 % of what varies: "
     if entry["directions"] < 0.5 * entry["width"]:
         sentence += f"a student with features of {max(2, entry['directions'])} numbers is worth a try."
     else:
@@ -193,7 +212,11 @@ def _width(numbers: dict[str, Any]) -> Finding:
             {"name": "effective rank", "digits": 1, "best": "none"},
             {"name": "directions of 95 %", "digits": 0, "best": "none"},
         ],
-        "rows": [[path, one["width"], one["effective_rank"], one["directions"]] for path, one in own.items()],
+        "rows": [
+            [path, one["width"], one["effective_rank"], one["directions"]]
+            for path, one in [*own.items(), ("what enters the last", entry)]
+        ],
+        "apart": [len(own)],
         "note": "Maps are averaged over places first, sequences over steps: widths are channels.",
     }
     words = f"Its whole width, {entry['width']}; effective rank {entry['effective_rank']:.1f}."

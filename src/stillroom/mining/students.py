@@ -12,8 +12,9 @@ from torch import Tensor
 from stillroom.contracts import UNLABELLED, Finding
 from stillroom.errors import TapError
 from stillroom.evaluate import plain_ids
-from stillroom.mining.cka import as_rows, layers_of, matrix
+from stillroom.mining.cka import matrix
 from stillroom.mining.panel import Budget, Panel
+from stillroom.mining.reading import read_once, vectors
 from stillroom.mining.subgroups import Subgroup, subgroups
 from stillroom.mining.subject import Subject
 from stillroom.randomness import permutation
@@ -248,18 +249,8 @@ def _cost(groups: dict[str, Any], main: str) -> Finding:
 
 def _shown_by(subject: Subject, examples: Tensor) -> dict[str, Tensor]:
     """What each layer shows of the examples: one vector a row."""
-    module = subject.opened.eval()
-    paths = layers_of(module)
-    batch = subject.data.batch(plain_ids(examples))
-    found = {}
-    for path in paths:
-        try:
-            with torch.no_grad():
-                shown = read(module, [path], subject.encode)(batch)
-        except TapError:  # a layer used for its weights alone, or several times in a pass
-            continue
-        found[path] = as_rows(shown[path].float(), shown.get(f"{path}.mask"))
-    return found
+    paths = read_once(subject)
+    return vectors(subject, paths, examples) if paths else {}
 
 
 def _layers(subject: Subject, student: Subject) -> dict[str, Any]:
