@@ -366,6 +366,60 @@ def test_rules_of_texts_speak_of_words():
     drawn(panel)
 
 
+def texts_of_many_words(seed: int) -> tuple[list[str], np.ndarray]:
+    """Texts of ten of sixty words, each of which weighs a little for or against."""
+    random = generator(seed)
+    weights = random.normal(size=60)
+    drawn_ = [random.choice(60, 10, replace=False) for _ in range(3000)]
+    texts = [" ".join(f"w{number}" for number in one) for one in drawn_]
+    return texts, np.array([weights[one].sum() for one in drawn_])
+
+
+def test_points_for_words_say_what_single_words_cannot():
+    texts, sums = texts_of_many_words(0)
+    data = TextSource(texts, (sums > 0).astype(np.int64), classes=["bad", "fine"])
+
+    def answer(inputs: torch.Tensor) -> torch.Tensor:
+        weights = generator(0).normal(size=60)
+        from stillroom.utf8 import unpack
+
+        held = [sum(weights[int(word[1:])] for word in text.split()) for text in unpack(inputs)]
+        return sure(np.array(held) > 0)
+
+    panel = rules(Subject(data, answer=answer), Budget(LONG))
+    assert panel.numbers["fidelity"] > 0.85 and panel.numbers["rules"] <= 4
+    finding = panel.findings[1]
+    assert finding.title == "What words are worth" and finding.number > 0.85
+    chance = float(finding.control.split("at random: ")[1].split(" %")[0])
+    assert chance < 75, finding.control
+    points = panel.numbers["points"][0]["points"]
+    weights = generator(0).normal(size=60)
+    wanted = [weights[int(word[1:])] for word in points]
+    assert np.corrcoef(list(points.values()), wanted)[0, 1] > 0.95
+    assert any("points for 'fine'" in text for one in panel.numbers["each"] for text in one["if"])
+    predict, tree = running(panel), panel.numbers["fidelity"]
+    test = data.splits["test"].tolist()
+    same = np.mean([(predict(texts[row])[0] == "fine") == (sums[row] > 0) for row in test])
+    assert same == pytest.approx(tree)
+    drawn(panel)
+
+
+def test_answers_at_random_leave_words_without_worth():
+    texts, _ = texts_of_many_words(1)
+    told = dict(zip(texts, generator(2).integers(0, 2, len(texts)).tolist(), strict=True))
+
+    def answer(inputs: torch.Tensor) -> torch.Tensor:
+        from stillroom.utf8 import unpack
+
+        return sure(np.array([told.get(text, len(text)) % 2 for text in unpack(inputs)]) > 0)
+
+    data = TextSource(texts, generator(3).integers(0, 2, len(texts)), classes=["bad", "fine"])
+    panel = rules(Subject(data, answer=answer), Budget(LONG))
+    assert panel.numbers["fidelity"] < 0.6
+    worth = [one for one in panel.findings if one.title == "What words are worth"]
+    assert all(one.number < 0.6 for one in worth)
+
+
 @pytest.mark.parametrize("unit", ["word", "character"])
 def test_the_written_python_cuts_texts_as_the_house_does(unit):
     from stillroom.mining.rules.reading import Feature, Reading

@@ -20,9 +20,10 @@ from stillroom.randomness import integers, permutation
 
 QUERIES, HELD_QUERIES = 4000, 2000
 CHUNK = 500
+LOOKED = 2500  # training rows by which it is chosen how examples are read
 FINE = 28  # pixels a side that a soft tree looks at
-SHARE = 0.3  # of the time that is left: for the model's answers to queries
-FEWEST = 100  # queries, whatever the time
+SHARE = 0.45  # of the time that is left: for the model's answers to queries
+FEWEST = 50  # queries, whatever the time
 FIFTH = 5
 
 
@@ -84,10 +85,12 @@ def ask(subject: Subject, budget: Budget) -> Ground:
     """Ask the model about rows and, within the budget, about queries."""
     examples, logits, split = _parts(subject)
     train = examples["rows"]
-    few = train[permutation(len(train), subject.seed, "rules, looked at")[:2000]]
+    looked_at = LOOKED * (2 if subject.kind == "text" else 1)  # words are many
+    few = train[permutation(len(train), subject.seed, "rules, looked at")[:looked_at]]
     looked = subject.inputs(few)
     at = {int(one): place for place, one in enumerate(train.tolist())}
-    reading = read_as(subject, looked, _shares(logits["rows"][[at[int(one)] for one in few.tolist()]]))
+    shares = _shares(logits["rows"][[at[int(one)] for one in few.tolist()]])
+    reading = read_as(subject, looked, shares, subject.labels(few).numpy())
     sample = sampler(subject, looked)
     told = {
         name: joined(
@@ -141,9 +144,9 @@ def _queries(
         parts.append(_told(reading, made, subject.answer(made), torch.full((len(which),), UNLABELLED)))
         done += len(which)
         spent = time.monotonic() - began
-        if spent + spent / done * CHUNK > seconds:
+        step = min(CHUNK, int((seconds - spent) * done / max(spent, 1e-9)))
+        if step < FEWEST:
             break
-        step = CHUNK
     return joined(parts)
 
 

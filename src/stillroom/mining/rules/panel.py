@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from stillroom.contracts import Finding
@@ -11,11 +12,12 @@ from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.rules.asking import Ground, ask
 from stillroom.mining.rules.sizes import Grown, agreement, grow_all
 from stillroom.mining.rules.soft import soft
-from stillroom.mining.rules.telling import Chosen, sized, told_of_tree, trusted
+from stillroom.mining.rules.telling import Chosen, sized, told_of_tree, trusted, worth
 from stillroom.mining.rules.writing import as_plain, as_python, as_text, rules_of
 from stillroom.mining.subject import Subject
 
 LEAVES = (2, 64)
+NEAR = 0.01  # of agreement where the size is chosen: no more than chance
 
 
 def rules(subject: Subject, budget: Budget, *, fidelity: float = 0.95, leaves: int = 16) -> Panel:
@@ -24,7 +26,8 @@ def rules(subject: Subject, budget: Budget, *, fidelity: float = 0.95, leaves: i
     It is grown on the model's answers (probabilities) to training rows and to queries made of them; its size is chosen
     on validation and training rows, and what is said of it is measured on test rows and on queries made of those.
     Beside it stand the same tree on labels, and always giving the commonest answer. Pictures get a soft tree too, with
-    its filters. Only answers are needed.
+    its filters; of texts, where single words say too little, rules may ask what points for words add up to. Only
+    answers are needed.
 
     Raises:
         DataError: a fidelity not above 0 or over 1, or a number of leaves that nobody would read.
@@ -39,7 +42,11 @@ def rules(subject: Subject, budget: Budget, *, fidelity: float = 0.95, leaves: i
     budget.progress(0, 1, "trees")
     grown, notes = grow_all(ground, seed=subject.seed)
     chosen = choose(subject, ground, grown, fidelity, leaves)
+    if not chosen.reached and any(one.points for one in ground.reading.features):
+        chosen = _by_points(subject, chosen)
     findings = [told_of_tree(chosen), sized(chosen), trusted(chosen)]
+    if any(one.points for one in chosen.asked):
+        findings.insert(1, worth(chosen))
     numbers, files = _numbers(chosen, findings), _files(chosen)
     notes = [*ground.notes, *notes]
     if subject.kind == "image":
@@ -60,6 +67,22 @@ def choose(subject: Subject, ground: Ground, grown: Grown, fidelity: float, leav
     tree = grown.both.largest(leaves) if found is None else found
     classes = tuple(str(one) for one in subject.classes)
     return Chosen(tree, found is not None, ground, grown, classes, fidelity, leaves, subject.name)
+
+
+def _by_points(subject: Subject, chosen: Chosen) -> Chosen:
+    """Return the tree that may ask what words add up to, where it agrees more often than one that may not.
+
+    Of its sizes the smallest that agrees about as often as any: more learn the points' own errors by heart.
+    """
+    ground, most = chosen.ground, chosen.most
+    grown, _ = grow_all(ground, points=True, seed=subject.seed)
+    fitting = [tree for tree in grown.both.trees if tree.size <= most]
+    best = max(agreement(tree, ground.choice) for tree in fitting)
+    tree = next(tree for tree in fitting if agreement(tree, ground.choice) >= best - NEAR)
+    if best < agreement(chosen.tree, ground.choice) + NEAR:
+        return chosen
+    reached = grown.both.smallest([ground.choice, ground.rows], chosen.fidelity, most)
+    return replace(chosen, tree=tree if reached is None else reached, reached=reached is not None, grown=grown)
 
 
 def _numbers(chosen: Chosen, findings: list[Finding]) -> dict[str, Any]:
@@ -92,6 +115,7 @@ def _numbers(chosen: Chosen, findings: list[Finding]) -> dict[str, Any]:
         "rows": {"learnt": len(ground.rows), "queries": len(ground.queries), "chosen_on": len(ground.choice)}
         | {"held_out": len(ground.held), "held_out_queries": len(ground.held_queries), "held_out_split": ground.split},
         "each": chosen.each,
+        "points": [one.plain() for one in chosen.asked if one.points],
     }
 
 

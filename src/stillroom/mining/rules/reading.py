@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from stillroom.contracts import UNLABELLED
+from stillroom.mining.rules.points import Worth, added, dealt, presence, worths
 from stillroom.mining.rules.tree import Floats
 from stillroom.mining.subject import Subject
 from stillroom.models import vocabulary
@@ -21,19 +25,27 @@ FREQUENT, WORDS = 2000, 300  # words that are looked at, and of these the ones r
 _COLOURS = {1: [""], 3: ["red of ", "green of ", "blue of "]}
 
 
+Taught = Literal["answers", "labels", "chance"]
+
+
 @dataclass(frozen=True)
 class Feature:
     """One thing that can be asked about an example, as a number.
+
+    ``points`` of words, whose sum is asked about, were learnt from the model's answers, from labels, or dealt at
+    random, as ``of`` says; ``place`` is then the class.
 
     ``place``: the column of a table (and the number of the category); of a picture channel, top, bottom, left, right
     (the latter of each two not included); nothing for a word. ``value``: the category, or the word.
     """
 
-    kind: Literal["number", "flag", "category", "pixel", "word"]
+    kind: Literal["number", "flag", "category", "pixel", "word", "points"]
     name: str
     place: tuple[int, ...] = ()
     value: str = ""
     unit: str = ""
+    points: tuple[tuple[str, int], ...] = ()
+    of: Taught = "answers"
 
     def says(self, low: float | None, high: float | None) -> str:
         """Say in words that the feature is ``low`` or above, and below ``high``."""
@@ -44,6 +56,8 @@ class Feature:
             return f'has {"" if yes else "no "}"{self.value}"'
         if self.kind == "flag":
             return f"{self.name} is {int(low is not None)}"
+        if self.kind == "points":
+            return f"{self.name}: {_whole(low, high)}"
         unit = f" {self.unit}" if self.unit else ""
         if low is not None and high is not None:
             return f"{_number(low)} <= {self.name} < {_number(high)}{unit}"
@@ -52,7 +66,8 @@ class Feature:
     def plain(self) -> dict[str, Any]:
         """Return this as JSON values."""
         told: dict[str, Any] = {"kind": self.kind, "name": self.name, "place": list(self.place)}
-        return told | ({"value": self.value} if self.value else {}) | ({"unit": self.unit} if self.unit else {})
+        more = {"value": self.value, "unit": self.unit, "points": dict(self.points)}
+        return told | {name: one for name, one in more.items() if one}
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,9 @@ class Reading:
     def __call__(self, inputs: Tensor) -> Floats:
         """Return raw inputs (B, ...) as numbers (B, features)."""
         if self.kind == "text":
-            return _presence([set(cut) for cut in self.cut(inputs)], [one.value for one in self.features])
+            pieces = [set(cut) for cut in self.cut(inputs)]
+            there = presence(pieces, [one.value for one in self.features if one.kind == "word"])
+            return np.column_stack([there, *(added(pieces, dict(one.points)) for one in self.features if one.points)])
         rows = inputs.numpy().astype(np.float64)
         if self.kind == "image":
             return _squares(rows, _side(rows.shape[2:]))
@@ -88,10 +105,10 @@ class Reading:
         return [vocabulary.split(text, self.unit, self.longest or None) for text in unpack(inputs)]
 
 
-def read_as(subject: Subject, inputs: Tensor, answers: Floats) -> Reading:
-    """Return how the examples of ``subject`` are read; ``inputs`` and ``answers`` (B, classes) are of training rows."""
+def read_as(subject: Subject, inputs: Tensor, answers: Floats, labels: NDArray[np.int64]) -> Reading:
+    """Return how examples are read; ``inputs``, ``answers`` (B, classes) and ``labels`` (B) are of training rows."""
     if subject.kind == "text":
-        return _words(subject, inputs, answers)
+        return _words(subject, inputs, answers, labels)
     if subject.kind == "image":
         return Reading("image", tuple(_pixels(tuple(inputs.shape[1:]))))
     return _columns(subject, inputs)
@@ -168,8 +185,11 @@ def _squares(images: Floats, side: int) -> Floats:
 # --- texts -----------------------------------------------------------------------------------------------
 
 
-def _words(subject: Subject, inputs: Tensor, answers: Floats) -> Reading:
-    """Choose the words: among the most frequent that the model knows, those whose presence moves its answers most."""
+def _words(subject: Subject, inputs: Tensor, answers: Floats, labels: NDArray[np.int64]) -> Reading:
+    """Choose the words: among the most frequent that the model knows, those whose presence moves its answers most.
+
+    Points for words stand behind them, one set for each class.
+    """
     encode = subject.encode
     known = set(getattr(encode, "vocabulary", ()))
     texts = unpack(inputs)
@@ -180,26 +200,39 @@ def _words(subject: Subject, inputs: Tensor, answers: Floats) -> Reading:
     least = max(2, len(texts) // 200)
     often = sorted((-count, piece) for piece, count in counts.items() if least <= count <= len(texts) - least)
     frequent = [piece for _, piece in often[:FREQUENT]]
-    there = _presence(pieces, frequent)
+    there = presence(pieces, frequent)
     share = there.mean(0)
     moved = (there - share).T @ (answers - answers.mean(0)) / len(texts)
     moving = (moved**2).sum(1) / np.maximum(share * (1 - share), 1e-12)
     chosen = sorted(np.argsort(-moving, kind="stable")[:WORDS].tolist())
     features = tuple(Feature("word", frequent[number], value=frequent[number]) for number in chosen)
-    return Reading("text", features, unit, longest)
+    known_words = [{piece for piece in row if not known or piece in known} for row in pieces]
+    return Reading("text", (*features, *_points(subject, known_words, answers, labels)), unit, longest)
+
+
+def _points(
+    subject: Subject, pieces: Sequence[set[str]], answers: Floats, labels: NDArray[np.int64]
+) -> Iterator[Feature]:
+    """Points learnt from the model's answers, the same dealt at random, and points learnt from labels."""
+
+    def feature(worth: Worth, of: Taught) -> Feature:
+        name = f"points for '{subject.classes[worth.place]}'"
+        return Feature("points", name, (worth.place,), points=worth.points, of=of)
+
+    own = worths(pieces, answers, subject.seed)
+    yield from (feature(one, "answers") for one in own)
+    yield from (feature(dealt(one, subject.seed), "chance") for one in own)
+    known = labels != UNLABELLED
+    if own and known.any():
+        some = [row for row, one in zip(pieces, known.tolist(), strict=True) if one]
+        yield from (
+            feature(one, "labels") for one in worths(some, np.eye(answers.shape[1])[labels[known]], subject.seed)
+        )
 
 
 def unit_of(encode: object) -> vocabulary.Unit | None:
     """Return what a model's own ``encode`` cuts texts into, where it says so."""
     return next((unit for unit in vocabulary.UNITS if unit == getattr(encode, "unit", None)), None)
-
-
-def _presence(pieces: Sequence[set[str]], words: Sequence[str]) -> Floats:
-    numbers = {word: number for number, word in enumerate(words)}
-    there = np.zeros((len(pieces), len(words)))
-    for row, cut in enumerate(pieces):
-        there[row, [numbers[piece] for piece in cut if piece in numbers]] = 1
-    return there
 
 
 def fine(inputs: Tensor, most: int) -> Tensor:
@@ -211,3 +244,11 @@ def fine(inputs: Tensor, most: int) -> Tensor:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.12g}"
+
+
+def _whole(low: float | None, high: float | None) -> str:
+    """Bounds of a sum of whole numbers, in words."""
+    if low is None or high is None:
+        return f"{math.ceil(high) - 1} or less" if high is not None else f"{math.ceil(low or 0.0)} or more"
+    ends = math.ceil(low), math.ceil(high) - 1
+    return f"{ends[0]} to {ends[1]}" if ends[0] != ends[1] else f"{ends[0]}"

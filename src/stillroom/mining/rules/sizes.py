@@ -9,7 +9,8 @@ import numpy as np
 
 from stillroom.contracts import UNLABELLED
 from stillroom.mining.rules.asking import Ground, Told, joined
-from stillroom.mining.rules.tree import Tree, grow
+from stillroom.mining.rules.reading import Taught
+from stillroom.mining.rules.tree import Floats, Tree, grow
 from stillroom.randomness import permutation
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -59,8 +60,11 @@ class Grown:
     labels: Series | None
 
 
-def grow_all(ground: Ground, *, most: int = MOST, seed: int = 0) -> tuple[Grown, Sequence[str]]:
-    """Grow all that is compared, each alike; and say what was left out."""
+def grow_all(ground: Ground, *, most: int = MOST, points: bool = False, seed: int = 0) -> tuple[Grown, Sequence[str]]:
+    """Grow all that is compared, each alike; and say what was left out.
+
+    With ``points`` trees may ask what the words of a text add up to: the tree on labels by points learnt from labels.
+    """
     rows, notes = ground.rows, []
     features = ground.rows.rows.shape[1]
     fit = max(1000, int(CELLS / max(1, features) / max(1.0, rows.answers.shape[1] / 10)))
@@ -75,9 +79,22 @@ def grow_all(ground: Ground, *, most: int = MOST, seed: int = 0) -> tuple[Grown,
     classes = ground.rows.answers.shape[1]
     labels = None
     if known.any():
-        labels = series(grow(rows.rows[known], np.eye(classes)[rows.labels[known]], leaves=most, seed=seed))
-    soft = series(grow(rows.rows, rows.answers, leaves=most, seed=seed))
-    return Grown(series(grow(both.rows, both.answers, leaves=most, seed=seed)), soft, labels), notes
+        given = _may_ask(ground, rows.rows[known], "labels" if points else None)
+        labels = series(grow(given, np.eye(classes)[rows.labels[known]], leaves=most, seed=seed))
+    of: Taught | None = "answers" if points else None
+    soft = series(grow(_may_ask(ground, rows.rows, of), rows.answers, leaves=most, seed=seed))
+    grown = series(grow(_may_ask(ground, both.rows, of), both.answers, leaves=most, seed=seed))
+    return Grown(grown, soft, labels), notes
+
+
+def _may_ask(ground: Ground, rows: Floats, points: Taught | None) -> Floats:
+    """Rows in which what may not be asked about is 0 throughout, so that no question parts them by it."""
+    hidden = [at for at, one in enumerate(ground.reading.features) if one.kind == "points" and one.of != points]
+    if not hidden:
+        return rows
+    left = rows.copy()
+    left[:, hidden] = 0
+    return left
 
 
 def _some(told: Told, count: int, seed: int) -> Told:

@@ -11,11 +11,14 @@ import numpy as np
 
 from stillroom.contracts import UNLABELLED, Finding
 from stillroom.mining.rules.asking import Ground
+from stillroom.mining.rules.points import HIGHEST
+from stillroom.mining.rules.reading import Feature, Taught
 from stillroom.mining.rules.sizes import Grown, agreement
 from stillroom.mining.rules.tree import Tree
 from stillroom.mining.rules.writing import as_text, held_against, rules_of
 from stillroom.statistics import Interval, over_examples
 
+SIDES, WORDS, NAMED = 6, 12, 5  # classes whose words are shown; of each; named in the sentence
 SHOWN = 24  # rules in the table, those that cover most
 
 
@@ -36,6 +39,12 @@ class Chosen:
     def size(self) -> int:
         """How many rules there are."""
         return self.tree.size
+
+    @cached_property
+    def asked(self) -> list[Feature]:
+        """What the rules ask about."""
+        numbers = sorted({int(self.tree.feature[node]) for node in self.tree.order})
+        return [self.ground.reading.features[number] for number in numbers]
 
     @cached_property
     def held(self) -> float:
@@ -186,7 +195,7 @@ def _more(chosen: Chosen) -> str:
     enough = [size for size, found in zip(sizes, held, strict=True) if found >= chosen.fidelity]
     if enough:
         return f"About {enough[0]} would be needed: read these as a summary."
-    return f"Even {sizes[-1]} agree on {percent(held[-1])} only: read these as a summary, not as the model."
+    return f"Up to {sizes[-1]} agree on {percent(max(held))} at most: read these as a summary, not as the model."
 
 
 def _control(chosen: Chosen) -> str:
@@ -202,6 +211,55 @@ def _control(chosen: Chosen) -> str:
         word = "the model's answers taught the rules more than labels" if low > 0 else "labels taught more"
     interval = f"{100 * gap.mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}: {word}"
     return f"A tree of the same size grown on labels agrees on {percent(other)} ({interval}); {always}."
+
+
+def worth(chosen: Chosen) -> Finding:
+    """Return the finding of what words are worth, where rules ask what they add up to."""
+    asked = [one for one in chosen.asked if one.points]
+    count = len({word for one in asked for word, _ in one.points})
+    reached = {of: by_points(chosen.ground, of) for of in ("answers", "labels", "chance")}
+    own = reached["answers"] or 0.0
+    text = (
+        f"Single words say too little, their sum says more: {count} words have points, from -{HIGHEST} to {HIGHEST}. "
+    )
+    text += f"What those of a text add up to tells the model's answer on {percent(own)} of {len(chosen.ground.held):,} "
+    text += f"{chosen.ground.split} rows."
+    figures, sides = [], []
+    for one in asked:
+        sides.append((one.name.removeprefix("points for "), sorted(one.points, key=lambda pair: -pair[1])))
+        if len(chosen.classes) == 2:
+            against = [(word, -points) for word, points in one.points]
+            sides.append((f"'{chosen.classes[1 - one.place[0]]}'", sorted(against, key=lambda pair: -pair[1])))
+    for name, pairs in sides[:SIDES]:
+        most = [(word, points) for word, points in pairs if points > 0][:WORDS]
+        text += f" Most for {name}: {', '.join(repr(word) for word, _ in most[:NAMED])}." if most else ""
+        series = [{"name": "points", "values": [points for _, points in most]}]
+        bars = {"kind": "bars", "labels": [word for word, _ in most], "series": series, "unit": "", "horizontal": True}
+        figures += [{**bars, "title": f"For {name}"}] * bool(most)
+    control = ""
+    if reached["chance"] is not None:
+        control = f"The same points dealt to the words at random: {percent(reached['chance'])}"
+    if reached["labels"] is not None:
+        control += f"; points learnt from labels instead of the model's answers: {percent(reached['labels'])}"
+    note = "Among words of as many points those that part the texts most. All are in rules.json."
+    figure = {"kind": "panels", "figures": figures, "note": note}
+    return Finding("What words are worth", text, own, f"{control}.", figure)
+
+
+def by_points(ground: Ground, of: Taught) -> float | None:
+    """Return how often points alone, from a threshold on that suits the rows, give the model's answer; None without."""
+    places = {one.place[0]: at for at, one in enumerate(ground.reading.features) if one.points and one.of == of}
+    if not places:
+        return None
+    rows, held = ground.rows, ground.held
+    if rows.answers.shape[1] > 2:
+        order = list(places)
+        said = held.rows[:, [places[place] for place in order]].argmax(1)
+        return float((np.array(order)[said] == held.top).mean())
+    column = places[1]
+    cuts = np.unique(rows.rows[:, column])
+    right = [float(((rows.rows[:, column] >= cut) == rows.top).mean()) for cut in cuts]
+    return float(((held.rows[:, column] >= cuts[int(np.argmax(right))]) == held.top).mean())
 
 
 # --- its size and its parts ------------------------------------------------------------------------------
@@ -248,7 +306,7 @@ def trusted(chosen: Chosen) -> Finding:
     )
     weakest = min(held, key=lambda one: (one["fidelity"], -one["rows"]))
     if weakest["fidelity"] < chosen.fidelity:
-        rows = f"{weakest['rows']} row{'s' * (weakest['rows'] != 1)}"
+        rows = f"{weakest['rows']:,} row{'s' * (weakest['rows'] != 1)}"
         sentence += f" Where rule {weakest['rule']} holds, ask the model: it agrees on "
         sentence += f"{percent(weakest['fidelity'])} of {rows}."
     if unseen := len(chosen.each) - len(held):

@@ -14,6 +14,7 @@ from stillroom.mining.rules.reading import Feature, Reading
 from stillroom.mining.rules.tree import LEAF, Floats, Tree
 
 DIGITS = 4  # of a probability
+WIDE = 110  # letters in a line of Python
 
 Bounds = dict[int, tuple[float | None, float | None]]
 
@@ -172,7 +173,7 @@ def as_python(tree: Tree, reading: Reading, classes: Sequence[str], about: str) 
     """Return the tree as standalone Python without imports: ``predict(row)`` gives the class and its probabilities."""
     head = ['"""' + _quoted(about), "", "Written by Stillroom. Nothing is needed but Python.", '"""', ""]
     head.append(f"CLASSES = {_listed(classes)}")
-    head += _constants(reading)
+    head += _constants(tree, reading)
     body = [
         "",
         "",
@@ -196,9 +197,15 @@ def as_python(tree: Tree, reading: Reading, classes: Sequence[str], about: str) 
     return "\n".join(head) + helper + "\n".join(body + list(_branches(tree, reading, 0, 1))) + "\n"
 
 
-def _constants(reading: Reading) -> list[str]:
+def _constants(tree: Tree, reading: Reading) -> list[str]:
     if reading.kind == "text":
-        return [f"WORDS_ARE = {reading.unit!r}", f"LONGEST = {reading.longest}  # words the model sees, 0: all"]
+        lines = [f"WORDS_ARE = {reading.unit!r}", f"LONGEST = {reading.longest}  # words the model sees, 0: all"]
+        asked = sorted({int(tree.feature[node]) for node in tree.order})
+        for one in (reading.features[number] for number in asked):
+            if one.points:
+                pairs = [f"{word!r}: {points}, " for word, points in one.points]
+                lines += [f"{_constant(one)} = {{  # {_quoted(one.name)}", *_filled(pairs), "}"]
+        return lines
     if reading.kind == "image":
         return []
     named = {one.place[0]: one.name for one in reading.features}
@@ -222,6 +229,8 @@ def _branches(tree: Tree, reading: Reading, node: int, depth: int) -> Iterator[s
 
 def _asked(one: Feature, threshold: float) -> str:
     """Return the Python for "this feature is below its threshold"."""
+    if one.points:
+        return f"sum({_constant(one)}.get(word, 0) for word in words) < {threshold!r}"
     if one.kind == "word":
         return f"{one.value!r} not in words"
     if one.kind == "category":
@@ -232,6 +241,20 @@ def _asked(one: Feature, threshold: float) -> str:
     if (bottom - top, right - left) == (1, 1):
         return f"row[{channel}][{top}][{left}] < {threshold!r}"
     return f"mean(row, {channel}, {top}, {bottom}, {left}, {right}) < {threshold!r}"
+
+
+def _constant(one: Feature) -> str:
+    return f"POINTS_{one.place[0]}"
+
+
+def _filled(pairs: Sequence[str]) -> list[str]:
+    """Lines of pairs, none of them long."""
+    lines = ["    "]
+    for pair in pairs:
+        if len(lines[-1]) + len(pair) > WIDE and lines[-1].strip():
+            lines.append("    ")
+        lines[-1] += pair
+    return [line.rstrip() for line in lines]
 
 
 def _listed(texts: Sequence[str]) -> str:
