@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from stillroom.contracts import UNLABELLED, Finding
 from stillroom.errors import TapError
 from stillroom.evaluate import plain_ids
+from stillroom.mining.attribution.explained import effects, words_of
 from stillroom.mining.cka import matrix
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.reading import read_once, vectors
@@ -23,9 +25,12 @@ from stillroom.taps import read
 from stillroom.tasks import accuracy, agreement, divergence, recall_by_class, reliability
 
 ASKED = 400  # examples whose gradients and layers are compared
+EXPLAINED = 24  # texts whose words are compared
+PILOT, TIMES, LEAST = 16, 4, 60  # examples that are timed; passes a row takes with its gradients; no fewer are compared
 SHOWN = 10
 ALONE = "alone"
 Pupils = Mapping[str, Sequence[Subject]]
+Alike = Callable[[Subject], float | None]
 
 
 def students(subject: Subject, budget: Budget, pupils: Pupils) -> Panel:
@@ -37,11 +42,13 @@ def students(subject: Subject, budget: Budget, pupils: Pupils) -> Panel:
     """
     logits, examples = subject.logits("test"), subject.examples("test")
     labels = subject.labels(examples)
-    arms = {name: _kept(subject, seeds, logits, labels) for name, seeds in pupils.items()}
+    few = _afforded(subject, budget)
+    alike = _by_words(subject, few) if subject.kind == "text" else _by_inputs(subject, few)
+    arms = {name: _kept(seeds, logits, labels, alike) for name, seeds in pupils.items()}
     main = next((name for name in pupils if name != ALONE), next(iter(pupils)))
     told = [one.logits("test") for one in pupils[main]]
-    notes: list[str] = []
-    numbers: dict[str, Any] = {"main": main, "arms": arms, "model": _own(logits, labels)}
+    notes = [f"to keep to the time, layers and reasons were compared on {few} examples"] * (few < ASKED)
+    numbers: dict[str, Any] = {"kind": subject.kind, "main": main, "arms": arms, "model": _own(logits, labels)}
     findings = [_table(numbers)]
     if bool((labels != UNLABELLED).any()):
         numbers["classes"] = _classes(subject, logits, told, labels)
@@ -50,7 +57,7 @@ def students(subject: Subject, budget: Budget, pupils: Pupils) -> Panel:
     numbers["subgroups"] = groups["groups"]
     findings.append(_cost(groups, main))
     if subject.module is not None and all(one.module is not None for one in pupils[main]):
-        layers = _layers(subject, pupils[main][0])
+        layers = _layers(subject, pupils[main][0], few)
         numbers["cka"] = layers
         findings.append(_alike(layers, main))
     else:
@@ -59,6 +66,16 @@ def students(subject: Subject, budget: Budget, pupils: Pupils) -> Panel:
     numbers["disagreements"] = [{key: item[key] for key in ("example", "teacher", "student", "true")} for item in items]
     findings.append(_shown(items, apart, len(logits), main))
     return Panel("students", findings, numbers, notes=notes)
+
+
+def _afforded(subject: Subject, budget: Budget) -> int:
+    """How many examples can be asked about a few times within most of the time."""
+    some = subject.inputs(subject.examples("test")[:PILOT])
+    subject.answer(some[:2])  # what is done once, such as finding memory, is not timed
+    began = time.perf_counter()
+    subject.answer(some)
+    spent = TIMES * (time.perf_counter() - began)
+    return max(LEAST, budget.rows(ASKED, max(1, len(some)), spent, share=0.7))
 
 
 # --- each arm ------------------------------------------------------------------------------------------
@@ -70,7 +87,7 @@ def _own(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     return {"accuracy": accuracy(logits, labels), "ece": reliability(logits, labels).ece}
 
 
-def _kept(subject: Subject, seeds: Sequence[Subject], logits: Tensor, labels: Tensor) -> dict[str, Any]:
+def _kept(seeds: Sequence[Subject], logits: Tensor, labels: Tensor, alike: Alike) -> dict[str, Any]:
     """Means and intervals over the seeds of an arm."""
     rows: dict[str, list[float]] = {}
     for one in seeds:
@@ -81,8 +98,8 @@ def _kept(subject: Subject, seeds: Sequence[Subject], logits: Tensor, labels: Te
             "kl": divergence(answers, logits),
             **_own(answers, labels),
         }
-        alike = _reasons(subject, one)
-        found |= {} if alike is None else {"gradient_cosine": alike}
+        reasons = alike(one)
+        found |= {} if reasons is None else {"gradient_cosine": reasons}
         for name, value in found.items():
             rows.setdefault(name, []).append(value)
     return {name: over_seeds(values).plain() for name, values in rows.items()}
@@ -95,21 +112,46 @@ def _chance(student: Tensor, teacher: Tensor) -> float:
     return float(shares[0] @ shares[1])
 
 
-def _reasons(subject: Subject, student: Subject) -> float | None:
-    """Mean cosine of both input gradients along the model's top class; None for texts and closed models."""
-    if subject.kind == "text" or subject.module is None or student.module is None:
-        return None
+def _by_inputs(subject: Subject, few: int) -> Alike:
+    """Mean cosine of both input gradients along the model's top class; None for closed models."""
+
+    def alike(student: Subject) -> float | None:
+        if subject.module is None or student.module is None:
+            return None
+        examples = subject.examples("test")
+        some = examples[torch.from_numpy(permutation(len(examples), subject.seed, "gradients")[:few].copy())]
+        tap, batch = "logits@gradient", subject.data.batch(plain_ids(some))
+        try:
+            with torch.no_grad():
+                ours = read(subject.module.eval(), ["logits", tap], subject.encode)(batch)
+                theirs = read(student.module.eval(), [tap], student.encode)(batch, ours)
+        except TapError:
+            return None
+        return _cosine(ours[tap].flatten(1), theirs[tap].flatten(1))
+
+    return alike
+
+
+def _by_words(subject: Subject, few: int) -> Alike:
+    """Mean cosine of what each word adds to the model's answer, and to the student's score of it."""
     examples = subject.examples("test")
-    some = examples[torch.from_numpy(permutation(len(examples), subject.seed, "gradients")[:ASKED].copy())]
-    tap, batch = "logits@gradient", subject.data.batch(plain_ids(some))
-    try:
-        with torch.no_grad():
-            ours = read(subject.module.eval(), ["logits", tap], subject.encode)(batch)
-            theirs = read(student.module.eval(), [tap], student.encode)(batch, ours)
-    except TapError:
-        return None
-    one, other = ours[tap].flatten(1).double(), theirs[tap].flatten(1).double()
-    return float(torch.nn.functional.cosine_similarity(one, other, dim=1).mean())
+    order = permutation(len(examples), subject.seed, "gradients")[: max(2, few * EXPLAINED // ASKED)].copy()
+    inputs = subject.inputs(examples[torch.from_numpy(order)])
+    words = words_of(subject, inputs)
+    some = torch.tensor([row for row, pieces in enumerate(words) if pieces], dtype=torch.int64)
+    inputs, words = inputs[some], [words[row] for row in some.tolist()]
+    classes = subject.answer(inputs).argmax(1)
+    ours = None if subject.module is None or not words else effects(subject, inputs, words, classes)
+
+    def alike(student: Subject) -> float | None:
+        theirs = None if ours is None or student.module is None else effects(student, inputs, words, classes)
+        return None if ours is None or theirs is None else _cosine(ours, theirs)
+
+    return alike
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=1).mean())
 
 
 def _table(numbers: dict[str, Any]) -> Finding:
@@ -124,7 +166,10 @@ def _table(numbers: dict[str, Any]) -> Finding:
     if "gradient_cosine" in kept:
         sentence += f" Its reasons resemble the model's by a cosine of {kept['gradient_cosine']['mean']:.2f}."
     columns = [("agrees", "agreement", 100, "%"), ("KL", "kl", 1, ""), ("accuracy", "accuracy", 100, "%")]
-    columns += [("calibration error", "ece", 1, ""), ("gradient cosine", "gradient_cosine", 1, "")]
+    name, of = "gradient cosine", "gradients of the model's top logit with respect to the inputs"
+    if numbers["kind"] == "text":
+        name, of = "cosine of reasons", "reasons: what each word adds to the score of the model's answer"
+    columns += [("calibration error", "ece", 1, ""), (name, "gradient_cosine", 1, "")]
     there = [column for column in columns if any(column[1] in arm for arm in arms.values())]
     rows = [[name, *(_cell(arm.get(key), scale) for _, key, scale, _ in there)] for name, arm in arms.items()]
     own = numbers["model"]
@@ -138,7 +183,7 @@ def _table(numbers: dict[str, Any]) -> Finding:
         "rows": [first, *rows],
         "apart": [0],
         "main": [1 + list(arms).index(main)],
-        "note": "Means over seeds with 95 % intervals; gradients of the model's top logit with respect to the inputs.",
+        "note": f"Means over seeds with 95 % intervals; {of}.",
     }
     control = f"Agreement by chance: {_percent(kept['chance']['mean'])}" + (
         "; the same student trained alone." if ALONE in arms and main != ALONE else "."
@@ -253,9 +298,9 @@ def _shown_by(subject: Subject, examples: Tensor) -> dict[str, Tensor]:
     return vectors(subject, paths, examples) if paths else {}
 
 
-def _layers(subject: Subject, student: Subject) -> dict[str, Any]:
+def _layers(subject: Subject, student: Subject, few: int) -> dict[str, Any]:
     examples = subject.examples("test")
-    some = examples[torch.from_numpy(permutation(len(examples), subject.seed, "layers")[:ASKED].copy())]
+    some = examples[torch.from_numpy(permutation(len(examples), subject.seed, "layers")[:few].copy())]
     own, theirs = _shown_by(subject, some), _shown_by(student, some)
     twin = _shown_by(student.randomised(subject.seed), some)
     values, control = matrix(own, theirs), matrix(own, twin)

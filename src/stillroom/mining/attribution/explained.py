@@ -166,6 +166,15 @@ def _gradients(
     return _Found(values, sums, ends)
 
 
+def effects(subject: Subject, inputs: Tensor, words: list[Pieces], classes: Tensor, steps: int = 8) -> Tensor | None:
+    """Return what each of ``words`` adds to the score of ``classes`` (N, words); None where there are no gradients."""
+    try:
+        start = usual(subject, inputs)
+        return None if start is None else _gradients(subject, inputs, words, classes, start, _Way(steps)).values
+    except (RuntimeError, UserError):
+        return None
+
+
 def belongs(spans: np.ndarray, words: Pieces) -> np.ndarray:
     """Return the word each token lies in, by their bytes; -1 for none."""
     firsts = np.array([piece.first for piece in words])
