@@ -125,7 +125,7 @@ def _named(label: str, frame: Mapping[str, Any], middle: float, shown: str, widt
         above = middle - 13
         room = width - len(shown) * 6.8 - 20
         return [
-            text(2, above, clipped(label, room), class_="label"),
+            text(frame.get("indent", 2.0), above, clipped(label, room), class_="label"),
             text(width - 4, above, shown, "end", class_="value"),
         ]
     return [
@@ -264,9 +264,11 @@ def _bar_values(figure: Mapping[str, Any]) -> list[tuple[str, list[tuple[float |
 def _lying(figure: Mapping[str, Any], labels: list[str], width: float, palette: Palette) -> Markup:
     series, unit = _bar_values(figure), _unit(figure)
     values = [held for _, rows in series for row in rows for held in row if held is not None]
-    digits, single = digits_for(values), len(series) == 1
+    digits, single = figure.get("digits", digits_for(values)), len(series) == 1
     shown = [with_interval(*row, digits) for row in series[0][1]] if single else []
     frame = _frame(labels, width, values, True, max(map(len, shown), default=0))
+    if frame["low"] >= 0:  # names above their bars begin beside the line of nought, not on it
+        frame["indent"] = frame["place"](0.0) + 5
     thick, top, place = (14.0 if single else 9.0), 4.0, frame["place"]
     pitch = thick * len(series) + 12 + frame["head"]
     bottom = top + pitch * len(labels) + 4

@@ -15,7 +15,8 @@ kind           holds
                Units ``bytes`` and ``count`` are written out. The best is stressed only if its interval is
                clear of every other.
 ``lines``      ``series``: [{``name``, ``x``, ``y``, ``low``?, ``high``?}], ``x_label``, ``y_label``, ``log_y``?
-``bars``       ``labels``, ``series``: [{``name``, ``values``, ``low``?, ``high``?}], ``unit``, ``horizontal``?
+``bars``       ``labels``, ``series``: [{``name``, ``values``, ``low``?, ``high``?}], ``unit``, ``horizontal``?,
+               ``digits``?
 ``dots``       ``rows``: [{``name``, ``mean``, ``low``?, ``high``?, ``points``?, ``series``?}], ``unit``,
                ``x_label``?, ``digits``?, ``zero``? (nought is drawn), ``references``?: [{``name``, ``value``}]
 ``spread``     ``labels``, ``series``: [{``name``, ``values``}], ``unit``, ``x_label``?: a mark a series on each row
@@ -49,6 +50,7 @@ from stillroom.report.svg import Palette, legend, tag
 
 WIDE, NARROW, SQUARE = 720, 340, 240
 SMALL_PICTURE = 64
+LONG = 60  # letters of a cell: on a narrow page it gets room, and the table scrolls
 FAINT = 0.08  # of the strongest word: less is not marked
 CHARTS: dict[str, Callable[[Mapping[str, Any], float, Palette], Markup]] = {
     "lines": charts.lines,
@@ -156,6 +158,7 @@ def table(figure: Mapping[str, Any]) -> Markup:
     stressed = {(_best([row[i] for row in rows], column.get("best"), apart), i) for i, column in enumerate(columns)}
     digits = [_digits(column, [row[i] for row in rows]) for i, column in enumerate(columns)]
     textual = [i == 0 or all(isinstance(row[i], str) or row[i] is None for row in rows) for i in range(len(columns))]
+    long = [i > 0 and any(len(str(row[i])) > LONG for row in rows) for i in range(len(columns))]
     head = [
         tag("th", column["name"], _unit(column), scope="col", class_="words" if textual[i] else None)
         for i, column in enumerate(columns)
@@ -163,7 +166,7 @@ def table(figure: Mapping[str, Any]) -> Markup:
     body = []
     for order, row in enumerate(rows):
         cells = [
-            _cell(value, columns[i], digits[i], i == 0, textual[i], (order, i) in stressed)
+            _cell(value, columns[i], digits[i], _kind(i == 0, textual[i], long[i]), (order, i) in stressed)
             for i, value in enumerate(row)
         ]
         kinds = " ".join(word for word, members in (("apart", apart), ("main", main)) if order in members)
@@ -208,9 +211,14 @@ def _best(cells: Sequence[object], which: str | None, apart: set[int]) -> int | 
     return winner if all(top < worst_end for _, top, order in ranges if order != winner) else None
 
 
-def _cell(
-    value: object, column: Mapping[str, Any], digits: int | None, first: bool, textual: bool, best: bool
-) -> Markup:
+def _kind(first: bool, textual: bool, long: bool) -> str | None:
+    """How a cell is set: a row's name, words, many words that want room, or a number."""
+    if first:
+        return "name"
+    return ("words long" if long else "words") if textual else None
+
+
+def _cell(value: object, column: Mapping[str, Any], digits: int | None, kind: str | None, best: bool) -> Markup:
     unit, about = str(column.get("unit") or ""), None
     if isinstance(value, Mapping):
         shown = with_interval(value.get("mean"), value.get("low"), value.get("high"), digits, unit)
@@ -223,9 +231,9 @@ def _cell(
     else:
         shown = number(value, digits, unit)
     inside = tag("strong", shown) if best else escape(shown)
-    if first:
+    if kind == "name":
         return tag("th", inside, scope="row", title=about)
-    return tag("td", inside, title=about, class_="words" if textual else None)
+    return tag("td", inside, title=about, class_=kind)
 
 
 def _behind(figure: Mapping[str, Any]) -> Markup:
@@ -240,7 +248,8 @@ def _behind(figure: Mapping[str, Any]) -> Markup:
         ]
         rows = [[str(row["name"]), row.get("mean"), row.get("low"), row.get("high")] for row in figure["rows"]]
     elif kind in ("bars", "spread"):
-        columns = [{"name": ""}, *({"name": str(one["name"]), "unit": unit} for one in figure["series"])]
+        digits = {"digits": figure["digits"]} if "digits" in figure else {}
+        columns = [{"name": ""}, *({"name": str(one["name"]), "unit": unit, **digits} for one in figure["series"])]
         values = [list(one["values"]) for one in figure["series"]]
         rows = [[str(label), *(column[i] for column in values)] for i, label in enumerate(figure["labels"])]
     elif kind == "matrix":

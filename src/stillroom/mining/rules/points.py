@@ -13,7 +13,7 @@ from stillroom.randomness import permutation
 
 FREQUENT, LEAST = 2000, 3  # words that are looked at, and in how many texts each must be
 HELD = 300  # words that have points, at most
-HIGHEST = 5  # points a word can have
+HIGHEST = 10  # points a word can have
 TEXTS, CLASSES = 200, 20  # no fewer texts, no more classes
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # of the penalty, tried on a fifth of the texts
 FIFTH = 5
@@ -21,7 +21,7 @@ FIFTH = 5
 
 @dataclass(frozen=True)
 class Worth:
-    """Points of words for a class: whole numbers from -5 to 5, those that matter most first."""
+    """Points of words for a class: whole numbers from -10 to 10, those that matter most first."""
 
     place: int
     points: tuple[tuple[str, int], ...]

@@ -19,6 +19,7 @@ from stillroom.mining.rules.writing import as_text, held_against, rules_of
 from stillroom.statistics import Interval, over_examples
 
 SIDES, WORDS, NAMED = 6, 12, 5  # classes whose words are shown; of each; named in the sentence
+SHORT = 40  # letters of a condition
 SHOWN = 24  # rules in the table, those that cover most
 
 
@@ -235,6 +236,7 @@ def worth(chosen: Chosen) -> Finding:
         text += f" Most for {name}: {', '.join(repr(word) for word, _ in most[:NAMED])}." if most else ""
         series = [{"name": "points", "values": [points for _, points in most]}]
         bars = {"kind": "bars", "labels": [word for word, _ in most], "series": series, "unit": "", "horizontal": True}
+        bars["digits"] = 0
         figures += [{**bars, "title": f"For {name}"}] * bool(most)
     control = ""
     if reached["chance"] is not None:
@@ -299,11 +301,11 @@ def trusted(chosen: Chosen) -> Finding:
     good = [one for one in held if one["fidelity"] >= chosen.fidelity]
     share = sum(one["coverage"] for one in good)
     widest = max(held, key=lambda one: one["coverage"])
-    sentence = (
-        f"{len(good)} of {len(chosen.each)} rules agree with the model at least as often as asked; they cover "
-        f"{percent(share)} of the {ground.split} rows. "
-        f"Rule {widest['rule']} covers most ({percent(widest['coverage'])})."
-    )
+    sentence = f"None of {len(chosen.each)} rules agrees with the model as often as asked. "
+    if good:
+        sentence = f"{len(good)} of {len(chosen.each)} rules agree with the model at least as often as asked; they "
+        sentence += f"cover {percent(share)} of the {ground.split} rows. "
+    sentence += f"Rule {widest['rule']} covers most ({percent(widest['coverage'])})."
     weakest = min(held, key=lambda one: (one["fidelity"], -one["rows"]))
     if weakest["fidelity"] < chosen.fidelity:
         rows = f"{weakest['rows']:,} row{'s' * (weakest['rows'] != 1)}"
@@ -324,7 +326,10 @@ def trusted(chosen: Chosen) -> Finding:
     ]
     columns = [{"name": "rule"}]
     columns += [{"name": one, "unit": "%", "digits": 1} for one in ("covers", "agrees", "agrees on queries")]  # type: ignore[dict-item]
-    columns.append({"name": "if"})  # last: it may be longer than the page is wide
+    columns.append({"name": "if"})
+    if all(len(row[-1]) <= SHORT for row in rows_):  # else last: it may be longer than the page is wide
+        columns.insert(1, columns.pop())
+        rows_ = [[row[0], row[-1], *row[1:-1]] for row in rows_]
     figure: dict[str, Any] = {"kind": "table", "columns": columns, "rows": rows_, "title": "Rules, widest first"}
     if len(chosen.each) > SHOWN:
         figure["note"] = f"The {SHOWN} widest of {len(chosen.each)}; all are in rules.json."
