@@ -17,6 +17,7 @@ from stillroom.mining import Budget, Panel, Subject, panels
 from stillroom.pipeline import mining
 
 ASKED: list[str] = []
+SIZE = [("size", 0, 0), ("size", 1, 1)]
 
 
 def size(subject: Subject, budget: Budget) -> Panel:
@@ -71,7 +72,10 @@ def test_some_panels_and_what_is_no_panel(tmp_path):
 def test_each_panel_is_told_from_its_beginning_to_its_end(tmp_path):
     seen = []
     mining.mine(subject(), tmp_path, told=lambda *event: seen.append(event[:3]))
-    assert seen == [("size", 0, 0), ("size", 1, 1)]
+    assert seen == [("asking", 0, 0), *(("asking", place, 3) for place in range(3)), ("asking", 1, 1), *SIZE]
+    seen.clear()
+    mining.mine(subject(), tmp_path, told=lambda *event: seen.append(event[:3]))
+    assert seen == [("asking", 0, 0), ("asking", 1, 1), *SIZE], "what was asked before is read"
 
 
 def test_a_folder_that_is_no_run(tmp_path):

@@ -23,6 +23,10 @@ OF_STUDENTS = ("students",)
 """Panels that compare the model with its students; each takes them as its third argument."""
 
 
+ASK_THEMSELVES = ("attribution", "layers")
+"""Panels that ask what no other one wants to know; for them alone not every split is asked about."""
+
+
 def panel_called(name: str) -> Callable[..., Any]:
     """Return the function of a panel.
 

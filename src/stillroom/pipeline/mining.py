@@ -13,9 +13,10 @@ from stillroom.data.leaving_out import rows_print
 from stillroom.errors import UserError, say
 from stillroom.files import begin, commit, committed, faultpoint, fingerprint, write_bytes, write_json
 from stillroom.mining import Budget, Panel, Subject
-from stillroom.mining.panels import OF_STUDENTS, chosen, panel_called
+from stillroom.mining.panels import ASK_THEMSELVES, OF_STUDENTS, chosen, panel_called
 from stillroom.models.bundle import load
 from stillroom.models.open_box import fingerprint as fingerprint_of
+from stillroom.pipeline.asking import asked
 from stillroom.pipeline.code import MAKERS, code_print
 from stillroom.pipeline.mined_recipe import mined_recipe
 from stillroom.pipeline.plan import ALONE, Experiment
@@ -36,6 +37,7 @@ class Mined:
     folder: Path
     panels: Mapping[str, Panel]
     seconds: Mapping[str, float]
+    asked: Sequence[str] = ()
 
     @property
     def findings(self) -> list[Finding]:
@@ -45,7 +47,7 @@ class Mined:
     @property
     def notes(self) -> list[str]:
         """What was left out to keep to the budget, or could not be asked."""
-        return [f"{name}: {note}" for name, panel in self.panels.items() for note in panel.notes]
+        return [*self.asked, *(f"{name}: {note}" for name, panel in self.panels.items() for note in panel.notes)]
 
 
 def mine(
@@ -70,7 +72,13 @@ def mine(
     """
     names = chosen(only, bool(students))
     inputs = _inputs(subject, students or {}, seconds)
-    panels, took = {}, {}
+    panels, took, notes = {}, {}, list[str]()
+    if set(names) - set(ASK_THEMSELVES):
+        told("asking", 0, 0, "")
+        notes, took["asking"] = asked(subject, folder / "asked", inputs, seconds, told)
+        told("asking", 1, 1, f"{took['asking']:.1f} s")
+        for one in (one for seeds in (students or {}).values() for one in seeds):
+            one.most = subject.most
     for name in names:
         told(name, 0, 0, "")
         budget = Budget(seconds, lambda done, of, what, name=name: told(name, done, of, what))  # type: ignore[misc]
@@ -84,7 +92,7 @@ def mine(
         panels["recipe"] = mined_recipe(recipe, panels, subject, pupils[0] if pupils else None)
         write_bytes(folder / "recipe" / "recipe.yaml", panels["recipe"].files["recipe.yaml"])
         took["recipe"] = time.perf_counter() - began
-    mined = Mined(folder, panels, took)
+    mined = Mined(folder, panels, took, notes)
     faultpoint("mine:report")
     write_json(folder / "findings.json", _numbers(mined, subject))
     _report(mined, subject, title or f"What the {subject.name} knows")
@@ -100,7 +108,7 @@ def _inputs(subject: Subject, students: Students, seconds: float) -> dict[str, A
         "splits": rows_print(subject.data),
         "model": _print_of(subject),
         "students": {name: [_print_of(one) for one in seeds] for name, seeds in students.items()},
-        "settings": [subject.most, subject.seed, seconds],
+        "settings": [subject.asked_for, subject.seed, seconds],
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,6 @@ from stillroom.mining.subject import Subject
 from stillroom.randomness import permutation
 
 LEAST = 40  # labelled rows, below which nothing is fitted
-PILOT = 64  # rows that are timed
 TYPICAL, UNUSUAL = 3, 2  # of a class
 SIZES = (1, 2, 3, 5, 10)  # prototypes a class that are tried
 DRAWS = 20  # of random rows, to compare with
@@ -57,10 +55,7 @@ def examples(subject: Subject, budget: Budget) -> Panel:
     Controls: random examples as prototypes; random examples left out; labels exchanged on purpose.
     """
     notes: list[str] = []
-    train, validation, test = (
-        _rows(subject, split, budget, share, notes)
-        for split, share in (("train", 0.5), ("validation", 0.2), ("test", 0.3))
-    )
+    train, validation, test = (_rows(subject, split) for split in ("train", "validation", "test"))
     numbers: dict[str, Any] = {"examples": len(train.examples)}
     findings: list[Finding] = []
     files: dict[str, bytes] = {}
@@ -84,30 +79,14 @@ def examples(subject: Subject, budget: Budget) -> Panel:
     return Panel("examples", findings, numbers, files, notes)
 
 
-def _rows(subject: Subject, split: str, budget: Budget, share: float, notes: list[str]) -> Rows:
-    """A split's features and answers, as many rows as fit into a share of the time that is left."""
-    examples = subject.examples(split)
-    order = examples[torch.from_numpy(permutation(len(examples), subject.seed, "examples", split).copy())]
-    began = time.perf_counter()
-    _features(subject, order[:PILOT])
-    fit = budget.rows(len(order), min(PILOT, len(order)), time.perf_counter() - began, share=share)
-    if fit < len(order):
-        notes.append(f"to keep to the time, {fit:,} of {len(order):,} {split} examples were looked at")
-    taken = order[:fit].sort().values
-    features, logits = _features(subject, taken)
-    return Rows(taken, features, subject.labels(taken), logits)
-
-
-def _features(subject: Subject, examples: Tensor) -> tuple[Tensor, Tensor]:
-    """What enters the last layer (N, D) and what leaves it (N, K); answers stand for features that are not shown."""
-    logits = subject.answer(subject.inputs(examples))
-    if subject.module is None:
-        return logits, logits
+def _rows(subject: Subject, split: str) -> Rows:
+    """A split's features and answers; answers stand for features that are not shown."""
+    examples, logits = subject.examples(split), subject.logits(split)
     try:
-        shown = subject.show("features", examples)
+        features = logits if subject.module is None else subject.features(split)
     except TapError:
-        return logits, logits
-    return (shown if shown.dim() == 2 else logits), logits
+        features = logits
+    return Rows(examples, features, subject.labels(examples), logits)
 
 
 # --- what is typical -----------------------------------------------------------------------------------
