@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,10 +16,12 @@ from stillroom.data.tables import TableSource
 from stillroom.data.texts import TextSource
 from stillroom.mining import Budget, Subject
 from stillroom.mining.attribution import attribution
+from stillroom.mining.attribution.expected import expected
 from stillroom.mining.attribution.explained import belongs, words_of
 from stillroom.mining.attribution.faithful import curves, faithfulness, helps, randomisation
 from stillroom.mining.attribution.findings import halves, in_parts, trust
 from stillroom.mining.attribution.gradients import error, first_embedding, integrated
+from stillroom.mining.attribution.outlines import origin, outlines
 from stillroom.mining.attribution.removal import occlusion, shapley
 from stillroom.models.encode import encode_for
 from stillroom.models.text_encode import words_for
@@ -63,13 +66,32 @@ def test_integrated_gradients_are_the_exact_integral_of_a_quadratic():
 
 
 def test_integrated_gradients_equal_captum():
-    captum = pytest.importorskip("captum.attr", reason="captum is not installed: own integrated gradients only")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     inputs, start = torch.randn(4, 6), torch.zeros(6)
     ours, _ = integrated(lambda points, rows: model(points)[:, 1], inputs, start, steps=20)
-    theirs = captum.IntegratedGradients(model).attribute(inputs, start[None], 1, n_steps=20, method="riemann_middle")
+    theirs = IntegratedGradients(model).attribute(inputs, start[None], 1, n_steps=20, method="riemann_middle")
     assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_expected_gradients_are_the_mean_of_integrated_ones_over_the_background():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+    inputs, background = torch.randn(5, 6).double(), torch.randn(32, 6).double()
+
+    def score(points: Tensor, rows: Tensor) -> Tensor:
+        return model(points)[:, 0]
+
+    one = expected(score, inputs, background[:1], steps=4)
+    same, ends = integrated(score, inputs, background[0], steps=4)
+    torch.testing.assert_close(one.values, same)
+    torch.testing.assert_close(one.ends, ends)
+    found = expected(score, inputs, background, batch=128)
+    exact = torch.stack([integrated(score, inputs, start, steps=256)[0] for start in background]).mean(0)
+    assert float((found.values - exact).abs().max()) < 0.02 * float(exact.abs().max())
+    assert error(found.values, found.ends) < 0.02
+    torch.testing.assert_close(found.ends[:, 0], score(background, background).mean().expand(5))
+    torch.testing.assert_close(found.far, (inputs[:, None] - background).abs().mean(1))
 
 
 def test_sampled_shapley_values_are_exact_for_sums_and_for_pairs():
@@ -133,6 +155,32 @@ def test_maps_that_random_weights_give_too_do_not_pass():
     seen = randomisation(values * contrast, other * contrast, contrast=contrast)
     assert seen["size"] > 0.2 > abs(seen["beyond"]), "what both owe to the input is told apart"
     assert halves([0.0, 3.0, 1.0]) == 1 and halves([1.0, 1.0, 1.0, 1.0]) == 2
+
+
+def noise(seed: int) -> Tensor:
+    return torch.randn(9, 200, generator=torch.Generator().manual_seed(seed))
+
+
+def test_what_the_outlines_of_a_picture_bring_is_told_from_what_the_weights_bring():
+    far = torch.rand(9, 200, generator=torch.Generator().manual_seed(2)) ** 3 * 10
+    far[:, :20] = 0.0  # a border that is the same in all pictures
+    own, twins = noise(0) * far, [noise(1) * far, noise(3) * far]
+    told = origin(own, twins, far, 0)
+    assert told["size"] > 0.4 and abs(told["size"] - told["blank"]) < 0.1, "noise with these outlines is as alike"
+    assert abs(told["steep"]) < 0.1 and abs(told["signed"]) < 0.1 and len(told["steep_of_each"]) == 2
+    finding = outlines(told, "the maps", "pixel", "picture")
+    assert "show the model" in finding.sentence and "the outlines are the picture's own" in finding.sentence
+    assert finding.number == told["steep"] and draw(finding.figure, {})
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_maps_whose_steepness_random_weights_have_too_are_not_to_be_relied_on(share):
+    far = torch.rand(9, 200, generator=torch.Generator().manual_seed(2))
+    own = noise(0)
+    told = origin(own * far, [(share * own + (1 - share) * noise(1)) * far], far, 0)
+    assert told["steep"] > 0.3
+    finding = outlines(told, "the maps", "pixel", "picture")
+    assert "Do not rely on them" in finding.sentence and "the architecture has a share" in finding.sentence
 
 
 # --- planted truths and their null twins -----------------------------------------------------------------

@@ -10,16 +10,21 @@ from torch import Tensor
 
 from stillroom.contracts import Finding
 from stillroom.errors import UserError
-from stillroom.mining.attribution.faithful import curves, faithfulness, randomisation, rank_correlation
-from stillroom.mining.attribution.findings import afford, drawn, halves, shows_the_model, spread_out, top_shares, trust
-from stillroom.mining.attribution.gradients import STEPS, centred, error, integrated
+from stillroom.mining.attribution.expected import Expected, expected
+from stillroom.mining.attribution.faithful import curves, faithfulness, rank_correlation
+from stillroom.mining.attribution.findings import afford, drawn, halves, spread_out, top_shares, trust
+from stillroom.mining.attribution.gradients import centred, error
+from stillroom.mining.attribution.outlines import origin, outlines
 from stillroom.mining.attribution.removal import Ask, occlusion
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
+from stillroom.randomness import permutation
 from stillroom.report.run_sensitivity import map_picture
 
 MOST = 120  # pictures that are explained
-CHECKED, CONTROLLED = 60, 40  # of them, whose pixels are taken away; that random weights explain as well
+CHECKED, CONTROLLED = 60, 30  # of them, whose pixels are taken away; that random weights explain as well
+NETWORKS = 3  # with random weights
+BACKGROUND = 32  # training pictures that stand in for a pixel
 ACROSS = 8  # patches
 AVERAGED = 500  # training pictures that make the mean picture
 CLASSES, IN_A_ROW, LEAST = 10, 5, 3
@@ -36,30 +41,35 @@ class Maps(NamedTuple):
     classes: Tensor
     shares: Tensor
     pixels: Tensor  # (N, H, W)
+    far: Tensor  # (N, H, W): mean difference from the background; none where only answers are known
     patches: Tensor  # (N, patches)
     without: Tensor  # (N, patches): the class that is answered without the patch
     cells: Tensor  # (H, W): to which patch a pixel belongs
-    ends: Tensor | None  # of integrated gradients; None where only answers are known
+    ends: Tensor | None  # of expected gradients; None where only answers are known
+    background: Tensor  # training pictures (P, C, H, W)
 
 
 def pictures(subject: Subject, budget: Budget) -> Panel:
     """Return where a model of pictures looks; see :func:`stillroom.mining.attribution.panel.attribution`."""
     notes: list[str] = []
     found = _explained(subject, budget, notes)
-    numbers: dict[str, Any] = {"kind": "image", "examples": len(found.examples), "baseline": "the mean picture"}
-    numbers["method"] = "covering patches" if found.ends is None else f"integrated gradients, {STEPS} midpoints"
+    numbers: dict[str, Any] = {"kind": "image", "examples": len(found.examples), "covered_by": "the mean picture"}
+    numbers["method"] = "covering patches"
+    if found.ends is not None:
+        numbers["method"] = f"expected gradients against {len(found.background)} training pictures"
     numbers |= {"completeness": None if found.ends is None else error(found.pixels, found.ends)}
-    twin = None if found.ends is None else _twin(subject, found, budget)
-    if twin is not None:
-        numbers["random_weights"] = _compared(found, twin)
+    twins = [] if found.ends is None else _twins(subject, found, budget)
+    twin = twins[0] if twins else None
+    if twins:
+        flat = found.pixels.flatten(1), [one.flatten(1) for one in twins], found.far.flatten(1)
+        numbers["random_weights"] = origin(*flat, subject.seed)
     numbers |= _where(found, twin)
     numbers["faithfulness"] = _checked(subject, found, budget)
     findings = [_overall(found, numbers, twin), *_classes(subject, found), _six(subject, found, twin)]
     parts = "patches" if found.ends is None else "pixels"
-    findings.append(trust(numbers["faithfulness"], parts, "Integrated gradients", numbers["completeness"]))
-    if twin is not None:
-        why = "integrated gradients grow with a pixel's difference from the mean picture, whatever the weights"
-        findings.append(shows_the_model(numbers["random_weights"], "the maps", why))
+    findings.append(trust(numbers["faithfulness"], parts, "Expected gradients", numbers["completeness"]))
+    if twins:
+        findings.append(outlines(numbers["random_weights"], "the maps", "pixel", "picture"))
     if len(found.examples) < min(MOST, len(subject.examples("test"))):
         notes.append(f"{len(found.examples)} pictures were explained, to keep to the time")
     return Panel("attribution", findings, numbers, {"maps.safetensors": _bytes(found)}, notes)
@@ -70,18 +80,18 @@ def pictures(subject: Subject, budget: Budget) -> Panel:
 
 def _explained(subject: Subject, budget: Budget, notes: list[str]) -> Maps:
     examples = drawn(subject, MOST)
-    baseline = _mean_picture(subject)
+    baseline, background = _mean_picture(subject), _background(subject)
     cells = patches_of(*baseline.shape[1:])
     inputs = subject.inputs(examples)
     classes, shares = top_shares(subject, inputs)
     ends: Tensor | None = None
-    values = torch.zeros(0)
+    values = far = torch.zeros(0)
     if subject.module is None:
         notes.append("only its answers are known: patches were covered, and no gradients taken")
     else:
         try:
-            rows = afford(budget, len(examples), 0.4, lambda n: _gradients(subject, inputs[:n], baseline, classes))
-            values, ends = _gradients(subject, inputs[:rows], baseline, classes)
+            rows = afford(budget, len(examples), 0.4, lambda n: _gradients(subject, inputs[:n], background, classes))
+            values, far, ends = _gradients(subject, inputs[:rows], background, classes)
             examples, inputs, classes, shares = (one[:rows] for one in (examples, inputs, classes, shares))
         except (RuntimeError, UserError) as problem:  # a model that asks for whole numbers, or detaches
             notes.append(f"it gives no gradients with respect to pixels ({str(problem).splitlines()[0][:120]})")
@@ -93,7 +103,7 @@ def _explained(subject: Subject, budget: Budget, notes: list[str]) -> Maps:
         examples, inputs, classes, shares = (one[:rows] for one in (examples, inputs, classes, shares))
         area = torch.bincount(cells.flatten()).double()
         values = (patches / area)[:, cells]
-    return Maps(examples, inputs, baseline, classes, shares, values, patches, without, cells, ends)
+    return Maps(examples, inputs, baseline, classes, shares, values, far, patches, without, cells, ends, background)
 
 
 def _mean_picture(subject: Subject) -> Tensor:
@@ -110,12 +120,21 @@ def patches_of(height: int, width: int) -> Tensor:
     return torch.arange(height)[:, None] // side * across + torch.arange(width) // side
 
 
-def _gradients(subject: Subject, inputs: Tensor, baseline: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+def _background(subject: Subject) -> Tensor:
+    """Training pictures at random (P, C, H, W): a pixel that is as usual for one is not for another."""
+    train = subject.examples("train")
+    order = permutation(len(train), subject.seed, "background")[:BACKGROUND].copy()
+    return subject.inputs(train[torch.from_numpy(order)])
+
+
+def _gradients(subject: Subject, inputs: Tensor, background: Tensor, classes: Tensor) -> Expected:
+    """What each pixel adds, over all channels."""
+
     def score(points: Tensor, rows: Tensor) -> Tensor:
         return centred(subject.forward(points), classes[rows])
 
-    values, ends = integrated(score, inputs.float(), baseline.float())
-    return values.sum(1), ends
+    found = expected(score, inputs.float(), background.float())
+    return Expected(found.values.sum(1), found.far.sum(1), found.ends)
 
 
 def _ask(subject: Subject, inputs: Tensor, baseline: Tensor, cells: Tensor) -> Ask:
@@ -128,19 +147,16 @@ def _ask(subject: Subject, inputs: Tensor, baseline: Tensor, cells: Tensor) -> A
     return ask
 
 
-def _twin(subject: Subject, found: Maps, budget: Budget) -> Tensor:
-    """What random weights would have explained (fewer, H, W)."""
-    other = subject.randomised(subject.seed)
-    rows = min(CONTROLLED, len(found.examples))
-    rows = afford(budget, rows, 0.5, lambda n: _gradients(other, found.inputs[:n], found.baseline, found.classes))
-    return _gradients(other, found.inputs[:rows], found.baseline, found.classes)[0]
+def _twins(subject: Subject, found: Maps, budget: Budget) -> list[Tensor]:
+    """What networks with random weights would have explained, each (fewer, H, W)."""
+    others = [subject.randomised(subject.seed + turn) for turn in range(NETWORKS)]
 
+    def maps(other: Subject, rows: int) -> Tensor:
+        return _gradients(other, found.inputs[:rows], found.background, found.classes).values
 
-def _compared(found: Maps, twin: Tensor) -> dict[str, Any]:
-    """How alike the maps are to those of random weights, and how much of it is the pictures' own contrast."""
-    own, other = found.pixels[: len(twin)].flatten(1), twin.flatten(1)
-    contrast = (found.inputs[: len(twin)].float() - found.baseline.float()).abs().sum(1).flatten(1)
-    return randomisation(own, other, contrast=contrast)
+    most = min(CONTROLLED, len(found.examples))
+    rows = afford(budget, most, 0.5 / NETWORKS, lambda n: maps(others[0], n))
+    return [maps(other, rows) for other in others]
 
 
 def _checked(subject: Subject, found: Maps, budget: Budget) -> dict[str, Any]:
@@ -193,7 +209,7 @@ def _by_patch(maps: Tensor, cells: Tensor) -> Tensor:
 def _overall(found: Maps, numbers: dict[str, Any], twin: Tensor | None) -> Finding:
     top = numbers["top_patch"]
     rows, columns = top["rows"], top["columns"]
-    place = f"rows {rows[0]} to {rows[1]}, columns {columns[0]} to {columns[1]} (from the top left, from 0)"
+    place = f"{_from_to('row', rows)}, {_from_to('column', columns)} (from the top left, from 0)"
     times = top["share"] / top["area"]
     sentence = f"Half of what its answers hang on lies in {numbers['half']} of {len(numbers['patches'])} patches. The "
     sentence += f"one that counts most is {place}: {_percent(top['share'])} of the attribution on "
@@ -226,10 +242,9 @@ def _overall(found: Maps, numbers: dict[str, Any], twin: Tensor | None) -> Findi
         text = "the same, knowing nothing"
         cells.append({"pixels": map_picture(twin.double().abs().mean(0).tolist()), "text": text, "about": text})
         names.append("random weights")
-    note = (
-        f"{numbers['method'].capitalize()}, of the first answer's logit (less the mean of all logits), from the mean "
-    )
-    note += f"training picture; {len(found.examples)} test pictures. Each map has a scale of its own."
+    note = f"{numbers['method'].capitalize()}, of the first answer's logit (less the mean of all logits); "
+    note += f"{len(found.examples)} test pictures. What is covered is as in the mean training picture. "
+    note += "Each map has a scale of its own."
     figure = {"kind": "sheet", "columns": names, "rows": [cells], "note": note, "width": 160}
     control = f"an even share: {_percent(top['area'])}"
     control += f"; random weights: {_percent(top['random_weights_share'])} in this patch." if twin is not None else "."
@@ -261,7 +276,7 @@ def _classes(subject: Subject, found: Maps) -> list[Finding]:
     one, other = divmod(int(apart.argmax()), len(chosen))
     names = [subject.classes[chosen[place]] for place in sorted((one, other))]
     sentence = (
-        "Red speaks for the class, blue against it: what is there and what is missing, against the mean picture. "
+        "Red speaks for the class, blue against it: what is there and what is missing, against training pictures. "
     )
     if float(apart.max()) >= ALIKE:
         sentence += (
@@ -315,6 +330,10 @@ def _six(subject: Subject, found: Maps, twin: Tensor | None) -> Finding:
     control = "random weights, at the same pictures." if twin is not None else "the picture itself."
     figure = {"kind": "sheet", "columns": names, "rows": rows, "note": note}
     return Finding("Six answers, and what they hang on", sentence, alike, control, figure)
+
+
+def _from_to(what: str, ends: list[int]) -> str:
+    return f"{what} {ends[0]}" if ends[0] == ends[1] else f"{what}s {ends[0]} to {ends[1]}"
 
 
 def shown(picture: Tensor) -> list[Any]:
