@@ -99,6 +99,12 @@ FIGURES = {
     },
     "reliability": {"series": [{"name": "kd", **CALIBRATION}]},
     "matrix": {"labels": ["a", "b"], "values": [[9, 1], [None, 8]]},
+    "dendrogram": {
+        "labels": ["a", "b", "c", "d"],
+        "merges": [[0, 2, 60.0], [1, 3, 50.0], [4, 5, 3.0]],
+        "groups": [[0, 2], [1, 3]],
+        "text": "+ 3 %",
+    },
     "pictures": {
         "items": [
             {"pixels": [[0, 255], [128, 7]], "caption": "true: a", "rows": [["teacher", "a 0.9"]]},
@@ -229,7 +235,7 @@ def test_every_kind_draws(kind):
         assert html.count('role="img"') == html.count("aria-label=") - html.count('role="region"')
 
 
-@pytest.mark.parametrize("kind", ["lines", "bars", "dots", "spread", "reliability", "matrix", "table"])
+@pytest.mark.parametrize("kind", ["lines", "bars", "dots", "spread", "reliability", "matrix", "dendrogram", "table"])
 def test_figures_with_nothing_measured_still_draw(kind):
     empty = {
         "lines": {"series": [{"name": "kd", "x": [1, 2], "y": [None, NAN]}], "log_y": True},
@@ -241,10 +247,21 @@ def test_figures_with_nothing_measured_still_draw(kind):
         },
         "matrix": {"labels": ["a"], "values": [[None]]},
         "table": {"columns": [{"name": "a", "best": "high"}], "rows": []},
+        "dendrogram": {"labels": ["a", "b"], "merges": [[0, 1, NAN]]},
     }  # fmt: skip
     html = str(draw({"kind": kind, **empty[kind]}, {}))
     Page(html)
     assert "nan" not in html and "inf" not in html
+
+
+def test_branches_of_a_dendrogram_do_not_cross_and_families_have_a_colour():
+    html = str(draw({"kind": "dendrogram", **FIGURES["dendrogram"]}, {}))
+    wide = html.split("</svg>")[0]
+    names = re.findall(r'class="label"[^>]*>([a-d])<|>([a-d])</text>', wide)
+    assert ["".join(one) for one in names] == ["a", "c", "b", "d"], "what is merged first stands side by side"
+    assert re.findall(r'class="(\S+) branch"', wide) == ["s0", "s1", "s-alone"]
+    ends = [float(one) for one in re.findall(r"H([\d.]+)V", wide)]
+    assert ends[0] < ends[1] < ends[2], "the less alike, the further right"
 
 
 def test_missing_values_are_dashes_in_a_table():

@@ -220,7 +220,17 @@ def _grouped(numbers: dict[str, Any], own: Values, names: list[str]) -> Finding:
     control = (
         f"Agreement of the groups over {DRAWS} bootstrap samples (adjusted Rand index): {again:.2f}; chance gives 0."
     )
-    return Finding("Families of classes", sentence, again, control, {"kind": "text", "text": _tree(own, names)})
+    merges = [[int(one), int(other), _alike_at(own, apart)] for one, other, apart, _ in _linked(own)]
+    figure = {"kind": "dendrogram", "labels": names, "merges": merges, "text": _tree(own, names)}
+    if again >= STABLE:
+        figure["groups"] = [[names.index(name) for name in group] for group in groups]
+    figure["x_label"] = "per cent of what an answer leaves to other classes"
+    return Finding("Families of classes", sentence, again, control, figure)
+
+
+def _alike_at(likeness: Values, apart: float) -> float:
+    """Per cent of likeness at which classes that are this far apart are merged."""
+    return round(100 * (float(likeness.max()) - float(apart)), 1)
 
 
 def _tree(likeness: Values, names: list[str]) -> str:
@@ -234,7 +244,7 @@ def _tree(likeness: Values, names: list[str]) -> str:
             lines.append(f"{before}{branch}{names[node]}")
             return
         row = linked[node - count]
-        lines.append(f"{before}{branch}+ {100 * (float(likeness.max()) - float(row[2])):.1f} %")
+        lines.append(f"{before}{branch}+ {_alike_at(likeness, row[2]):.1f} %")
         inner = before + ("" if root else "    " if last else "|   ")
         write(int(row[0]), inner, False, False)
         write(int(row[1]), inner, True, False)

@@ -166,7 +166,7 @@ def dots(figure: Mapping[str, Any], width: float, palette: Palette) -> Markup:
     spans = [(middle - 10, middle + 13) for middle in middles] if frame["stacked"] else [(top, bottom)]
     if figure.get("zero"):
         parts += [line(place(0.0), start, place(0.0), end, "zero") for start, end in spans]
-    parts += _references(references, place, [(top - 6, top), *spans], width, palette)
+    parts += _references(references, place, [(top - 6, top), *spans], width, palette, digits)
     for index, row in enumerate(rows):
         middle = middles[index]
         parts += _named(str(row["name"]), frame, middle, shown[index], width)
@@ -195,13 +195,14 @@ def _references(
     spans: Sequence[tuple[float, float]],
     width: float,
     palette: Palette,
+    digits: int,
 ) -> list[Markup]:
     parts = []
     for one in references:
         x, value = place(float(one["value"])), float(one["value"])
         series = palette.get(str(one["name"]), "s-teacher")
         anchor = "end" if x > width * 0.7 else "start" if x < width * 0.3 else "middle"
-        told = f"{one['name']} {number(value, digits_for([value]))}"
+        told = f"{one['name']} {number(value, digits)}"
         parts += [line(x, start, x, end, f"{series} reference") for start, end in spans]
         parts.append(text(x, spans[0][0] - 5, told, anchor, class_="label"))
     return parts

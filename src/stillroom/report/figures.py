@@ -22,6 +22,8 @@ kind           holds
 ``spread``     ``labels``, ``series``: [{``name``, ``values``}], ``unit``, ``x_label``?: a mark a series on each row
 ``reliability`` ``series``: [{``name``, ``confidence``, ``accuracy``, ``share`` (a number a bin), ``ece``}], in 0..1
 ``matrix``     ``labels`` (rows), ``columns``? (else the same labels), ``values``: [[number]]
+``dendrogram`` ``labels``, ``merges``: [[node, node, value]] (node i is a leaf, n + i what the i-th merge made),
+               ``groups``?: [[place]] of one colour, ``x_label``?, ``text``?: the same in letters, folded below
 ``pictures``   ``items``: [{``pixels``: (H, W) or (H, W, 3) of 0..255, or a PNG in base64, or ``text``;
                or ``words``: [[text as written, how much it speaks for (to 1) or against (to -1)]];
                ``caption``, ``rows``?: [[who, what]]}]
@@ -45,6 +47,7 @@ from markupsafe import Markup, escape
 
 from stillroom.errors import DataError, say
 from stillroom.report import charts
+from stillroom.report.dendrogram import dendrogram
 from stillroom.report.numbers import DASH, digits_for, finite, number, with_interval
 from stillroom.report.svg import Palette, legend, tag
 
@@ -58,6 +61,7 @@ CHARTS: dict[str, Callable[[Mapping[str, Any], float, Palette], Markup]] = {
     "dots": charts.dots,
     "spread": charts.spread,
     "matrix": charts.matrix,
+    "dendrogram": dendrogram,
 }
 KINDS = (*sorted([*CHARTS, "table", "reliability", "pictures", "sheet", "text", "facts", "panels"]),)
 
@@ -261,12 +265,13 @@ def _behind(figure: Mapping[str, Any]) -> Markup:
         columns = [{"name": ""}, {"name": "first"}, {"name": "lowest"}, {"name": "highest"}, {"name": "last"}]
         rows = [[str(one["name"]), *end] for one, end in zip(figure["series"], ends, strict=True)]
     else:
-        return Markup("")
-    return tag(
-        "details",
-        tag("summary", "Numbers"),
-        table({"columns": columns, "rows": rows, "title": "Numbers behind the figure"}),
-    )
+        inner = tag("pre", figure["text"], tabindex="0") if kind == "dendrogram" and figure.get("text") else None
+        return _folded(inner) if inner else Markup("")
+    return _folded(table({"columns": columns, "rows": rows, "title": "Numbers behind the figure"}))
+
+
+def _folded(inner: Markup) -> Markup:
+    return tag("details", tag("summary", "Numbers"), inner)
 
 
 def _ends(series: Mapping[str, Any]) -> list[float | None]:
