@@ -12,6 +12,7 @@ from torch import Tensor
 from stillroom.contracts import UNLABELLED, Finding
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
+from stillroom.mining.wording import percent
 from stillroom.tasks import accuracy, recall_by_class, reliability
 
 HARDEST = 10  # classes that are shown
@@ -141,10 +142,10 @@ def _confusions(logits: Tensor, labels: Tensor, classes: list[str]) -> list[dict
 def _right(numbers: dict[str, Any]) -> Finding:
     right, usual = numbers["accuracy"], numbers["majority_class"]
     ahead = right - usual["accuracy"]
-    sentence = f"It is right on {_percent(right)} of {numbers['examples']:,} test examples"
+    sentence = f"It is right on {percent(right)} of {numbers['examples']:,} test examples"
     sentence += f", {100 * ahead:.1f} points more than answering '{usual['class']}' every time."
     if ahead < 0.02:
-        sentence = f"It is right on {_percent(right)} of the test examples, hardly more than answering "
+        sentence = f"It is right on {percent(right)} of the test examples, hardly more than answering "
         sentence += f"'{usual['class']}' every time. What follows tells of a model that has learnt next to nothing."
     figure = {
         "kind": "dots",
@@ -155,7 +156,7 @@ def _right(numbers: dict[str, Any]) -> Finding:
             {"name": "always the same", "mean": 100 * usual["accuracy"]},
         ],
     }
-    control = f"Always '{usual['class']}', the most frequent class in training: {_percent(usual['accuracy'])}."
+    control = f"Always '{usual['class']}', the most frequent class in training: {percent(usual['accuracy'])}."
     return Finding("How often it is right", sentence, right, control, figure)
 
 
@@ -164,7 +165,7 @@ def _sure(numbers: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
     lean = numbers["mean_confidence"] - numbers["accuracy"]
     way = "surer than it should be" if lean > 0 else "less sure than it could be"
     sentence = (
-        f"It says {_percent(numbers['mean_confidence'])} on average and is right on {_percent(numbers['accuracy'])}"
+        f"It says {percent(numbers['mean_confidence'])} on average and is right on {percent(numbers['accuracy'])}"
     )
     sentence += f": {way}." if abs(lean) > 0.01 else ", so on average its confidence can be taken at its word."
     series = [{"name": "as it is", **before}]
@@ -182,8 +183,8 @@ def _hard(numbers: dict[str, Any]) -> Finding:
     recalls = {name: value for name, value in numbers["recall"].items() if value is not None}
     order = sorted(recalls, key=lambda name: recalls[name])
     worst, best = order[0], order[-1]
-    sentence = f"Hardest is '{worst}', of which {_percent(recalls[worst])} are recognised; of '{best}' it is "
-    sentence += f"{_percent(recalls[best])}."
+    sentence = f"Hardest is '{worst}', of which {percent(recalls[worst])} are recognised; of '{best}' it is "
+    sentence += f"{percent(recalls[best])}."
     if numbers["confusions"]:
         most = numbers["confusions"][0]
         sentence += f" Most mistaken: '{most['true']}' for '{most['answered']}' ({most['count']} examples)."
@@ -196,7 +197,3 @@ def _hard(numbers: dict[str, Any]) -> Finding:
         "references": [{"name": "all classes", "value": 100 * numbers["accuracy"]}],
     }
     return Finding("What it finds hard", sentence, recalls[worst], "The line is the accuracy over all classes.", figure)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"

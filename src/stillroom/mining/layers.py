@@ -16,6 +16,7 @@ from stillroom.mining.cka import matrix
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.reading import read_once, vectors
 from stillroom.mining.subject import Subject
+from stillroom.mining.wording import percent
 from stillroom.randomness import permutation
 
 ROWS = 1500  # of a split that layers are read on
@@ -166,7 +167,7 @@ def _plain(value: float) -> float | None:
 def _readable(numbers: dict[str, Any]) -> Finding:
     own, control, earliest = numbers["layers"], numbers["control"], numbers["earliest"]
     first, last = next(iter(own)), list(own)[-1]
-    ends = [_percent(own[tap]["probe"]) for tap in (first, last)]
+    ends = [percent(own[tap]["probe"]) for tap in (first, last)]
     sentence = f"A straight line through the first layer that was read ('{first}') already tells {ends[0]} of the "
     sentence += f"test examples, through the last ('{last}') {ends[1]}."
     if earliest != last:
@@ -188,7 +189,7 @@ def _readable(numbers: dict[str, Any]) -> Finding:
         "note": "From the first layer (above) to the answers (below).",
     }
     best = max(control.values(), default=0.0)
-    words = f"The same layers with random weights: {_percent(best)} at best."
+    words = f"The same layers with random weights: {percent(best)} at best."
     return Finding("Where knowledge can be read", sentence, own[earliest]["probe"], words, figure)
 
 
@@ -221,7 +222,3 @@ def _width(numbers: dict[str, Any]) -> Finding:
     }
     words = f"Its whole width, {entry['width']}; effective rank {entry['effective_rank']:.1f}."
     return Finding("How wide a student need be", sentence, float(entry["directions"]), words, figure)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"

@@ -19,6 +19,7 @@ from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.reading import read_once, vectors
 from stillroom.mining.subgroups import Subgroup, subgroups
 from stillroom.mining.subject import Subject
+from stillroom.mining.wording import percent
 from stillroom.randomness import permutation
 from stillroom.statistics import over_seeds
 from stillroom.taps import read
@@ -157,11 +158,11 @@ def _cosine(one: Tensor, other: Tensor) -> float:
 def _table(numbers: dict[str, Any]) -> Finding:
     arms, main = numbers["arms"], numbers["main"]
     kept = arms[main]
-    sentence = f"'{main}' gives the model's own answer on {_percent(kept['agreement']['mean'])} of the test examples"
-    sentence += f" (by chance it would be {_percent(kept['chance']['mean'])})."
+    sentence = f"'{main}' gives the model's own answer on {percent(kept['agreement']['mean'])} of the test examples"
+    sentence += f" (by chance it would be {percent(kept['chance']['mean'])})."
     if ALONE in arms and main != ALONE:
         gain = 100 * (kept["agreement"]["mean"] - arms[ALONE]["agreement"]["mean"])
-        sentence += f" Without the teacher the same student does so on {_percent(arms[ALONE]['agreement']['mean'])}: "
+        sentence += f" Without the teacher the same student does so on {percent(arms[ALONE]['agreement']['mean'])}: "
         sentence += f"{gain:+.1f} points are the teacher's doing."
     if "gradient_cosine" in kept:
         sentence += f" Its reasons resemble the model's by a cosine of {kept['gradient_cosine']['mean']:.2f}."
@@ -185,7 +186,7 @@ def _table(numbers: dict[str, Any]) -> Finding:
         "main": [1 + list(arms).index(main)],
         "note": f"Means over seeds with 95 % intervals; {of}.",
     }
-    control = f"Agreement by chance: {_percent(kept['chance']['mean'])}" + (
+    control = f"Agreement by chance: {percent(kept['chance']['mean'])}" + (
         "; the same student trained alone." if ALONE in arms and main != ALONE else "."
     )
     return Finding("What the students kept", sentence, kept["agreement"]["mean"], control, figure)
@@ -224,9 +225,9 @@ def _lost(rows: list[dict[str, Any]], main: str) -> Finding:
     sentence = f"In {kept} of {len(rows)} classes '{main}' recognises as many examples as the model, within a point."
     if worst["lost"] > 0.01:
         sentence += (
-            f" It loses most on '{worst['class']}': {_percent(worst['model'])} of its examples are recognised by "
+            f" It loses most on '{worst['class']}': {percent(worst['model'])} of its examples are recognised by "
         )
-        sentence += f"the model, {_percent(worst['student'])} by the student. Give that class more examples or weight."
+        sentence += f"the model, {percent(worst['student'])} by the student. Give that class more examples or weight."
     shown = rows[:SHOWN]
     figure = {
         "kind": "spread",
@@ -260,21 +261,19 @@ def _groups(subject: Subject, logits: Tensor, told: Sequence[Tensor]) -> dict[st
 def _cost(groups: dict[str, Any], main: str) -> Finding:
     rows, least = groups["groups"], groups["least_by_chance"]
     title = "Whom it cost"
-    control = f"Groups of the same sizes drawn at random: in 95 of 100 draws none falls below {_percent(least)}."
+    control = f"Groups of the same sizes drawn at random: in 95 of 100 draws none falls below {percent(least)}."
     if not rows:
         return Finding(title, "There are no subgroups to compare in this data.", None, control)
     below = [row for row in rows if row["agreement"] < least]
     if below:
         worst = below[0]
-        sentence = f"'{main}' follows the model least on {worst['name']}: on {_percent(worst['agreement'])} of "
-        sentence += f"{worst['examples']} examples, on {_percent(groups['whole'])} of all. "
+        sentence = f"'{main}' follows the model least on {worst['name']}: on {percent(worst['agreement'])} of "
+        sentence += f"{worst['examples']} examples, on {percent(groups['whole'])} of all. "
         sentence += (
             "That is more than chance explains." if len(below) == 1 else f"{len(below)} groups lie below chance."
         )
     else:
-        sentence = (
-            f"No subgroup is left behind: '{main}' follows the model on {_percent(rows[0]['agreement'])} even of "
-        )
+        sentence = f"No subgroup is left behind: '{main}' follows the model on {percent(rows[0]['agreement'])} even of "
         sentence += f"the worst one ({rows[0]['name']}), which is within chance."
     figure = {
         "kind": "dots",
@@ -361,7 +360,7 @@ def _disagreements(
 def _shown(items: list[dict[str, Any]], apart: int, count: int, main: str) -> Finding:
     title = "Where they disagree"
     sentence = f"The first of '{main}' differs from the model on {apart:,} of {count:,} test examples "
-    sentence += f"({_percent(apart / max(1, count))})."
+    sentence += f"({percent(apart / max(1, count))})."
     known = [item for item in items if item["true"] is not None]
     if known:
         right = sum(item["true"] == item["teacher"] for item in known)
@@ -382,7 +381,3 @@ def _shown(items: list[dict[str, Any]], apart: int, count: int, main: str) -> Fi
         ],
     }
     return Finding(title, sentence, apart / max(1, count), "The true class stands above.", figure if items else {})
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"

@@ -18,6 +18,7 @@ from stillroom.mining.attribution.gradients import Score, centred, error, integr
 from stillroom.mining.attribution.removal import Ask, shapley
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
+from stillroom.mining.wording import percent
 from stillroom.randomness import permutation
 
 MOST, CHECKED = 200, 100  # rows that are explained; of them, whose columns are taken away
@@ -217,7 +218,7 @@ def _told(column: dict[str, Any]) -> str:
 def _overall(subject: Subject, numbers: dict[str, Any], twin: Tensor | None, names: list[str]) -> Finding:
     columns = sorted(numbers["columns"], key=lambda column: -column["share"])
     top, even = columns[0], 1 / len(columns)
-    sentence = f"Its answers hang most on '{top['name']}': {_percent(top['share'])} of all effects"
+    sentence = f"Its answers hang most on '{top['name']}': {percent(top['share'])} of all effects"
     sentence += f" ({_told(top)})" if _told(top) else ""
     sentence += f". {numbers['half']} of {len(columns)} columns make up half of them"
     if len(columns) > 1:
@@ -230,11 +231,11 @@ def _overall(subject: Subject, numbers: dict[str, Any], twin: Tensor | None, nam
         sentence += f" The order of the columns is not firm: two halves of the draws agree by {stable:.2f} only."
     shown = columns[:LISTED]
     series = [{"name": "the model", "values": [100 * column["share"] for column in shown]}]
-    control = f"an even share: {_percent(even)}"
+    control = f"an even share: {percent(even)}"
     if twin is not None:
         other = dict(zip(names, numbers["random_weights"]["shares"], strict=True))
         series.append({"name": "random weights", "values": [100 * other[column["name"]] for column in shown]})
-        control += f"; random weights: {_percent(other[top['name']])} for '{top['name']}'"
+        control += f"; random weights: {percent(other[top['name']])} for '{top['name']}'"
     note = f"Mean size of sampled Shapley values of {numbers['examples']} test rows ({numbers['draws']} training rows "
     note += "stand in for what is taken away), as a share of all."
     note += f" {len(columns)} columns in all." if len(columns) > LISTED else ""
@@ -289,7 +290,3 @@ def _csv(subject: Subject, found: Effects, names: list[str]) -> bytes:
     for place, values in zip(found.classes.tolist(), found.values.tolist(), strict=True):
         writer.writerow([subject.classes[place], *(f"{value:.6g}" for value in values)])
     return stream.getvalue().encode()
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"

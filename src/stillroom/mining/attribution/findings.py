@@ -13,6 +13,7 @@ from stillroom.contracts import Finding
 from stillroom.mining.attribution.faithful import MOST, helps
 from stillroom.mining.panel import Budget
 from stillroom.mining.subject import Subject
+from stillroom.mining.wording import percent
 from stillroom.randomness import permutation
 
 PILOT = 2  # examples that are timed first
@@ -75,9 +76,9 @@ def trust(told: dict[str, Any], parts: str, method: str, completeness: float | N
     """Say whether taking parts away in the order of attribution changes answers sooner than any order."""
     gone, back = told["deletion"], told["insertion"]
     good = {way: helps(told, way) for way in ("deletion", "insertion")}
-    text = f"Take away {parts} in the order of attribution: the answer keeps a share of {percent(gone['area'])} on "
-    text += f"average, against {percent(gone['random'])} in random order. Put them back in that order: "
-    text += f"{percent(back['area'])} against {percent(back['random'])}."
+    text = f"Take away {parts} in the order of attribution: the answer keeps a share of {percent(gone['area'], 0)} on "
+    text += f"average, against {percent(gone['random'], 0)} in random order. Put them back in that order: "
+    text += f"{percent(back['area'], 0)} against {percent(back['random'], 0)}."
     if all(good.values()):
         text += f" So what is marked is what the answer hangs on: removal works {1 / max(gone['ratio'], 1e-3):.1f} "
         text += "times as well as chance."
@@ -89,7 +90,7 @@ def trust(told: dict[str, Any], parts: str, method: str, completeness: float | N
     else:
         text += " That is no better than random: do not rely on what is marked here."
     if completeness is not None and completeness > LOOSE:
-        text += f" The parts miss the difference they should sum up to by {percent(completeness)}."
+        text += f" The parts miss the difference they should sum up to by {percent(completeness, 0)}."
     control = f"random orders of the same {parts}, at the same {told['examples']} examples."
     if completeness is not None:
         control += f" {method} should sum up to the difference from the baseline: they miss it by "
@@ -157,8 +158,3 @@ def halves(values: Sequence[float] | Tensor) -> int:
     """Return how many of the largest values make up half of their sum."""
     sizes = torch.as_tensor(values, dtype=torch.float64).flatten().sort(descending=True).values
     return int((sizes.cumsum(0) < 0.5 * sizes.sum()).sum()) + 1 if float(sizes.sum()) > 0 else 0
-
-
-def percent(value: float) -> str:
-    """Return a share as a person reads it, in whole per cent."""
-    return f"{100 * value:.0f} %"

@@ -18,6 +18,7 @@ from stillroom.mining.attribution.outlines import origin, outlines
 from stillroom.mining.attribution.removal import Ask, occlusion
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
+from stillroom.mining.wording import percent
 from stillroom.randomness import permutation
 from stillroom.report.run_sensitivity import map_picture
 
@@ -212,9 +213,9 @@ def _overall(found: Maps, numbers: dict[str, Any], twin: Tensor | None) -> Findi
     place = f"{_from_to('row', rows)}, {_from_to('column', columns)} (from the top left, from 0)"
     times = top["share"] / top["area"]
     sentence = f"Half of what its answers hang on lies in {numbers['half']} of {len(numbers['patches'])} patches. The "
-    sentence += f"one that counts most is {place}: {_percent(top['share'])} of the attribution on "
-    sentence += f"{_percent(top['area'])} of the picture, {times:.1f} times an even share. Without it "
-    sentence += f"{_percent(top['changed'])} of the answers change."
+    sentence += f"one that counts most is {place}: {percent(top['share'])} of the attribution on "
+    sentence += f"{percent(top['area'])} of the picture, {times:.1f} times an even share. Without it "
+    sentence += f"{percent(top['changed'])} of the answers change."
     if top["edge"] and top["changed"] >= EDGE:
         sentence += " It lies at the edge: unless the things to be told apart are there, it has learnt a shortcut."
     elif top["changed"] < 0.02:
@@ -233,7 +234,7 @@ def _overall(found: Maps, numbers: dict[str, Any], twin: Tensor | None) -> Findi
     cells.append(
         {
             "pixels": map_picture(changed.tolist()),
-            "text": f"up to {_percent(max(numbers['changed_without']))}",
+            "text": f"up to {percent(max(numbers['changed_without']))}",
             "about": "share of answers that change when a patch is covered",
         }
     )
@@ -246,8 +247,8 @@ def _overall(found: Maps, numbers: dict[str, Any], twin: Tensor | None) -> Findi
     note += f"{len(found.examples)} test pictures. What is covered is as in the mean training picture. "
     note += "Each map has a scale of its own."
     figure = {"kind": "sheet", "columns": names, "rows": [cells], "note": note, "width": 160}
-    control = f"an even share: {_percent(top['area'])}"
-    control += f"; random weights: {_percent(top['random_weights_share'])} in this patch." if twin is not None else "."
+    control = f"an even share: {percent(top['area'])}"
+    control += f"; random weights: {percent(top['random_weights_share'])} in this patch." if twin is not None else "."
     return Finding("What it looks at", sentence, top["share"], control, figure)
 
 
@@ -352,7 +353,3 @@ def _bytes(found: Maps) -> bytes:
     kept = {"examples": found.examples, "classes": found.classes, "pixels": found.pixels.float()}
     held: bytes = save({name: value.contiguous() for name, value in kept.items()} | {"cells": found.cells.contiguous()})
     return held
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"

@@ -12,9 +12,10 @@ from torch import Tensor
 from stillroom.contracts import Finding
 from stillroom.mining.attribution.explained import MOST, Pieces, Said, by_random_weights, checked, explained
 from stillroom.mining.attribution.faithful import randomisation
-from stillroom.mining.attribution.findings import percent, shows_the_model, spread_out, trust
+from stillroom.mining.attribution.findings import shows_the_model, spread_out, trust
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
+from stillroom.mining.wording import percent
 from stillroom.utf8 import unpack_bytes
 
 THIN = 50  # texts, below which words at large are not known
@@ -181,12 +182,14 @@ def _six(subject: Subject, found: Said) -> Finding:
         caption = f"{subject.classes[place]} {100 * float(found.shares[row]):.0f} %"
         items.append({"words": _marked(raw[row], words, values), "caption": caption, "rows": sides})
     sentence = "The words that spoke for each answer and against it, with what they add in logits. Where these are not "
-    sentence += f"what a reader would name, look closer: the strongest word has {percent(_first_share(found))} of all "
+    sentence += (
+        f"what a reader would name, look closer: the strongest word has {percent(_first_share(found), 0)} of all "
+    )
     sentence += "effects of a text on average."
     note = "Red speaks for the answer, blue (underlined) against it; the stronger, the more, in each text by itself. "
     note += "Not chosen by hand: the two surest answers, two in the middle, the two least sure."
     figure = {"kind": "pictures", "items": items, "note": note}
-    control = f"an even share of the words of a text: {percent(float((1 / found.counts.double()).mean()))}."
+    control = f"an even share of the words of a text: {percent(float((1 / found.counts.double()).mean()), 0)}."
     one = len(items) == 1
     title = "One answer, and what it hangs on" if one else f"{NUMBERS[len(items)]} answers, and what they hang on"
     return Finding(title, sentence, _first_share(found), control, figure)

@@ -13,6 +13,7 @@ from torch import Tensor
 from stillroom.contracts import Finding
 from stillroom.mining.concepts.rows import Rows
 from stillroom.mining.subject import Subject
+from stillroom.mining.wording import percent
 
 AHEAD = 0.04  # of the variance, more than of rows without parts, before parts are said to be there
 FIRM = 0.5  # of the directions found again, before they are called firm
@@ -30,25 +31,25 @@ def held(numbers: Mapping[str, Any]) -> Finding:
     best = methods[numbers["shown"]]
     name = "directions" if numbers["shown"] == "sparse" else "non-negative directions"
     sentence = f"{best['directions']} {name}, of which an example uses {best['at_a_time']:.1f}, hold "
-    sentence += f"{_percent(best['explained'])} of the variance of its features."
+    sentence += f"{percent(best['explained'])} of the variance of its features."
     if best["explained"] < HALF:
         sentence += " Most of what varies is in none of them."
     if best["explained"] - best["by_chance"] < AHEAD:
         sentence += " Rows without any parts are held about as well: read the directions as a way of looking, not as "
         sentence += "parts that are really there."
     else:
-        sentence += f" Of rows without parts the same method holds {_percent(best['by_chance'])}."
+        sentence += f" Of rows without parts the same method holds {percent(best['by_chance'])}."
     again, chance = best["found_again"], best["found_again_by_chance"]
-    sentence += f" In the other half of the examples {_percent(again, 0)} of them are found again"
+    sentence += f" In the other half of the examples {percent(again, 0)} of them are found again"
     if again < FIRM:
         sentence += ": most depend on which examples were looked at, so name none of them after one look."
     elif again <= chance:
         sentence += ", no more than in rows without parts: that they come again proves nothing."
     else:
-        sentence += f" ({_percent(chance, 0)} in rows without parts)."
-    control = f"Random rows of equal mean and covariance, which have no parts: {_percent(best['by_chance'])}. As many "
+        sentence += f" ({percent(chance, 0)} in rows without parts)."
+    control = f"Random rows of equal mean and covariance, which have no parts: {percent(best['by_chance'])}. As many "
     control += f"principal components as are used at most ({best['compared_with']}): "
-    control += f"{_percent(best['principal_components'])}."
+    control += f"{percent(best['principal_components'])}."
     return Finding("How much its concepts explain", sentence, best["explained"], control, _compared(methods))
 
 
@@ -56,12 +57,12 @@ def _compared(methods: Mapping[str, Any]) -> dict[str, Any]:
     told = {
         "directions": lambda one: str(one["directions"]),
         "used at a time": lambda one: f"{one['at_a_time']:.1f}",
-        "never used": lambda one: _percent(one["dead"], 0),
-        "variance explained": lambda one: _percent(one["explained"]),
-        "of rows without parts": lambda one: _percent(one["by_chance"]),
-        "principal components": lambda one: f"{_percent(one['principal_components'])} ({one['compared_with']})",
-        "found again": lambda one: _percent(one["found_again"], 0),
-        "in rows without parts": lambda one: _percent(one["found_again_by_chance"], 0),
+        "never used": lambda one: percent(one["dead"], 0),
+        "variance explained": lambda one: percent(one["explained"]),
+        "of rows without parts": lambda one: percent(one["by_chance"]),
+        "principal components": lambda one: f"{percent(one['principal_components'])} ({one['compared_with']})",
+        "found again": lambda one: percent(one["found_again"], 0),
+        "in rows without parts": lambda one: percent(one["found_again_by_chance"], 0),
     }
     columns = [{"name": ""}, *({"name": NAMES[name].split()[-1]} for name in methods)]
     rows = [[what, *(write(one) for one in methods.values())] for what, write in told.items()]
@@ -82,8 +83,8 @@ def shown(numbers: Mapping[str, Any], subject: Subject, test: Rows) -> Finding:
     sentence += "; the others are shared by classes." if len(clear) < len(entries) else "."
     where = "a place in the picture" if test.places is not None else "an example"
     control = f"Of the strength with which concepts are used by {where}, an even share for a class would be "
-    control += f"{_percent(1 / len(subject.classes), 0)}; of concept {first['unit'] + 1} '{first['mostly']}' has "
-    control += f"{_percent(first['mostly_share'], 0)}."
+    control += f"{percent(1 / len(subject.classes), 0)}; of concept {first['unit'] + 1} '{first['mostly']}' has "
+    control += f"{percent(first['mostly_share'], 0)}."
     return Finding(
         "What its concepts are", sentence, len(entries), control, _figure(entries[: _fits(subject)], subject, test)
     )
@@ -115,7 +116,7 @@ def _figure(entries: Sequence[Mapping[str, Any]], subject: Subject, test: Rows) 
             example = int(test.examples[row])
             text = str(subject.data.show(example)) if told is None else told(example)
             items.append(
-                {"text": text, "caption": f"concept {_named(one)}", "rows": [["used by", _percent(one["share"], 0)]]}
+                {"text": text, "caption": f"concept {_named(one)}", "rows": [["used by", percent(one["share"], 0)]]}
             )
     return {"kind": "pictures", "items": items}
 
@@ -163,8 +164,8 @@ def hung_on(numbers: Mapping[str, Any], subject: Subject) -> Finding:
     many, sure = sum(value >= MARK for value in times), sum(one["p"] <= SURE for one in entries)
     top = entries[0]
     sentence = f"'{top['class']}' leans most on one concept: without it, its score falls by {top['effect']:.2f} "
-    sentence += f"and {_percent(top['changed'], 0)} of these answers become others, against "
-    sentence += f"{_percent(top['changed_random'], 0)} without as much of a random direction. For {many} of "
+    sentence += f"and {percent(top['changed'], 0)} of these answers become others, against "
+    sentence += f"{percent(top['changed_random'], 0)} without as much of a random direction. For {many} of "
     sentence += (
         f"{len(entries)} classes their concept does at least {MARK:.0f} times what a random direction does (the "
     )
@@ -202,7 +203,3 @@ def _by_the_other(numbers: Mapping[str, Any]) -> str:
             told += f" Of the concepts of the other method ({NAMES[name]}) the first is true of {many}, the "
             told += f"second of {sum(entry['p'] <= SURE for entry in one['classes'])}."
     return told
-
-
-def _percent(value: float, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f} %"

@@ -12,8 +12,8 @@ from stillroom.contracts import UNLABELLED, Finding
 from stillroom.mining.panel import Budget
 from stillroom.mining.rules.asking import Ground, Told
 from stillroom.mining.rules.soft_tree import LEVELS, Grown, filters, level_for, train
-from stillroom.mining.rules.telling import percent
 from stillroom.mining.subject import Subject
+from stillroom.mining.wording import percent
 
 DRAWN = 3  # levels whose filters are drawn
 NAMED = 4  # classes that a caption names

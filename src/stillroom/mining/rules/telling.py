@@ -16,6 +16,7 @@ from stillroom.mining.rules.reading import Feature, Taught
 from stillroom.mining.rules.sizes import Grown, agreement
 from stillroom.mining.rules.tree import Tree
 from stillroom.mining.rules.writing import as_text, held_against, rules_of
+from stillroom.mining.wording import percent
 from stillroom.statistics import Interval, over_examples
 
 SIDES, WORDS, NAMED = 6, 12, 5  # classes whose words are shown; of each; named in the sentence
@@ -124,12 +125,6 @@ class Chosen:
             told |= {"coverage": covered, "rows": int(rows.sum()), "fidelity": same}
             found.append(told | {"coverage_queries": asked, "fidelity_queries": same_asked})
         return found
-
-
-def percent(share: float) -> str:
-    """Return a share as per cent; never rounded up to all of it."""
-    shown = f"{100 * share:.1f}"
-    return f"{shown if shown != '100.0' or share == 1 else '99.9'} %"
 
 
 # --- the tree --------------------------------------------------------------------------------------------
