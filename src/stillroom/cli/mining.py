@@ -11,6 +11,7 @@ from stillroom.errors import UserError, say
 
 if TYPE_CHECKING:
     from stillroom.mining import Subject
+    from stillroom.pipeline.mining import Mined
 
 SECONDS = 20.0
 
@@ -27,6 +28,10 @@ def mine(
         list[str] | None, typer.Option("--only", help="Some panels, by name; repeat it", show_default=False)
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="At most so long for a panel")] = SECONDS,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Of a panel: rules.fidelity=0.9, rules.leaves=32; repeat it", show_default=False),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder (default: RUN/mining)", show_default=False)] = None,
     recipe: Annotated[
         Path | None, typer.Option("--recipe", help="Write here the recipe that follows", show_default=False)
@@ -43,15 +48,18 @@ def mine(
     A recipe from what was found: stillroom mine runs/images --recipe mined.yaml
 
     A student by itself, two panels: stillroom mine runs/images --model kd --only answers --only similarity
+
+    Longer rules, another layer: stillroom mine runs/images --set rules.leaves=32 --set concepts.tap=block2
     """
-    from stillroom.cli import screen
     from stillroom.files import write_bytes
+    from stillroom.mining.options import read_options
     from stillroom.mining.panels import chosen
     from stillroom.pipeline.mining import mine as dig
     from stillroom.pipeline.mining import recipe_of_run
     from stillroom.progress import ticking
 
     chosen(only or [], True)
+    more = read_options(options or [])
     if recipe is not None:
         _may_write(recipe)
     subject, students = _subjects(run, model, data)
@@ -62,9 +70,17 @@ def mine(
         raise UserError(say("No recipe can be mined", given, allowed, "Leave --recipe out, or mine such a run."))
     folder = out or run / "mining"
     with ticking(len(chosen(only or [], bool(students))), {}, quiet=quiet or as_json) as told:
-        mined = dig(subject, folder, students=students, only=only or [], seconds=seconds, told=told, recipe=base)
+        mined = dig(
+            subject, folder, students=students, only=only or [], seconds=seconds, told=told, recipe=base, options=more
+        )
     if recipe is not None:
         write_bytes(recipe, mined.panels["recipe"].files["recipe.yaml"])
+    _show(mined, folder, recipe, as_json=as_json)
+
+
+def _show(mined: Mined, folder: Path, recipe: Path | None, *, as_json: bool) -> None:
+    from stillroom.cli import screen
+
     if as_json:
         screen.show_json(
             {

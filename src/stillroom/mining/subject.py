@@ -173,6 +173,12 @@ class Subject:
         """Take answers and features by split as those of :meth:`examples`, so that they are not asked for again."""
         self._kept |= {split: dict(values) for split, values in found.items()}
 
+    def limit(self, rows: int) -> None:
+        """Ask about at most so many examples of a split from here on."""
+        if rows != self.most:
+            self.most = rows
+            self._kept.clear()
+
     def pace(self, seconds: float) -> str | None:
         """Ask about so few examples of a split that a pass takes ``seconds`` at most; say so, if they are fewer."""
         train = self.data.splits["train"]
@@ -185,7 +191,7 @@ class Subject:
         longest = max(len(split) for split in self.data.splits.values())
         if fit >= min(self.asked_for, longest):
             return None
-        self.most = max(LEAST, fit)
+        self.limit(max(LEAST, fit))
         return (
             f"to keep to the time, {self.most:,} examples of a split at most were asked about, not {self.asked_for:,}"
         )

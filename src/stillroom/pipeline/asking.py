@@ -43,7 +43,7 @@ def asked(
         found = committed(folder, known)
         assert found is not None
     kept = found["result"]
-    subject.most = kept["most"]
+    subject.limit(kept["most"])
     by_split: dict[str, dict[str, Tensor]] = {split: {} for split in SPLITS}
     for key, value in load((folder / FILE).read_bytes()).items():
         split, _, name = key.partition(".")

@@ -27,6 +27,7 @@ from stillroom.recipe import Recipe, read_recipe
 from stillroom.report import write_report
 
 SECONDS = 20.0  # a panel may take, on one thread
+KNOWN_BY = 64  # answers
 Students = Mapping[str, Sequence[Subject]]
 
 
@@ -60,29 +61,33 @@ def mine(
     told: Told = lambda name, done, of, what: None,
     title: str = "",
     recipe: Recipe | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Mined:
     """Dig out what a model knows, into ``folder``: findings.json, report.html, and a folder of files for each panel.
 
-    What is done is not done again, unless the model, its data, its students or the code of mining has changed. A panel
-    that would take longer than ``seconds`` looks at fewer examples and says so. With the ``recipe`` that made the
-    model, another is written from what was found, as recipe/recipe.yaml.
+    What is done is not done again, unless the model, its data or the code of mining has changed, or, for the panel of
+    students, one of them. A panel that would take longer than ``seconds`` looks at fewer examples and says so. With the
+    ``recipe`` that made the model, another is written from what was found, as recipe/recipe.yaml. ``options`` are those
+    of panels by name: ``{"rules": {"fidelity": 0.9, "leaves": 32}, "concepts": {"tap": "layer3"}}``.
 
     Raises:
-        UserError: there is no such panel, or the folder cannot be written.
+        UserError: there is no such panel, an option does not fit, or the folder cannot be written.
     """
     names = chosen(only, bool(students))
-    inputs = _inputs(subject, students or {}, seconds)
+    inputs = _inputs(subject, seconds)
     panels, took, notes = {}, {}, list[str]()
     if set(names) - set(ASK_THEMSELVES):
         told("asking", 0, 0, "")
         notes, took["asking"] = asked(subject, folder / "asked", inputs, seconds, told)
         told("asking", 1, 1, f"{took['asking']:.1f} s")
         for one in (one for seeds in (students or {}).values() for one in seeds):
-            one.most = subject.most
+            one.limit(subject.most)
     for name in names:
         told(name, 0, 0, "")
         budget = Budget(seconds, lambda done, of, what, name=name: told(name, done, of, what))  # type: ignore[misc]
-        panels[name], took[name] = _panel(name, subject, students or {}, folder / name, inputs, budget)
+        asked_of = (students or {},) if name in OF_STUDENTS else ()
+        more = dict((options or {}).get(name, {}))
+        panels[name], took[name] = _panel(name, folder / name, inputs, (subject, budget, *asked_of), more)
         told(name, 1, 1, f"{took[name]:.1f} s")
     if recipe is not None:
         began, pupils = (
@@ -99,36 +104,39 @@ def mine(
     return mined
 
 
-def _inputs(subject: Subject, students: Students, seconds: float) -> dict[str, Any]:
-    """What a panel's result depends on, beside the panel itself."""
+def _inputs(subject: Subject, seconds: float) -> dict[str, Any]:
+    """What the result of any panel depends on, beside the panel itself."""
     return {
         "code": code_print((*MAKERS, "mining")),
         "data": getattr(subject.data, "fingerprint", None),
         "labels": getattr(subject.data, "labels_fingerprint", None),
+        "classes": subject.classes,
         "splits": rows_print(subject.data),
         "model": _print_of(subject),
-        "students": {name: [_print_of(one) for one in seeds] for name, seeds in students.items()},
         "settings": [subject.asked_for, subject.seed, seconds],
     }
 
 
-def _print_of(subject: Subject) -> str:
-    """A fingerprint of the model; one that shows answers only is known by those."""
+def _print_of(subject: Subject) -> dict[str, Any]:
+    """By what a model is known, and how it reads examples; one that shows answers only is known by a few of those."""
+    described = getattr(subject.encode, "describe", None)
     if subject.module is None:
-        return fingerprint(subject.logits("test").tolist())
-    return fingerprint_of(subject.module)
+        some = subject.data.splits["train"][:KNOWN_BY]
+        return {"answers": subject.answer(subject.inputs(some)).tolist()}
+    return {"module": fingerprint_of(subject.module), "encode": described() if described else None}
 
 
 def _panel(
-    name: str, subject: Subject, students: Students, folder: Path, inputs: Mapping[str, Any], budget: Budget
+    name: str, folder: Path, inputs: Mapping[str, Any], asked_of: tuple[Any, ...], options: Mapping[str, Any]
 ) -> tuple[Panel, float]:
-    known = fingerprint({**inputs, "panel": name})
+    """A panel that was done before, or done now: ``asked_of`` are subject, budget and, where asked for, students."""
+    students = {arm: [_print_of(one) for one in seeds] for pupils in asked_of[2:] for arm, seeds in pupils.items()}
+    known = fingerprint({**inputs, "panel": name, "students": students, "options": dict(options)})
     found = committed(folder, known)
     if found is None:
         begin(folder, known)
         began = time.perf_counter()
-        more = (students,) if name in OF_STUDENTS else ()
-        panel: Panel = panel_called(name)(subject, budget, *more)
+        panel: Panel = panel_called(name)(*asked_of, **options)
         for file, content in panel.files.items():
             write_bytes(folder / file, content)
         kept = {
