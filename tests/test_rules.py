@@ -17,9 +17,9 @@ from stillroom.data.texts import TextSource
 from stillroom.errors import DataError
 from stillroom.mining import Budget, Panel, Subject
 from stillroom.mining.rules import rules, soft_tree
-from stillroom.mining.rules.asking import ask
+from stillroom.mining.rules.asking import Told, ask
 from stillroom.mining.rules.queries import sampler
-from stillroom.mining.rules.sizes import agreement, grow_all
+from stillroom.mining.rules.sizes import Grown, agreement, grow_all, series
 from stillroom.mining.rules.tree import grow, shortest
 from stillroom.mining.rules.writing import rules_of
 from stillroom.randomness import row_hashes
@@ -123,14 +123,15 @@ def test_a_model_of_one_answer_needs_no_rules():
 
 def test_few_leaves_with_queries_answer_like_a_network_on_breast_cancer():
     from sklearn.datasets import load_breast_cancer
-    from sklearn.model_selection import StratifiedKFold
+    from sklearn.model_selection import RepeatedStratifiedKFold
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     rows, labels = load_breast_cancer(return_X_y=True)
     rows, found = rows.astype(np.float32), []
-    for number, (train, held) in enumerate(StratifiedKFold(5, shuffle=True, random_state=0).split(rows, labels)):
+    folds = RepeatedStratifiedKFold(n_splits=5, n_repeats=4, random_state=0)
+    for number, (train, held) in enumerate(folds.split(rows, labels)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             network = MLPClassifier((64,), alpha=1e-3, max_iter=80, random_state=number)
@@ -149,6 +150,19 @@ def test_few_leaves_with_queries_answer_like_a_network_on_breast_cancer():
     queries, hard = np.mean(found, 0)
     assert queries >= 0.95, f"fidelity {queries:.3f}"
     assert queries - hard >= 0.01, f"{queries:.3f} with queries, {hard:.3f} on labels"
+
+
+@pytest.mark.parametrize(("worse", "count", "taken"), [("both", 2000, False), ("rows", 2000, True), ("both", 9, True)])
+def test_queries_are_left_out_only_where_they_surely_cost_agreement(worse, count, taken):
+    rows = generator().normal(size=(count, 2))
+    answers = np.eye(2)[(rows[:, 0] > 0).astype(int)]
+    told = Told(rows, answers, np.zeros(count, np.int64))
+    good = series(grow(rows, answers, leaves=4))
+    off = rows[:, 0] > 0.1  # wrong on few rows between
+    bad = series(grow(rows, np.eye(2)[off.astype(int)], leaves=4))
+    grown = Grown(bad if worse == "both" else good, bad if worse == "rows" else good, None)
+    found = grown.suited(told, 4)
+    assert found.queries == taken and found.own is (found.both if taken else found.rows) is not found.other
 
 
 # --- the tree -------------------------------------------------------------------------------------------------
@@ -320,7 +334,7 @@ def test_a_soft_tree_answers_like_a_network_on_digits_and_like_chance_on_nothing
     drawn_ = soft_tree.filters(tree)
     assert len(drawn_) == 63 and all(one.shape == (8, 8, 3) and one.dtype == np.uint8 for one in drawn_)
     nothing = torch.eye(10)[torch.from_numpy(generator().integers(0, 10, len(train)))]
-    blind = soft_tree.train(pixels[train], nothing, steps=150, depth=6, seed=0)
+    blind = soft_tree.train(pixels[train], nothing, steps=800, depth=6, seed=0)
     assert (blind.answer(pixels[held]) == wanted).mean() < 0.3
 
 

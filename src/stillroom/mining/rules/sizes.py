@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from stillroom.randomness import permutation
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 MOST = 256  # leaves before those of one answer under one question are made one
+NEAR, SURE = 0.01, 2.0  # of agreement: no more than chance; standard errors
 CELLS = 3_000_000  # examples x features, up to ten classes: about what is learnt from in a few seconds
 
 
@@ -53,11 +54,36 @@ def series(tree: Tree) -> Series:
 
 @dataclass(frozen=True)
 class Grown:
-    """The trees: on the model's answers to rows and queries, to rows alone, and on labels (None: none are known)."""
+    """The trees: on the model's answers to rows and queries, to rows alone, and on labels (None: none are known).
+
+    ``queries`` says whether those on both are told of, else those on rows alone.
+    """
 
     both: Series
     rows: Series
     labels: Series | None
+    queries: bool = True
+
+    @property
+    def own(self) -> Series:
+        """The trees that are told of."""
+        return self.both if self.queries else self.rows
+
+    @property
+    def other(self) -> Series:
+        """Those that are not."""
+        return self.rows if self.queries else self.both
+
+    def suited(self, told: Told, leaves: int) -> Grown:
+        """Return the same, without queries where these surely cost agreement on ``told`` at so many ``leaves``.
+
+        They teach what the model does away from the data; with few leaves for many classes that can be more than a
+        tree holds.
+        """
+        rows, both = (one.largest(leaves).answer(told.rows) == told.top for one in (self.rows, self.both))
+        gain = rows.astype(float) - both
+        surely = SURE * float(gain.std()) / max(1, len(gain)) ** 0.5
+        return replace(self, queries=float(gain.mean()) <= max(NEAR, surely))
 
 
 def grow_all(ground: Ground, *, most: int = MOST, points: bool = False, seed: int = 0) -> tuple[Grown, Sequence[str]]:

@@ -187,7 +187,7 @@ def _more(chosen: Chosen) -> str:
         return (
             f"That is no more than always answering '{name}' ({percent(constant)}): do not explain the model by these."
         )
-    sizes, held = chosen.grown.both.curve(chosen.ground.held)
+    sizes, held = chosen.grown.own.curve(chosen.ground.held)
     enough = [size for size, found in zip(sizes, held, strict=True) if found >= chosen.fidelity]
     if enough:
         return f"About {enough[0]} would be needed: read these as a summary."
@@ -265,18 +265,22 @@ def by_points(ground: Ground, of: Taught) -> float | None:
 def sized(chosen: Chosen) -> Finding:
     """Return the finding of fidelity against size."""
     ground, grown = chosen.ground, chosen.grown
-    sizes, held = grown.both.curve(ground.held)
+    sizes, held = grown.own.curve(ground.held)
     lines: list[dict[str, Any]] = [
         {"name": f"on {ground.split} rows", "x": sizes, "y": [100 * one for one in held]},
-        {"name": "on queries", "x": sizes, "y": [100 * one for one in grown.both.curve(ground.held_queries)[1]]},
+        {"name": "on queries", "x": sizes, "y": [100 * one for one in grown.own.curve(ground.held_queries)[1]]},
     ]
     control = ""
     if grown.labels is not None:
         at, same = grown.labels.curve(ground.held)
         lines.append({"name": "tree on labels", "x": at, "y": [100 * one for one in same]})
         control = f"Trees on labels: {percent(same[-1])} with {at[-1]} rules."
-    alone = agreement(grown.rows.largest(chosen.size), ground.held)
-    control += f" On the model's answers to rows alone, without queries: {percent(alone)} with {chosen.size}."
+    instead = percent(agreement(grown.other.largest(chosen.size), ground.held))
+    if grown.queries:
+        control += f" On the model's answers to rows alone, without queries: {instead} with {chosen.size}."
+    else:
+        control += f" On its answers to rows and queries: {instead} with {chosen.size}; queries were left out, since "
+        control += "they cost agreement on rows kept for choosing."
     steps = ", ".join(f"{size} rules: {percent(one)}" for size, one in zip(sizes, held, strict=True) if size > 1)
     best = int(np.argmax(held))
     sentence = f"Agreement with the model by number of rules: {steps or percent(held[0])}."
