@@ -21,7 +21,7 @@ from stillroom.mining.attribution.explained import belongs, words_of
 from stillroom.mining.attribution.faithful import curves, faithfulness, helps, randomisation
 from stillroom.mining.attribution.findings import halves, in_parts, trust
 from stillroom.mining.attribution.gradients import error, first_embedding, integrated
-from stillroom.mining.attribution.outlines import origin, outlines
+from stillroom.mining.attribution.outlines import Map, origin, outlines
 from stillroom.mining.attribution.removal import occlusion, shapley
 from stillroom.models.encode import encode_for
 from stillroom.models.text_encode import words_for
@@ -91,7 +91,10 @@ def test_expected_gradients_are_the_mean_of_integrated_ones_over_the_background(
     assert float((found.values - exact).abs().max()) < 0.02 * float(exact.abs().max())
     assert error(found.values, found.ends) < 0.02
     torch.testing.assert_close(found.ends[:, 0], score(background, background).mean().expand(5))
-    torch.testing.assert_close(found.far, (inputs[:, None] - background).abs().mean(1))
+    torch.testing.assert_close(found.far, inputs - background.mean(0))
+    straight = expected(lambda points, rows: points @ inputs[0], inputs, background)
+    torch.testing.assert_close(straight.slopes, inputs[0].expand(5, 6))
+    torch.testing.assert_close(straight.values, straight.slopes * straight.far)
 
 
 def test_sampled_shapley_values_are_exact_for_sums_and_for_pairs():
@@ -164,7 +167,7 @@ def noise(seed: int) -> Tensor:
 def test_what_the_outlines_of_a_picture_bring_is_told_from_what_the_weights_bring():
     far = torch.rand(9, 200, generator=torch.Generator().manual_seed(2)) ** 3 * 10
     far[:, :20] = 0.0  # a border that is the same in all pictures
-    own, twins = noise(0) * far, [noise(1) * far, noise(3) * far]
+    own, *twins = (Map(one * far, one.abs()) for one in (noise(0), noise(1), noise(3)))
     told = origin(own, twins, far, 0)
     assert told["size"] > 0.4 and abs(told["size"] - told["blank"]) < 0.1, "noise with these outlines is as alike"
     assert abs(told["steep"]) < 0.1 and abs(told["signed"]) < 0.1 and len(told["steep_of_each"]) == 2
@@ -176,8 +179,8 @@ def test_what_the_outlines_of_a_picture_bring_is_told_from_what_the_weights_brin
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_maps_whose_steepness_random_weights_have_too_are_not_to_be_relied_on(share):
     far = torch.rand(9, 200, generator=torch.Generator().manual_seed(2))
-    own = noise(0)
-    told = origin(own * far, [(share * own + (1 - share) * noise(1)) * far], far, 0)
+    own, other = noise(0), share * noise(0) + (1 - share) * noise(1)
+    told = origin(Map(own * far, own.abs()), [Map(other * far, other.abs())], far, 0)
     assert told["steep"] > 0.3
     finding = outlines(told, "the maps", "pixel", "picture")
     assert "Do not rely on them" in finding.sentence and "the architecture has a share" in finding.sentence
@@ -213,6 +216,8 @@ def test_a_planted_corner_is_what_the_model_looks_at_and_is_not_where_it_tells_n
             found.append(top["rows"] == [0, 1] and top["columns"] == [0, 1])
             if planted:
                 assert numbers["completeness"] < 0.05 and top["share"] > 3 * top["area"]
+                control = numbers["random_weights"]
+                assert control["steep"] <= 0.2 and abs(control["signed"]) <= 0.2, "random weights change the map"
     assert sum(tops) == 10 and sum(nulls) == 0, (tops, nulls)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,34 +16,37 @@ from stillroom.randomness import uniform
 NEAR = 0.1  # correlations that differ by less are told as much the same
 
 
-def origin(own: Tensor, twins: Sequence[Tensor], far: Tensor, seed: int) -> dict[str, Any]:
-    """Return how alike attributions (N, parts) are to those of networks with random weights, as JSON; means over them.
+class Map(NamedTuple):
+    """Attributions (N, parts), and how steeply the answer changes with each part (N, parts), not negative."""
 
-    What removal of a part changes is how ``far`` (N, parts) the part lies from what stands in for it, times how steeply
-    the answer changes on the way. The first is the same for any weights, so that sizes are alike whatever a network has
+    values: Tensor
+    steep: Tensor
+
+
+def origin(own: Map, twins: Sequence[Map], far: Tensor, seed: int) -> dict[str, Any]:
+    """Return how alike attributions are to those of networks with random weights, as JSON; means over them.
+
+    What a part adds is how ``far`` (N, parts; not negative) it lies from what stands in for it, times how steeply the
+    answer changes on the way. The first is the same for any weights, so that sizes are alike whatever a network has
     learnt: ``blank`` is how alike two maps of noise are that share nothing else. ``steep`` is the rank correlation of
-    the sizes with it divided out, over parts that differ at all; the others are those of
+    the second, over parts that differ at all; the others are those of
     :func:`stillroom.mining.attribution.faithful.randomisation`. The test is that of Adebayo et al. 2018
     (https://arxiv.org/abs/1810.03292), who compare whole maps; that multiplication with the input carries them was
     seen by them too, and by Sundararajan and Taly 2018 (https://arxiv.org/abs/1806.04205), who compare with signs.
     """
-    rows = len(twins[0])
-    own, far = own[:rows].double(), far[:rows].double()
-    told = [randomisation(own, twin.double(), contrast=far) for twin in twins]
+    rows = len(twins[0].values)
+    values, steep, far = own.values[:rows].double(), own.steep[:rows], far[:rows].double()
+    told = [randomisation(values, twin.values.double(), contrast=far) for twin in twins]
     found: dict[str, Any] = {"examples": rows, "networks": len(twins), "most": MOST}
     found |= {name: _mean([one.get(name) for one in told]) for name in ("size", "signed", "contrast", "beyond")}
     order = (far <= 0).long().argsort(dim=1, stable=True)  # parts that differ come first
     counts = (far > 0).sum(1)
-    alike = [rank_correlation(_steep(own, far, order), _steep(twin, far, order), counts) for twin in twins]
+    alike = [rank_correlation(steep.gather(1, order), twin.steep.gather(1, order), counts) for twin in twins]
     blank = []
     for turn in range(len(twins)):
         one, other = (_noise(far, seed, turn, side) for side in range(2))
         blank.append(rank_correlation(one, other))
     return found | {"steep": _mean(alike), "steep_of_each": alike, "blank": _mean(blank)}
-
-
-def _steep(values: Tensor, far: Tensor, order: Tensor) -> Tensor:
-    return (values.double().abs() / far.clamp(min=1e-12)).gather(1, order)
 
 
 def _noise(far: Tensor, seed: int, turn: int, side: int) -> Tensor:

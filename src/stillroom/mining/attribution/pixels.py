@@ -14,7 +14,7 @@ from stillroom.mining.attribution.expected import Expected, expected
 from stillroom.mining.attribution.faithful import curves, faithfulness, rank_correlation
 from stillroom.mining.attribution.findings import afford, drawn, halves, spread_out, top_shares, trust
 from stillroom.mining.attribution.gradients import centred, error
-from stillroom.mining.attribution.outlines import origin, outlines
+from stillroom.mining.attribution.outlines import Map, origin, outlines
 from stillroom.mining.attribution.removal import Ask, occlusion
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
@@ -42,7 +42,8 @@ class Maps(NamedTuple):
     classes: Tensor
     shares: Tensor
     pixels: Tensor  # (N, H, W)
-    far: Tensor  # (N, H, W): mean difference from the background; none where only answers are known
+    steep: Tensor  # (N, H, W): size of the mean gradient; none where only answers are known
+    far: Tensor  # (N, H, W): size of the mean difference from the background; as above
     patches: Tensor  # (N, patches)
     without: Tensor  # (N, patches): the class that is answered without the patch
     cells: Tensor  # (H, W): to which patch a pixel belongs
@@ -60,10 +61,10 @@ def pictures(subject: Subject, budget: Budget) -> Panel:
         numbers["method"] = f"expected gradients against {len(found.background)} training pictures"
     numbers |= {"completeness": None if found.ends is None else error(found.pixels, found.ends)}
     twins = [] if found.ends is None else _twins(subject, found, budget)
-    twin = twins[0] if twins else None
+    twin = twins[0].values if twins else None
     if twins:
-        flat = found.pixels.flatten(1), [one.flatten(1) for one in twins], found.far.flatten(1)
-        numbers["random_weights"] = origin(*flat, subject.seed)
+        own, *others = (Map(one.flatten(1), steep.flatten(1)) for one, steep in [(found.pixels, found.steep), *twins])
+        numbers["random_weights"] = origin(own, others, found.far.flatten(1), subject.seed)
     numbers |= _where(found, twin)
     numbers["faithfulness"] = _checked(subject, found, budget)
     findings = [_overall(found, numbers, twin), *_classes(subject, found), _six(subject, found, twin)]
@@ -86,13 +87,13 @@ def _explained(subject: Subject, budget: Budget, notes: list[str]) -> Maps:
     inputs = subject.inputs(examples)
     classes, shares = top_shares(subject, inputs)
     ends: Tensor | None = None
-    values = far = torch.zeros(0)
+    values = steep = far = torch.zeros(0)
     if subject.module is None:
         notes.append("only its answers are known: patches were covered, and no gradients taken")
     else:
         try:
             rows = afford(budget, len(examples), 0.4, lambda n: _gradients(subject, inputs[:n], background, classes))
-            values, far, ends = _gradients(subject, inputs[:rows], background, classes)
+            values, steep, far, ends = _gradients(subject, inputs[:rows], background, classes)
             examples, inputs, classes, shares = (one[:rows] for one in (examples, inputs, classes, shares))
         except (RuntimeError, UserError) as problem:  # a model that asks for whole numbers, or detaches
             notes.append(f"it gives no gradients with respect to pixels ({str(problem).splitlines()[0][:120]})")
@@ -104,7 +105,9 @@ def _explained(subject: Subject, budget: Budget, notes: list[str]) -> Maps:
         examples, inputs, classes, shares = (one[:rows] for one in (examples, inputs, classes, shares))
         area = torch.bincount(cells.flatten()).double()
         values = (patches / area)[:, cells]
-    return Maps(examples, inputs, baseline, classes, shares, values, far, patches, without, cells, ends, background)
+    return Maps(
+        examples, inputs, baseline, classes, shares, values, steep, far, patches, without, cells, ends, background
+    )
 
 
 def _mean_picture(subject: Subject) -> Tensor:
@@ -129,13 +132,13 @@ def _background(subject: Subject) -> Tensor:
 
 
 def _gradients(subject: Subject, inputs: Tensor, background: Tensor, classes: Tensor) -> Expected:
-    """What each pixel adds, over all channels."""
+    """What each pixel adds, over all channels; slopes and differences by their sizes."""
 
     def score(points: Tensor, rows: Tensor) -> Tensor:
         return centred(subject.forward(points), classes[rows])
 
     found = expected(score, inputs.float(), background.float())
-    return Expected(found.values.sum(1), found.far.sum(1), found.ends)
+    return Expected(found.values.sum(1), found.slopes.abs().sum(1), found.far.abs().sum(1), found.ends)
 
 
 def _ask(subject: Subject, inputs: Tensor, baseline: Tensor, cells: Tensor) -> Ask:
@@ -148,12 +151,13 @@ def _ask(subject: Subject, inputs: Tensor, baseline: Tensor, cells: Tensor) -> A
     return ask
 
 
-def _twins(subject: Subject, found: Maps, budget: Budget) -> list[Tensor]:
+def _twins(subject: Subject, found: Maps, budget: Budget) -> list[Map]:
     """What networks with random weights would have explained, each (fewer, H, W)."""
     others = [subject.randomised(subject.seed + turn) for turn in range(NETWORKS)]
 
-    def maps(other: Subject, rows: int) -> Tensor:
-        return _gradients(other, found.inputs[:rows], found.background, found.classes).values
+    def maps(other: Subject, rows: int) -> Map:
+        values, slopes, *_ = _gradients(other, found.inputs[:rows], found.background, found.classes)
+        return Map(values, slopes)
 
     most = min(CONTROLLED, len(found.examples))
     rows = afford(budget, most, 0.5 / NETWORKS, lambda n: maps(others[0], n))
