@@ -293,6 +293,10 @@ def test_a_planted_column_is_what_the_model_looks_at(categorical):
         assert top["for"] == {"well": "blue", "ill": "red"} if categorical else top["more_for"] == "ill"
         assert first(attribution(columns(seed, False, categorical), Budget()))["name"] == "height"
         assert ("integrated_gradients" in panel.numbers) == (not categorical)
+        assert panel.numbers["one_at_a_time"] > 0.5
+        assert any(
+            "taking away one column at a time, orders the columns much alike" in one.sentence for one in panel.findings
+        )
     assert "'stamp'" in panel.findings[0].sentence and panel.files["effects.csv"].startswith(b"answer,age,height")
     for finding in panel.findings:
         assert draw(finding.figure, {})
@@ -343,6 +347,9 @@ def test_a_planted_word_pushes_most_and_does_not_where_it_tells_nothing():
     null = attribution(reviews(0, False), Budget()).numbers["words"]["fine"]
     assert null[0]["word"] == "good"
     assert panel.numbers["completeness"] < 0.1 and b"\xc3\xa9mile" in panel.files["words.json"]
+    told = panel.numbers["one_at_a_time"]
+    assert told["examples"] == panel.numbers["examples"] and told["alike"] > 0.9, "words that add up: both ways say the same"
+    assert any("leaving out one word at a time, orders the words much alike" in one.sentence for one in panel.findings)
     for finding in panel.findings:
         assert finding.control and draw(finding.figure, {})
     closed = attribution(Subject(subject.data, answer=subject.answer), Budget())

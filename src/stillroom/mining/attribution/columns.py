@@ -13,9 +13,18 @@ from torch import Tensor
 from stillroom.contracts import Finding
 from stillroom.errors import UserError
 from stillroom.mining.attribution.faithful import curves, faithfulness, randomisation, rank_correlation
-from stillroom.mining.attribution.findings import afford, drawn, halves, shows_the_model, spread_out, top_shares, trust
+from stillroom.mining.attribution.findings import (
+    afford,
+    agreeing,
+    drawn,
+    halves,
+    shows_the_model,
+    spread_out,
+    top_shares,
+    trust,
+)
 from stillroom.mining.attribution.gradients import Score, centred, error, integrated
-from stillroom.mining.attribution.removal import Ask, shapley
+from stillroom.mining.attribution.removal import Ask, occlusion, shapley
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
 from stillroom.mining.wording import percent
@@ -64,7 +73,7 @@ def rows_of_a_table(subject: Subject, budget: Budget) -> Panel:
         numbers["random_weights"] = _compared(subject, found, twin)
         if _numeric(subject):
             numbers["integrated_gradients"] = _gradients(subject, found, notes)
-    numbers["faithfulness"] = _checked(subject, found, budget)
+    numbers["faithfulness"], numbers["one_at_a_time"] = _checked(subject, found, budget)
     findings = [_overall(subject, numbers, twin, names), _six(subject, found, names)]
     findings.append(_trust(numbers))
     if twin is not None:
@@ -160,7 +169,8 @@ def _gradients(subject: Subject, found: Effects, notes: list[str]) -> dict[str, 
     }
 
 
-def _checked(subject: Subject, found: Effects, budget: Budget) -> dict[str, Any]:
+def _checked(subject: Subject, found: Effects, budget: Budget) -> tuple[dict[str, Any], float | None]:
+    """Curves of what is taken away in order, and how alike the order is to what each column changes by itself."""
     rows, shape = found.inputs.flatten(1), tuple(found.inputs.shape[1:])
     fill = _background(subject)[-FILLED:]  # from the far end: others than those the values were measured on
 
@@ -172,8 +182,10 @@ def _checked(subject: Subject, found: Effects, budget: Budget) -> dict[str, Any]
     ask: Ask = one
     counts = torch.full((len(rows),), rows.shape[1])
 
-    def work(count: int) -> dict[str, Any]:
-        return faithfulness(curves(ask, found.values[:count], counts[:count], found.classes[:count], subject.seed))
+    def work(count: int) -> tuple[dict[str, Any], float | None]:
+        given = found.values[:count], counts[:count], found.classes[:count]
+        without = occlusion(ask, counts[:count], found.classes[:count])[0]
+        return faithfulness(curves(ask, *given, subject.seed)), rank_correlation(found.values[:count], without)
 
     return work(afford(budget, min(CHECKED, len(rows)), 0.8, work))
 
@@ -275,12 +287,8 @@ def _cell(subject: Subject, name: str, value: float) -> str:
 def _trust(numbers: dict[str, Any]) -> Finding:
     told = numbers.get("integrated_gradients")
     finding = trust(numbers["faithfulness"], "columns", "Integrated gradients", told and told["completeness"])
-    if not told or told["overall"] is None:
-        return finding
-    text = (
-        f" Another way, integrated gradients, orders the columns alike by a rank correlation of {told['overall']:.2f}."
-    )
-    return Finding(finding.title, finding.sentence + text, finding.number, finding.control, finding.figure)
+    finding = agreeing(finding, "integrated gradients", "columns", told and told["each"])
+    return agreeing(finding, "taking away one column at a time", "columns", numbers["one_at_a_time"])
 
 
 def _csv(subject: Subject, found: Effects, names: list[str]) -> bytes:

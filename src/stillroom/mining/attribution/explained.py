@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import UserError
-from stillroom.mining.attribution.faithful import COARSE, curves, faithfulness, together
+from stillroom.mining.attribution.faithful import COARSE, curves, faithfulness, rank_correlation, together
 from stillroom.mining.attribution.findings import drawn, in_parts, top_shares
 from stillroom.mining.attribution.gradients import embedded, error, usual
 from stillroom.mining.attribution.removal import Ask, occlusion
@@ -244,6 +244,25 @@ def by_random_weights(subject: Subject, found: Said, budget: Budget) -> Tensor |
     return torch.cat(in_parts(budget, min(CONTROLLED, len(found.words)), 0.35, work))
 
 
+def one_at_a_time(subject: Subject, found: Said, budget: Budget) -> dict[str, Any]:
+    """Return how alike what words add is to what leaving each out by itself changes: the mean rank correlation."""
+    ask = without_words(subject, found.inputs, found.words)
+
+    def work(start: int, end: int) -> list[float]:
+        def some(rows: Tensor, keep: Tensor) -> Tensor:
+            return ask(rows + start, keep)
+
+        without = occlusion(some, found.counts[start:end], found.classes[start:end])[0]
+        told = []
+        for row, count in enumerate(found.counts[start:end].tolist()):
+            alike = rank_correlation(found.values[start + row, :count][None], without[row, :count][None])
+            told += [] if alike is None else [alike]
+        return told
+
+    each = [alike for part in in_parts(budget, min(CONTROLLED, len(found.words)), 0.5, work) for alike in part]
+    return {"examples": len(each), "alike": sum(each) / len(each) if each else None}
+
+
 def checked(subject: Subject, found: Said, budget: Budget) -> dict[str, Any]:
     """Return whether answers change sooner where words are taken away in the order of what they add."""
     ask = without_words(subject, found.inputs, found.words)
@@ -256,4 +275,4 @@ def checked(subject: Subject, found: Said, budget: Budget) -> dict[str, Any]:
         given = found.values[part], found.counts[part], found.classes[part]
         return curves(some, *given, subject.seed + start, COARSE)
 
-    return faithfulness(together(in_parts(budget, min(CHECKED, len(found.words)), 0.85, work)))
+    return faithfulness(together(in_parts(budget, min(CHECKED, len(found.words)), 0.6, work)))

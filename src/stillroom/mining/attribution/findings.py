@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ PILOT = 2  # examples that are timed first
 PART = 64  # that are explained between two looks at the clock
 SHOWN = 6
 SURE = 20  # examples, below which a lead may be there and not be shown
+ALIKE = 0.5  # rank correlation of two ways of asking, from which on they say much the same
 LOOSE = 0.05  # of the difference that attributions should sum up to: more is an error to be told
 
 Part = TypeVar("Part")
@@ -145,6 +147,15 @@ def shows_the_model(found: dict[str, Any], what: str, of_input: str) -> Finding:
         "references": [{"name": "at most", "value": MOST}],
     }
     return Finding(title, text, size, control, figure)
+
+
+def agreeing(finding: Finding, way: str, parts: str, alike: float | None) -> Finding:
+    """Return the finding with how alike another ``way`` orders the ``parts`` of an example."""
+    if alike is None:
+        return finding
+    word = "much alike" if alike >= ALIKE else "only loosely alike"
+    told = f" Another way, {way}, orders the {parts} {word} (rank correlation {alike:.2f})."
+    return replace(finding, sentence=finding.sentence + told)
 
 
 def top_shares(subject: Subject, inputs: Tensor) -> tuple[Tensor, Tensor]:

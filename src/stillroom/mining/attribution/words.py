@@ -10,9 +10,17 @@ import numpy as np
 from torch import Tensor
 
 from stillroom.contracts import Finding
-from stillroom.mining.attribution.explained import MOST, Pieces, Said, by_random_weights, checked, explained
+from stillroom.mining.attribution.explained import (
+    MOST,
+    Pieces,
+    Said,
+    by_random_weights,
+    checked,
+    explained,
+    one_at_a_time,
+)
 from stillroom.mining.attribution.faithful import randomisation
-from stillroom.mining.attribution.findings import shows_the_model, spread_out, trust
+from stillroom.mining.attribution.findings import agreeing, shows_the_model, spread_out, trust
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
 from stillroom.mining.wording import percent
@@ -46,7 +54,11 @@ def texts(subject: Subject, budget: Budget) -> Panel:
     numbers["typical"] = _typical(found, found.values)
     numbers["faithfulness"] = checked(subject, found, budget)
     findings = [_overall(subject, found, numbers, twin), _six(subject, found)]
-    findings.append(trust(numbers["faithfulness"], "words", "Integrated gradients", numbers["completeness"]))
+    sure = trust(numbers["faithfulness"], "words", "Integrated gradients", numbers["completeness"])
+    if opened:
+        told = numbers["one_at_a_time"] = one_at_a_time(subject, found, budget)
+        sure = agreeing(sure, "leaving out one word at a time", "words", told["alike"])
+    findings.append(sure)
     if twin is not None:
         why = "some places and words weigh more than others, whatever the weights"
         findings.append(shows_the_model(numbers["random_weights"], "these effects", why))
