@@ -10,6 +10,7 @@ from torch import Tensor
 from stillroom.data.arrays import ArraySource
 from stillroom.mining import Budget, Subject
 from stillroom.mining.answers import answers
+from stillroom.statistics import of_share
 
 ROWS, CLASSES = 6000, ["ant", "bee", "cat"]
 
@@ -39,10 +40,59 @@ def test_where_nothing_is_wrong_nothing_is_repaired():
     assert len(panel.findings[1].figure["series"]) == 1
 
 
-def test_the_class_that_is_mistaken_is_named_with_what_it_is_taken_for():
-    panel = answers(subject(heat=1.0, wrong=0.9), Budget())
+@pytest.mark.parametrize("seed", range(5))
+def test_the_class_that_is_mistaken_is_named_with_what_it_is_taken_for(seed):
+    panel = answers(subject(heat=1.0, wrong=0.9, seed=seed), Budget())
     assert panel.numbers["confusions"][0]["true"] == "cat" and panel.numbers["confusions"][0]["answered"] == "bee"
-    assert "Hardest is 'cat'" in panel.findings[2].sentence and "'cat' for 'bee'" in panel.findings[2].sentence
+    assert panel.numbers["harder"] == ["cat"] and "Hardest is 'cat'" in panel.findings[2].sentence
+    assert "'cat' for 'bee'" in panel.findings[2].sentence
+
+
+def in_ten_classes(right: list[float], rows: int, seed: int) -> Subject:
+    """A model that knows of each class the share ``right`` of its ``rows`` test examples, but for chance."""
+    chance = np.random.default_rng(seed)
+    labels = np.tile(np.arange(10), 3 * rows)
+    known = chance.random(len(labels)) < np.asarray(right)[labels]
+    told = np.where(known, labels, (labels + chance.integers(1, 10, len(labels))) % 10)
+    data = ArraySource(np.eye(10, dtype=np.float32)[told] * 5, labels=labels, classes=[f"class {k}" for k in range(10)])
+    splits = {split: torch.arange(at, len(labels), 3) for at, split in enumerate(("train", "validation", "test"))}
+    data.splits = {split: part for split, part in splits.items()}
+    return Subject(data, answer=lambda inputs: inputs)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_classes_that_were_planted_as_hard_are_named_and_no_other(seed):
+    panel = answers(in_ten_classes([0.9] * 8 + [0.6, 0.5], 200, seed), Budget())
+    assert set(panel.numbers["harder"]) == {"class 8", "class 9"}
+    assert "2 classes are recognised clearly less often" in panel.findings[2].sentence
+    one = answers(in_ten_classes([0.9] * 9 + [0.5], 200, seed), Budget()).findings[2].sentence
+    assert one.startswith("Hardest is 'class 9'") and "clearly less than" in one
+
+
+@pytest.mark.parametrize(("right", "rows"), [(0.8, 100), (0.98, 30)])  # few rows, nearly all right: Wilson's fails
+def test_of_classes_that_are_equally_hard_none_is_called_hardest(right, rows):
+    quiet = 0
+    for seed in range(10):
+        panel = answers(in_ten_classes([right] * 10, rows, seed), Budget())
+        sentence, numbers = panel.findings[2].sentence, panel.numbers
+        quiet += not numbers["harder"] and "No class is clearly harder" in sentence and "Hardest" not in sentence
+        assert "Most mistaken: " in sentence and panel.findings[2].number == min(numbers["recall"].values())
+    assert quiet >= 9
+
+
+def test_one_class_alone_and_classes_known_alike_are_said_to_be():
+    same = answers(in_ten_classes([1.0] * 10, 20, 0), Budget()).findings[2].sentence
+    assert same == "No class is harder than the others: of each 100.0 % are recognised."
+    made = in_ten_classes([0.5] * 10, 20, 0)
+    made.data.columns["labels"][:] = 3
+    assert "of 'class 3', so no class can be harder" in answers(made, Budget()).findings[2].sentence
+
+
+def test_the_interval_of_a_share_is_the_exact_one():
+    assert of_share(1, 40) == pytest.approx((0.000633, 0.131586), abs=2e-6)  # scipy.stats.binomtest, "exact"
+    assert of_share(0, 10) == pytest.approx((0.0, 1 - 0.025**0.1)) and of_share(10, 10)[1] == 1.0
+    drawn = np.random.default_rng(0).binomial(30, 0.98, 4000)
+    assert np.mean([of_share(int(one), 30)[1] < 0.98 for one in drawn]) <= 0.025
 
 
 def test_a_model_that_has_learnt_nothing_is_said_to_have():

@@ -126,6 +126,23 @@ def test_a_bundle_gives_no_recipe(command, runs, tmp_path):
     assert command(*words, "--out", tmp_path / "m", "--quiet").code == 0
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("rules.leafs=3", "Did you mean 'rules.leaves'"),
+        ("rule.leaves=3", "Did you mean 'rules'"),
+        ("rules.leaves=few", "a whole number"),
+        ("rules.leaves", "panel.option=value"),
+        ("rules.leaves=1", "2 to 64"),
+        ("rules.fidelity=95", "above 0, at most 1"),
+        ("similarity.temperature=0", "above 0"),
+    ],
+)
+def test_an_option_that_is_none_or_does_not_fit_is_refused(command, runs, tmp_path, option, said):
+    found = command("mine", runs / "one", "--set", option, "--out", tmp_path / "m", "--quiet")
+    assert found.code == 2 and said in found.err, found.err
+
+
 def test_what_is_no_run_is_refused(command, tmp_path):
     (tmp_path / "empty").mkdir()
     for place in ("empty", "absent"):

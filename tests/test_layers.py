@@ -46,10 +46,18 @@ def test_the_layer_from_which_a_planted_product_can_be_read_is_named():
     panel = layers(Subject(source(), Product()), Budget())
     own = panel.numbers["layers"]
     assert own["first"]["probe"] < 0.6 and own["second"]["probe"] > 0.95
-    assert panel.numbers["earliest"] == "second" and "From 'second' on" in panel.findings[0].sentence
+    sentence, twin = panel.findings[0].sentence, panel.numbers["control"]["second"]
+    assert panel.numbers["earliest"] == "second" and "From 'second' on" in sentence
+    assert sentence.startswith(
+        f"A linear classifier on the first layer ('first') is already right on {100 * own['first']['probe']:.1f} %"
+    )
+    assert f"That layer with random weights reaches {100 * twin:.1f} %, so training adds" in sentence
+    assert f"adds {100 * (own['second']['probe'] - twin):.1f} points there." in sentence
     assert own["second"]["directions"] == 3 and own["second"]["effective_rank"] == pytest.approx(3, abs=0.5)
     assert panel.numbers["suggested_width"] == 3
     assert "features of 3 numbers is worth a try" in panel.findings[1].sentence
+    assert "With random weights it would be 3: training has not narrowed it" in panel.findings[1].sentence
+    assert panel.numbers["random_weights"]["directions"] == [3] * 5
 
 
 def test_where_nothing_was_learnt_nothing_is_claimed():
@@ -58,6 +66,47 @@ def test_where_nothing_was_learnt_nothing_is_claimed():
     torch.manual_seed(0)
     panel = layers(Subject(data, nn.Sequential(nn.Linear(6, 12), nn.Linear(12, 2))), Budget())
     assert "next to nothing" in panel.findings[0].sentence
+
+
+def straight(seed: int, weight: torch.Tensor | None = None, stretch: float = 1.0) -> Subject:
+    """A network of two layers, its first given or random; ``stretch`` is how much wider the first column lies."""
+    values = np.random.default_rng(seed).normal(size=(1500, 10)).astype(np.float32)
+    values[:, 0] *= stretch
+    data = ArraySource(values, labels=(values[:, 0] > 0).astype(np.int64), classes=["low", "high"])
+    torch.manual_seed(1000 + seed)
+    net = nn.Sequential(nn.Linear(10, 30), nn.ReLU(), nn.Linear(30, 2))
+    if weight is not None:
+        with torch.no_grad():
+            net[0].weight.copy_(weight)
+    return Subject(data, net, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_width_that_training_has_changed_is_said_to_be(seed):
+    one = torch.zeros(30, 10)
+    one[:, 0] = torch.linspace(-1, 1, 30)
+    narrow = layers(straight(seed, one), Budget())
+    found, sentence = narrow.numbers["random_weights"], narrow.findings[1].sentence
+    assert narrow.numbers["suggested_width"] <= 3 < min(found["directions"]) and found["changed"] == "narrowed"
+    ends = f"{min(found['directions'])} to {max(found['directions'])}"
+    assert f"With random weights it would be {ends}: training has narrowed it." in sentence
+    assert f"5 networks with random weights: {ends} directions" in narrow.findings[1].control
+    assert narrow.findings[1].figure["rows"][-1][-1] == found["mean"]
+    level = torch.eye(10).repeat(3, 1)
+    level[:, 0] /= 100
+    wide = layers(straight(seed, level, stretch=100.0), Budget())
+    assert wide.numbers["random_weights"]["changed"] == "widened" and "but widened it" in wide.findings[1].sentence
+
+
+def test_a_network_that_has_learnt_nothing_has_not_changed_its_width():
+    changed = [layers(straight(seed), Budget()).numbers["random_weights"]["changed"] for seed in range(10)]
+    assert changed.count("neither") >= 9
+
+
+def test_without_time_one_network_is_asked_and_the_sentence_leaves_it_open():
+    panel = layers(straight(0), Budget(0.0))
+    assert len(panel.numbers["random_weights"]["directions"]) == 1
+    assert panel.numbers["random_weights"]["changed"] is None and "one network only" in panel.findings[1].sentence
 
 
 def test_labels_dealt_at_random_are_read_from_nowhere():

@@ -1,4 +1,4 @@
-"""Intervals that may be printed: Student's t over seeds, a bootstrap over test examples, and the wider of the two."""
+"""Intervals that may be printed: Student's t over seeds, a bootstrap over examples, the wider of both; of a share."""
 
 from __future__ import annotations
 
@@ -47,6 +47,34 @@ def over_seeds(values: Sequence[float]) -> Interval:
     half = float(stdtrit(len(array) - 1, 0.5 + LEVEL / 2) * array.std(ddof=1) / math.sqrt(len(array)))
     mean = float(array.mean())
     return Interval(mean, mean - half, mean + half, len(array), f"Student's t over {len(array)} seeds, 95 %")
+
+
+def one_more(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return between which ends one more such value is expected (95 %, Student's t); None for fewer than two values.
+
+    It is wider than the interval of their mean: a value beyond it is unlike them.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 2:
+        return None
+    from scipy.special import stdtrit  # imported on use; scipy.stats would take over a second
+
+    reach = float(stdtrit(len(array) - 1, 0.5 + LEVEL / 2) * array.std(ddof=1) * math.sqrt(1 + 1 / len(array)))
+    return float(array.mean()) - reach, float(array.mean()) + reach
+
+
+def of_share(count: int, rows: int, sure: float = LEVEL) -> tuple[float, float]:
+    """Return the exact interval of a share, ``count`` of ``rows`` (Clopper and Pearson 1934).
+
+    It is for claims (https://doi.org/10.2307/2331986): of few rows and a share near 0 or 1 Wilson's misses the truth on
+    one side far more often than it says.
+    """
+    from scipy.special import betaincinv
+
+    tail = (1 - sure) / 2
+    low = float(betaincinv(count, rows - count + 1, tail)) if count else 0.0
+    high = float(betaincinv(count + 1, rows - count, 1 - tail)) if count < rows else 1.0
+    return low, high
 
 
 def over_examples(

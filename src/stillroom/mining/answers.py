@@ -13,21 +13,24 @@ from stillroom.contracts import UNLABELLED, Finding
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
 from stillroom.mining.wording import percent
+from stillroom.statistics import LEVEL, of_share
 from stillroom.tasks import accuracy, recall_by_class, reliability
 
-HARDEST = 10  # classes that are shown
+HARDEST, NAMED = 10, 3  # classes that are shown, and that a sentence names
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures between which the best is looked for
 UNLIKELY = 1.92  # of log-likelihood, half the 95 % quantile of chi-squared with one degree of freedom
 BETTER = 0.005  # of ECE: less is no repair
 
 
 def answers(subject: Subject, budget: Budget) -> Panel:
-    """Return accuracy, calibration with the temperature that repairs it, and the hardest classes.
+    """Return accuracy, calibration with the temperature that repairs it, and which classes are harder than others.
 
     The temperature T is that of Guo et al. 2017 (https://arxiv.org/abs/1706.04599): the one whose softmax(logits / T)
     has the least cross-entropy on the validation split; what it repairs is measured on the test split. Controls: a
-    model that always answers the most frequent class; T = 1. ``validation`` are the same numbers of the validation
-    split: a choice made from those can be judged on the test split.
+    model that always answers the most frequent class; T = 1. A class is harder than others (``harder``) if the whole
+    interval of its recall, exact and 95 % for all classes together (Bonferroni), lies below the accuracy over all:
+    some class is always last. ``validation`` are the same numbers of the validation split: a choice made from those can
+    be judged on the test split.
     """
     test = subject.examples("test")
     labels, logits = subject.labels(test), subject.logits("test")
@@ -44,6 +47,7 @@ def answers(subject: Subject, budget: Budget) -> Panel:
     before = reliability(logits, labels)
     after = reliability(logits / temperature, labels) if temperature is not None else None
     recalls = recall_by_class(logits, labels, len(subject.classes))
+    ends = _ends(logits, labels, subject.classes)
     numbers = {
         "examples": len(labels),
         "accuracy": right,
@@ -53,6 +57,9 @@ def answers(subject: Subject, budget: Budget) -> Panel:
         "temperature": temperature,
         "ece_repaired": None if after is None else after.ece,
         "recall": dict(zip(subject.classes, recalls, strict=True)),
+        "rows": dict(zip(subject.classes, torch.bincount(labels, minlength=len(recalls)).tolist(), strict=True)),
+        "recall_ends": ends,
+        "harder": [name for name, (_, high) in ends.items() if high < right],
         "confusions": _confusions(logits, labels, subject.classes),
         "validation": validation(subject, fitted),
     }
@@ -121,6 +128,15 @@ def _temperature(subject: Subject) -> tuple[float, float, float] | None:
     return math.exp(best), math.exp(edge(ends[0])), math.exp(edge(ends[1]))
 
 
+def _ends(logits: Tensor, labels: Tensor, classes: list[str]) -> dict[str, list[float]]:
+    """The interval of each recall, 95 % for all classes together; by class, lowest recall first, without empty ones."""
+    rows = torch.bincount(labels, minlength=len(classes)).tolist()
+    right = torch.bincount(labels[logits.argmax(1) == labels], minlength=len(classes)).tolist()
+    there = sorted((place for place, count in enumerate(rows) if count), key=lambda place: right[place] / rows[place])
+    sure = 1 - (1 - LEVEL) / len(there)
+    return {classes[place]: list(of_share(right[place], rows[place], sure)) for place in there}
+
+
 def _confusions(logits: Tensor, labels: Tensor, classes: list[str]) -> list[dict[str, Any]]:
     """The pairs that are mistaken most: the true class, what was answered, how often."""
     count = len(classes)
@@ -180,20 +196,46 @@ def _sure(numbers: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
 
 
 def _hard(numbers: dict[str, Any]) -> Finding:
-    recalls = {name: value for name, value in numbers["recall"].items() if value is not None}
-    order = sorted(recalls, key=lambda name: recalls[name])
-    worst, best = order[0], order[-1]
-    sentence = f"Hardest is '{worst}', of which {percent(recalls[worst])} are recognised; of '{best}' it is "
-    sentence += f"{percent(recalls[best])}."
+    recalls, ends = numbers["recall"], numbers["recall_ends"]
+    sentence = _which_are_harder(numbers)
     if numbers["confusions"]:
         most = numbers["confusions"][0]
         sentence += f" Most mistaken: '{most['true']}' for '{most['answered']}' ({most['count']} examples)."
-    shown = order[:HARDEST]
+    rows = [
+        {"name": name, "mean": 100 * recalls[name], "low": 100 * low, "high": 100 * high, "series": "the model"}
+        for name, (low, high) in list(ends.items())[:HARDEST]
+    ]
     figure = {
         "kind": "dots",
         "unit": "%",
         "x_label": "recognised",
-        "rows": [{"name": name, "mean": 100 * recalls[name], "series": "the model"} for name in shown],
+        "rows": rows,
         "references": [{"name": "all classes", "value": 100 * numbers["accuracy"]}],
+        "note": "Bars: intervals that hold, with 95 % for all classes together, what each class has on more examples.",
     }
-    return Finding("What it finds hard", sentence, recalls[worst], "The line is the accuracy over all classes.", figure)
+    control = f"The line is the accuracy over all classes, {percent(numbers['accuracy'])}. A class is called harder "
+    control += "only if its whole interval lies below that: one is always last, by chance alone."
+    return Finding("What it finds hard", sentence, recalls[next(iter(ends))], control, figure)
+
+
+def _which_are_harder(numbers: dict[str, Any]) -> str:
+    """Which classes lie below all by more than chance; or that none does."""
+    recalls, rows, harder, order = numbers["recall"], numbers["rows"], numbers["harder"], list(numbers["recall_ends"])
+    last, best = order[0], order[-1]
+    over_all = f"the {percent(numbers['accuracy'])} over all classes"
+    if len(harder) == 1:
+        worst = harder[0]
+        sentence = f"Hardest is '{worst}': {percent(recalls[worst])} of its {rows[worst]:,} test examples are "
+        return f"{sentence}recognised, clearly less than {over_all}; of '{best}' it is {percent(recalls[best])}."
+    if harder:
+        named = ", ".join(f"'{name}' ({percent(recalls[name])})" for name in harder[:NAMED])
+        more = f" and {len(harder) - NAMED} more" if len(harder) > NAMED else ""
+        return f"{len(harder)} classes are recognised clearly less often than {over_all}; hardest: {named}{more}."
+    if len(order) == 1:
+        return f"All test examples are of '{last}', so no class can be harder than another."
+    if recalls[last] == recalls[best]:
+        return f"No class is harder than the others: of each {percent(recalls[last])} are recognised."
+    few, many = min(rows[name] for name in order), max(rows[name] for name in order)
+    sentence = f"No class is clearly harder than the others: from {percent(recalls[last])} ('{last}') to "
+    sentence += f"{percent(recalls[best])} ('{best}') are recognised. With {few:,}"
+    return f"{sentence}{f' to {many:,}' if many > few else ''} test examples a class that may be chance."

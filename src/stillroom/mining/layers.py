@@ -18,12 +18,20 @@ from stillroom.mining.reading import read_once, vectors
 from stillroom.mining.subject import Subject
 from stillroom.mining.wording import percent
 from stillroom.randomness import permutation
+from stillroom.statistics import one_more
 
 ROWS = 1500  # of a split that layers are read on
 KEPT = 0.95  # of the variance, for the suggested width
 SHARE, PILOT, LEAST = 0.8, 64, 60  # of the time, for reading; rows that are timed; no fewer of a split are read
 NEAR = 0.02  # of accuracy: as good as the best
+NETWORKS, CHANGED = 5, 0.1  # with random weights, whose directions are counted; part of them that is a change
 STRENGTHS = (1e-3, 1e-1, 1e1)  # of the probes' penalty, tried on validation rows
+TRAINING = {
+    "narrowed": "training has narrowed it",
+    "widened": "training has not narrowed but widened it, so what was learnt takes more room than the data alone",
+    "neither": "training has not narrowed it, so the number may come from the data and the architecture alone",
+    None: "that is one network only, too few to tell whether training has narrowed it",
+}
 
 
 def layers(subject: Subject, budget: Budget) -> Panel:
@@ -33,7 +41,8 @@ def layers(subject: Subject, budget: Budget) -> Panel:
     classifier fitted on training rows, its penalty chosen on validation rows, measured on test rows (Alain and
     Bengio 2016, https://arxiv.org/abs/1610.01644). The effective rank is the exponential of the entropy of the shares
     of variance (Roy and Vetterli 2007, https://ieeexplore.ieee.org/document/7098875). Suggested width: the directions
-    that hold 95 % of the variance of what enters the last layer. Control: the same layers with random weights.
+    that hold 95 % of the variance of what enters the last layer. Controls: the same layers with random weights; and the
+    directions of ``NETWORKS`` such networks while there is time, since few directions may come from the data.
     """
     if subject.module is None:
         return Panel("layers", notes=["only the answers of this model are known, so no layer can be read"])
@@ -49,18 +58,23 @@ def layers(subject: Subject, budget: Budget) -> Panel:
     labels = {split: labels[split][: len(part)] for split, part in rows.items()}
     entering = ["features"] if _has_features(subject, rows["train"][:2]) else []
     own, inside = _read(subject, [*taps, *entering], rows)
-    last = _spectrum(inside.pop("features") if entering else inside[taps[max(0, len(taps) - 2)]])
-    twin, _ = _read(subject.randomised(subject.seed), taps, rows)
+    tap = entering[0] if entering else taps[max(0, len(taps) - 2)]
+    last = _spectrum(inside.pop(tap) if entering else inside[tap])
+    began = time.perf_counter()
+    twin, theirs = _read(subject.randomised(subject.seed), [*taps, *entering], rows)
+    took = time.perf_counter() - began
     numbers: dict[str, Any] = {
         "layers": {
-            tap: {"probe": _probe(own[tap], labels, len(subject.classes)), **_spectrum(inside[tap])} for tap in taps
+            path: {"probe": _probe(own[path], labels, len(subject.classes)), **_spectrum(inside[path])} for path in taps
         },
-        "control": {tap: _probe(twin[tap], labels, len(subject.classes)) for tap in taps},
+        "control": {path: _probe(twin[path], labels, len(subject.classes)) for path in taps},
         "entering_the_last": last,
         "suggested_width": last["directions"],
     }
     numbers["earliest"] = _earliest(numbers["layers"])
-    numbers["pairs"] = _pairs({tap: own[tap]["test"] for tap in taps})
+    numbers["pairs"] = _pairs({path: own[path]["test"] for path in taps})
+    random = [_spectrum(theirs[tap]), *_random_weights(subject, tap, rows["train"], budget, took)]
+    numbers["random_weights"] = _against(last["directions"], random)
     return Panel("layers", [_readable(numbers), _width(numbers)], numbers, notes=notes)
 
 
@@ -110,6 +124,36 @@ def _spectrum(values: Tensor) -> dict[str, Any]:
         "effective_rank": float(torch.exp(-(shares * shares.clamp(min=1e-300).log()).sum())),
         "directions": int((shares.cumsum(0) < KEPT).sum()) + 1,
     }
+
+
+def _random_weights(
+    subject: Subject, tap: str, examples: Tensor, budget: Budget, seconds: float
+) -> list[dict[str, Any]]:
+    """What enters the last layer of more networks with random weights, while there is time; one takes ``seconds``."""
+    found: list[dict[str, Any]] = []
+    while len(found) + 1 < NETWORKS and budget.left > 2 * seconds:
+        began = time.perf_counter()
+        shown = vectors(subject.randomised(subject.seed + len(found) + 1), [tap], examples)[tap]
+        found.append(_spectrum(shown.double()))
+        seconds = time.perf_counter() - began
+    return found
+
+
+def _against(directions: int, random: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The directions that networks with random weights need, and whether training has ``changed`` that.
+
+    Fewer or more than all of them, than one more would have, and than their mean by a tenth; None for one network.
+    """
+    counts = [int(one["directions"]) for one in random]
+    mean, ends, changed = sum(counts) / len(counts), one_more(counts), None
+    if ends is not None:
+        changed = "neither"
+        if directions < min(*counts, ends[0], (1 - CHANGED) * mean):
+            changed = "narrowed"
+        if directions > max(*counts, ends[1], (1 + CHANGED) * mean):
+            changed = "widened"
+    rank = sum(float(one["effective_rank"]) for one in random) / len(random)
+    return {"directions": counts, "mean": mean, "effective_rank": rank, "changed": changed}
 
 
 def _shares(values: Tensor) -> Tensor:
@@ -167,15 +211,18 @@ def _plain(value: float) -> float | None:
 def _readable(numbers: dict[str, Any]) -> Finding:
     own, control, earliest = numbers["layers"], numbers["control"], numbers["earliest"]
     first, last = next(iter(own)), list(own)[-1]
-    ends = [percent(own[tap]["probe"]) for tap in (first, last)]
-    sentence = f"A straight line through the first layer that was read ('{first}') already tells {ends[0]} of the "
-    sentence += f"test examples, through the last ('{last}') {ends[1]}."
+    sentence = f"A linear classifier on the first layer ('{first}') is already right on {percent(own[first]['probe'])} "
+    sentence += "of the test examples"
+    sentence += f", on the last ('{last}') on {percent(own[last]['probe'])}." if last != first else "."
     if earliest != last:
         sentence += f" From '{earliest}' on nothing more is gained: what follows could be smaller."
-    gain = own[earliest]["probe"] - control.get(earliest, 0.0)
-    sentence += f" Training put {100 * gain:.1f} points of that there."
+    gain = own[earliest]["probe"] - control[earliest]
+    layer = f"'{earliest}'" if earliest == last else "That layer"
+    sentence += f" {layer} with random weights reaches {percent(control[earliest])}"
     if gain < NEAR:
-        sentence += " That is next to nothing: the inputs themselves can be told apart as well."
+        sentence += ", so training adds next to nothing there: without it the inputs can be told apart as well."
+    else:
+        sentence += f", so training adds {100 * gain:.1f} points there."
     paths = list(own)
     figure = {
         "kind": "spread",
@@ -184,27 +231,27 @@ def _readable(numbers: dict[str, Any]) -> Finding:
         "labels": paths,
         "series": [
             {"name": "the model", "values": [100 * own[path]["probe"] for path in paths]},
-            {"name": "random weights", "values": [_times(100, control.get(path)) for path in paths]},
+            {"name": "random weights", "values": [100 * control[path] for path in paths]},
         ],
         "note": "From the first layer (above) to the answers (below).",
     }
-    best = max(control.values(), default=0.0)
-    words = f"The same layers with random weights: {percent(best)} at best."
+    best = max(control, key=lambda path: control[path])
+    words = f"The same layers with random weights: {percent(control[best])} at best ('{best}')."
     return Finding("Where knowledge can be read", sentence, own[earliest]["probe"], words, figure)
 
 
-def _times(scale: float, value: float | None) -> float | None:
-    return None if value is None else scale * value
-
-
 def _width(numbers: dict[str, Any]) -> Finding:
-    own, entry = numbers["layers"], numbers["entering_the_last"]
+    own, entry, random = numbers["layers"], numbers["entering_the_last"], numbers["random_weights"]
     few = "1 direction holds" if entry["directions"] == 1 else f"{entry['directions']} directions hold"
     sentence = f"Of the {entry['width']} numbers that enter the last layer {few} 95 % of what varies: "
     if entry["directions"] < 0.5 * entry["width"]:
         sentence += f"a student with features of {max(2, entry['directions'])} numbers is worth a try."
     else:
         sentence += "there is little to spare in its width."
+    between = f"{min(random['directions'])} to {max(random['directions'])}"
+    if min(random["directions"]) == max(random["directions"]):
+        between = str(random["directions"][0])
+    sentence += f" With random weights it would be {between}: {TRAINING[random['changed']]}."
     figure = {
         "kind": "table",
         "columns": [
@@ -216,9 +263,12 @@ def _width(numbers: dict[str, Any]) -> Finding:
         "rows": [
             [path, one["width"], one["effective_rank"], one["directions"]]
             for path, one in [*own.items(), ("what enters the last", entry)]
-        ],
+        ]
+        + [["the same with random weights", entry["width"], random["effective_rank"], random["mean"]]],
         "apart": [len(own)],
         "note": "Maps are averaged over places first, sequences over steps: widths are channels.",
     }
-    words = f"Its whole width, {entry['width']}; effective rank {entry['effective_rank']:.1f}."
+    asked = len(random["directions"])
+    words = f"{asked} network{'s' * (asked > 1)} with random weights: {between} directions, {random['mean']:.1f} on "
+    words += f"average, effective rank {random['effective_rank']:.1f}; its own is {entry['effective_rank']:.1f}."
     return Finding("How wide a student need be", sentence, float(entry["directions"]), words, figure)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillroom.contracts import Finding
+from stillroom.errors import DataError, say
 from stillroom.mining.panel import Budget, Panel
-from stillroom.mining.subject import Subject
+from stillroom.mining.subject import CONTROL, Subject
+from stillroom.mining.wording import percent
 from stillroom.randomness import integers
+from stillroom.statistics import one_more, over_seeds
 
 TEMPERATURE = 2.0
 DRAWS = 50  # bootstrap samples of the examples
 PAIRS = 10
 STABLE = 0.8  # of a measure that is 1 for always the same
+NETWORKS, SHARED_OUT = 5, 20  # with random weights; times that what is left is shared out at random
+FOLLOWS = 0.5  # correlation with random weights, below which their mean must lie with its interval
 Values = NDArray[np.float64]
 
 
@@ -29,10 +37,18 @@ def similarity(subject: Subject, budget: Budget, *, temperature: float = TEMPERA
     over the examples answered i is the likeness of i to j, which is averaged with that of j to i. This is the dark
     knowledge of Hinton, Vinyals and Dean 2015 (https://arxiv.org/abs/1503.02531), at ``temperature``. Groups are those
     of average linkage, cut where the next merger is the dearest step. Each number is found again on ``DRAWS`` bootstrap
-    samples. Control: the same architecture with random weights; of a model that shows answers only, its own answers
-    with what is left shared out at random. ``validation`` says how firm the pairs and groups of the validation split
-    are by themselves: a choice made from that can be judged on the test split.
+    samples. Controls: its own answers with what is left shared out at random (chance); and, of a model that can be
+    opened, the same architecture with random weights, ``NETWORKS`` times while there is time. Such networks lean to one
+    or two classes whatever they see, so model and controls are compared without each class's mean logit. ``verdict`` is
+    "beyond" only if the strongest pair is above all controls and where one more would lie, and the likenesses do not
+    follow those of random weights. ``validation`` says how firm the pairs and groups of the validation split are by
+    themselves: a choice made from that can be judged on the test split.
+
+    Raises:
+        DataError: a temperature that is not above 0.
     """
+    if not temperature > 0:
+        raise DataError(say("The temperature of likenesses does not fit", temperature, "above 0, such as 2"))
     logits = subject.logits("test")
     count = logits.shape[1]
     if count < 3:
@@ -45,7 +61,16 @@ def similarity(subject: Subject, budget: Budget, *, temperature: float = TEMPERA
     own = own[np.ix_(known, known)]
     again = [_resampled(logits, known, temperature, draw, subject.seed) for draw in range(DRAWS)]
     pairs, groups = _pairs(own), _groups(own)
-    control = _likeness(_control(subject, logits), temperature)[np.ix_(known, known)]
+    notes, random = list[str](), None
+
+    def alike(answered: Tensor) -> Values:
+        return _likeness(answered, temperature)[np.ix_(known, known)]
+
+    level = _level(logits)
+    if subject.module is not None:
+        random = _compared(alike(level), [alike(_level(one)) for one in _random_weights(subject, budget, notes)])
+    chance = _compared(alike(level), [alike(one) for one in _shared_out(subject, level, budget)])
+    levelled = float(alike(level)[pairs[0]])
     numbers: dict[str, Any] = {
         "temperature": temperature,
         "classes": names,
@@ -54,14 +79,17 @@ def similarity(subject: Subject, budget: Budget, *, temperature: float = TEMPERA
         "pairs_again": _overlap(pairs, [_pairs(one) for one in again]),
         "groups": [[names[place] for place in group] for group in groups],
         "groups_again": _same_groups(groups, [_groups(one) for one in again], len(names)),
-        "even": 1 / (len(names) - 1),
-        "control": {"strongest": _strongest(control), "correlation": _correlation(own, control)},
+        "even": 1 / (count - 1),
+        "control": chance if random is None else random,
+        "shared_out": chance,
+        "levelled": None if math.isnan(levelled) else levelled,
+        "verdict": _verdict(levelled, chance, random),
         "validation": _validation(subject, temperature),
         "left_out": [name for name in subject.classes if name not in names],
     }
-    notes = [f"never answered, so not compared: {', '.join(numbers['left_out'])}"] if numbers["left_out"] else []
-    order = _order(own)
-    findings = [_alike(numbers, own, names, order), _grouped(numbers, own, names)]
+    if numbers["left_out"]:
+        notes.insert(0, f"never answered, so not compared: {', '.join(numbers['left_out'])}")
+    findings = [_alike(numbers, own, names, subject.module is not None), _grouped(numbers, own, names)]
     files = {"classes.json": json.dumps(numbers, indent=1).encode()}
     return Panel("similarity", findings, numbers, files, notes)
 
@@ -92,24 +120,83 @@ def _likeness(logits: Tensor, temperature: float) -> Values:
     return np.asarray((mean + mean.T) / 2)
 
 
+def _level(logits: Tensor) -> Tensor:
+    """Logits without what each class gets on average; nought where all examples get the same answer."""
+    values = logits.double()
+    values = values.clamp(min=float(values[values.isfinite()].min()))  # a probability of 0 has no mean logit
+    apart = values - values.mean(0)
+    return apart * (float(apart.abs().max()) > 1e-5 * float(values.abs().max()))  # less is rounding
+
+
 def _resampled(logits: Tensor, known: NDArray[np.bool_], temperature: float, draw: int, seed: int) -> Values:
     rows = torch.from_numpy(integers(len(logits), seed, "similarity", draw, np.arange(len(logits))))
     found = _likeness(logits[rows], temperature)[np.ix_(known, known)]
     return np.nan_to_num(found)
 
 
-def _control(subject: Subject, logits: Tensor) -> Tensor:
-    """Answers that know nothing of classes being alike."""
-    if subject.module is not None:
-        twin = subject.randomised(subject.seed)
-        return twin.logits("test")
+def _shared_out(subject: Subject, logits: Tensor, budget: Budget) -> Iterator[Tensor]:
+    """Its own answers with what each leaves to other classes dealt among them anew: they know nothing of likeness."""
+    rows, count = logits.shape
     first = logits.argmax(1, keepdim=True)
-    order = torch.from_numpy(
-        np.argsort(integers(1 << 30, subject.seed, "shared out", np.arange(logits.numel())).reshape(logits.shape), 1)
-    )
-    rest = logits.scatter(1, first, -torch.inf).gather(1, order)
-    kept = rest.masked_fill(rest == -torch.inf, float(logits.min()))
-    return kept.scatter(1, first, logits.gather(1, first))
+    others = torch.arange(count).expand(rows, count)[torch.arange(count) != first].view(rows, count - 1)
+    rest, began = logits.gather(1, others), time.perf_counter()
+    for draw in range(SHARED_OUT):
+        keys = integers(1 << 30, subject.seed, "shared out", draw, np.arange(rest.numel())).reshape(rest.shape)
+        yield logits.scatter(1, others, rest.gather(1, torch.from_numpy(np.argsort(keys, 1))))
+        if draw + 1 >= NETWORKS and budget.left < 2 * (time.perf_counter() - began) / (draw + 1):
+            return
+
+
+def _random_weights(subject: Subject, budget: Budget, notes: list[str]) -> list[Tensor]:
+    """What networks with random weights answer; at least one of them, and as many as there is time for."""
+    found: list[Tensor] = []
+    while len(found) < NETWORKS:
+        began = time.perf_counter()
+        found.append(subject.randomised(subject.seed + len(found)).logits("test"))
+        if budget.left < 2 * (time.perf_counter() - began):
+            break
+    if len(found) < NETWORKS:
+        notes.append(
+            f"to keep to the time, only {len(found)} of {NETWORKS} networks with random weights could be asked"
+        )
+    return found
+
+
+def _compared(own: Values, controls: Iterable[Values]) -> dict[str, Any]:
+    """Strongest pair and correlation of those that answer enough classes: mean, range; and what one more may reach."""
+    each = list(controls)
+    able = [one for one in each if np.count_nonzero(~np.isnan(_upper(one))) >= 3]
+    found: dict[str, Any] = {"asked": len(each), "compared": len(able)}
+    strongest = [float(np.nanmax(_upper(one))) for one in able]
+    correlations = [value for one in able if (value := _correlation(own, one)) is not None]
+    for name, values in (("strongest", strongest), ("correlation", correlations)):
+        found[name] = float(np.mean(values)) if values else None
+        found[f"{name}_range"] = [min(values), max(values)] if values else None
+    ends = one_more([math.log(max(one, 1e-12)) for one in strongest])  # shares differ by factors
+    found["strongest_reach"] = None if ends is None else math.exp(min(0.0, ends[1]))
+    found["correlation_high"] = over_seeds(correlations).high if correlations else None
+    return found
+
+
+def _verdict(strongest: float, chance: dict[str, Any], random: dict[str, Any] | None) -> str:
+    """Whether the likenesses are "beyond" the controls, or why not."""
+    if math.isnan(strongest) or chance["compared"] < 2:
+        return "lean"
+    if not _above(strongest, chance):
+        return "chance"
+    if random is None:
+        return "beyond"
+    if random["compared"] < 2:
+        return "unknown"
+    if not _above(strongest, random):
+        return "as strong"
+    high = random["correlation_high"]
+    apart = random["correlation"] is None or (high is not None and high < FOLLOWS)
+    return "beyond" if apart else "follows"
+
+
+def _above(strongest: float, control: dict[str, Any]) -> bool:
+    return bool(strongest > max(control["strongest_range"][1], control["strongest_reach"]))
 
 
 def _pairs(likeness: Values) -> list[tuple[int, int]]:
@@ -169,60 +256,134 @@ def _same_groups(groups: list[list[int]], again: list[list[list[int]]], count: i
     return float(np.mean([adjusted_rand_score(member(groups), member(one)) for one in again]))
 
 
-def _strongest(likeness: Values) -> float | None:
-    known = likeness[~np.isnan(likeness)]
-    return float(known.max()) if known.size else None
+def _upper(likeness: Values) -> Values:
+    return likeness[np.triu_indices(len(likeness), 1)]
 
 
 def _correlation(own: Values, control: Values) -> float | None:
-    """Pearson's correlation of the two models' likenesses; None where the control never answers enough classes."""
-    rows, columns = np.triu_indices(len(own), 1)
-    mine, theirs = own[rows, columns], control[rows, columns]
-    there = ~np.isnan(theirs)
+    """Pearson's correlation of the two models' likenesses; None for few pairs, or all equally alike."""
+    mine, theirs = _upper(own), _upper(control)
+    there = ~np.isnan(mine + theirs)
     if there.sum() < 3 or theirs[there].std() < 1e-12 or mine[there].std() < 1e-12:
         return None
     return float(np.corrcoef(mine[there], theirs[there])[0, 1])
 
 
-def _alike(numbers: dict[str, Any], own: Values, names: list[str], order: list[int]) -> Finding:
-    most = numbers["pairs"][0]
+def _alike(numbers: dict[str, Any], own: Values, names: list[str], opened: bool) -> Finding:
+    most, order = numbers["pairs"][0], _order(own)
     one, other = most["classes"]
     times = most["likeness"] / numbers["even"]
     sentence = f"Most alike to it are '{one}' and '{other}': where it answers one, the other gets "
-    sentence += f"{100 * most['likeness']:.0f} % of what is left, {times:.1f} times an even share."
+    sentence += f"{percent(most['likeness'])} of what is left, {times:.1f} times an even share. "
+    sentence += _held_against(numbers, opened)
     again = numbers["pairs_again"]
-    if again >= STABLE:
+    if again < STABLE:
+        sentence += " But on" if numbers["verdict"] == "beyond" else " On"
+        sentence += f" other draws of the examples only {100 * again:.0f} % of the strongest pairs are the same."
+    elif numbers["verdict"] == "beyond":
         sentence += " The strongest pairs are the same on other draws of the examples: a student is taught this beside "
         sentence += "the right class."
-    else:
-        sentence += f" But on other draws of the examples only {100 * again:.0f} % of the strongest pairs are the same."
     figure = {
         "kind": "matrix",
         "labels": [names[place] for place in order],
         "values": [[None if i == j else round(100 * float(own[i, j]), 1) for j in order] for i in order],
         "note": "Per cent of what an answer leaves to other classes; classes that are alike stand side by side.",
     }
-    control = numbers["control"]
-    said = "-" if control["correlation"] is None else f"{control['correlation']:.2f}"
-    words = f"Random weights instead: their pairs correlate with the model's by {said}; an even share is "
-    words += f"{100 * numbers['even']:.0f} %."
+    words = f"An even share: {percent(numbers['even'])}. "
+    if numbers["levelled"] is not None:
+        words += "Compared without what each class gets on average, whatever the example: the pair above then gets "
+        words += f"{percent(numbers['levelled'])}. "
+    if numbers["shared_out"]["compared"]:
+        words += f"What is left shared out at random, {numbers['shared_out']['asked']} times: "
+        words += f"{_strongest_of(numbers['shared_out'])}. "
+    if not opened:
+        words += "The model cannot be opened, so what its architecture alone would show is not known."
+    elif numbers["control"]["compared"]:
+        words += f"{_networks(numbers['control'])}: {_strongest_of(numbers['control'])}."
+    else:
+        words += f"{_networks(numbers['control'])}: none answers three of these classes, so none can be compared."
     return Finding("What it thinks is alike", sentence, most["likeness"], words, figure)
+
+
+def _held_against(numbers: dict[str, Any], opened: bool) -> str:
+    """Whether the likenesses are more than what the controls show, in words."""
+    verdict, chance, random = numbers["verdict"], numbers["shared_out"], numbers["control"]
+    if verdict == "lean":
+        words = "But without what each class gets on average, whatever the example, it answers too few classes to "
+        return f"{words}compare: these likenesses may be no more than a lean to some classes."
+    if verdict == "chance":
+        words = "But shared out at random among the classes, what is left makes as strong a pair "
+        return f"{words}({_reach(chance)}): these likenesses are no more than chance."
+    if verdict == "beyond" and not opened:
+        words = "That is more than chance: shared out at random among the classes, what is left makes no pair stronger "
+        return f"{words}than {percent(chance['strongest_range'][1])}."
+    if verdict == "unknown":
+        able, asked = random["compared"], random["asked"]
+        words = "It is more than chance, but whether it was learnt is not known: "
+        if asked == 1:
+            return f"{words}there was time for 1 network with random weights, and two are needed to compare with."
+        words += f"of {asked} networks with random weights {f'only {able} answers' if able else 'none answers'} at "
+        return f"{words}least three of these classes, and two are needed to compare with."
+    if verdict == "as strong":
+        words = f"But networks with random weights show as strong a pair ({_reach(random)}): these likenesses are no "
+        return f"{words}more than what the architecture shows without any training."
+    follow = _correlated(random)
+    if verdict == "follows":
+        high = random["correlation_high"]
+        more = f", and more such networks might average {high:.2f}" if high is not None and high < 1 else ""
+        words = f"But networks with random weights may find the same classes alike ({follow}{more}, not clearly below "
+        words += f"{FOLLOWS}): it is not shown that these likenesses are more than what the architecture gives without "
+        return f"{words}any training."
+    pair = _shares(random["strongest_range"])
+    words = f"That goes beyond what networks with random weights show: their strongest pair gets {pair}, and their "
+    return f"{words}likenesses do not follow the model's ({follow}, clearly below {FOLLOWS})."
+
+
+def _networks(random: dict[str, Any]) -> str:
+    many = f"Networks with random weights, {random['compared']} of {random['asked']} compared"
+    return f"{many}, each asked about at most {CONTROL:,} examples"
+
+
+def _strongest_of(control: dict[str, Any]) -> str:
+    """The strongest pairs and the correlations of a control, mean and range."""
+    words = f"strongest pair {percent(control['strongest'])} on average, {_shares(control['strongest_range'])}"
+    return f"{words}; {_correlated(control, ' with the model')}"
+
+
+def _correlated(control: dict[str, Any], other: str = "") -> str:
+    if control["correlation"] is None:
+        return f"no correlation{other} that could be measured"
+    low, high = control["correlation_range"]
+    return f"correlation{other} {control['correlation']:.2f} on average, {low:.2f} to {high:.2f}"
+
+
+def _reach(control: dict[str, Any]) -> str:
+    return f"{_shares(control['strongest_range'])}, and one more may reach {percent(control['strongest_reach'])}"
+
+
+def _shares(ends: Sequence[float]) -> str:
+    low, high = (percent(end) for end in ends)
+    return high if low == high else f"{low.removesuffix(' %')} to {high}"
 
 
 def _grouped(numbers: dict[str, Any], own: Values, names: list[str]) -> Finding:
     groups, again = numbers["groups"], numbers["groups_again"]
-    if again >= STABLE:
+    firm = again >= STABLE and numbers["verdict"] == "beyond"
+    if firm:
         shown = "; ".join(", ".join(group) for group in groups)
         sentence = f"It sees {len(groups)} families of classes, the same on other draws of the examples: {shown}."
-    else:
+    elif again < STABLE:
         sentence = "It sees no firm families of classes: on other draws of the examples the groups come out otherwise "
         sentence += f"(agreement {again:.2f} of 1)."
+    else:
+        sentence = "No families of classes are named: they come out the same on other draws of the examples, but that "
+        sentence += "the likenesses they rest on were learnt is not shown."
     control = (
         f"Agreement of the groups over {DRAWS} bootstrap samples (adjusted Rand index): {again:.2f}; chance gives 0."
     )
     merges = [[int(one), int(other), _alike_at(own, apart)] for one, other, apart, _ in _linked(own)]
     figure = {"kind": "dendrogram", "labels": names, "merges": merges, "text": _tree(own, names)}
-    if again >= STABLE:
+    if firm:
         figure["groups"] = [[names.index(name) for name in group] for group in groups]
     figure["x_label"] = "per cent of what an answer leaves to other classes"
     return Finding("Families of classes", sentence, again, control, figure)
