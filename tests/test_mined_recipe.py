@@ -10,12 +10,15 @@ import torch
 from torch import nn
 
 from stillroom.data.arrays import ArraySource
-from stillroom.mining import Panel, Subject
+from stillroom.mining import Budget, Panel, Subject
+from stillroom.mining.examples import examples
 from stillroom.pipeline.mined_choices import (
+    Choices,
     beside,
     choose,
     class_weights,
     labels_part,
+    left_out,
     temperature,
     wilson,
 )
@@ -67,7 +70,7 @@ def test_nothing_found_changes_the_name_alone():
 
 def test_what_is_known_of_test_examples_chooses_nothing():
     of_test = {"answers": {**ANSWERS, "validation": None}, "similarity": {"pairs_again": 1.0, "validation": None}}
-    of_test["students"] = {"classes": [{"class": "shirt", "lost": 0.5}]}
+    of_test["students"] = {"classes": [{"class": "shirt", "lost": 0.5, "verdict": "lost"}]}
     _, choices = chosen({name: Panel(name, numbers=one) for name, one in of_test.items()})
     assert choices.values == {("name",): "hand-mined"}
     first, second = (
@@ -79,7 +82,15 @@ def test_what_is_known_of_test_examples_chooses_nothing():
 
 def test_the_text_reads_as_the_choices_and_tells_why():
     suspects = [{"example": one, **SUSPECT} for one in range(30)]
-    found = panels(students={"classes": [{"class": "shirt: grey", "lost": 0.05}]}, examples={"suspects": suspects})
+    found = panels(
+        students={
+            "classes": [
+                {"class": "shirt: grey", "lost": 0.05, "verdict": "lost"},
+                {"class": "bag", "lost": 0.04, "verdict": "not clear"},
+            ]
+        },
+        examples={"suspects": suspects},
+    )
     resolved, choices = chosen(found)
     values = changed(resolved, choices.values)
     text = as_yaml(values, choices.reasons)
@@ -88,7 +99,9 @@ def test_the_text_reads_as_the_choices_and_tells_why():
     assert weights == pytest.approx([0.18, 0.82]) and values["student"] == resolved["student"]
     lines = text.splitlines()
     at = next(place for place, line in enumerate(lines) if "temperature:" in line)
-    assert lines[at - 1].strip().startswith("#") and "# The student lost most on shirt: grey (5.0 points)" in text
+    assert (
+        lines[at - 1].strip().startswith("#") and "# The student clearly lost on shirt: grey (5.0 points) (test" in text
+    )
     warm = [one[0]["temperature"] for one in (values["objectives"][1:], values["arms"]["other"]["objectives"])]
     assert warm[0] == warm[1] == temperature(ANSWERS, FIRM, LOGITS, 2.0)[0]
     assert values["arms"]["other"]["objectives"][1]["weight"]["from"] == 1
@@ -170,7 +183,9 @@ def test_class_weights_are_told_where_no_author_gave_any():
     resolved, choices = chosen(found)
     assert place not in choices.values and "1, 2], in the order class 0, class 1" in choices.reasons[place]
     text = as_yaml(changed(resolved, choices.values), choices.reasons)
-    assert "None are set, since that did not help" in " ".join(line.strip(" #") for line in text.splitlines())
+    told = " ".join(line.strip(" #") for line in text.splitlines())
+    assert "None are set, since no benefit of class weights has been recorded" in told
+    assert "shipped" not in told and "blind" not in told and "measured" not in told, "no record says more"
     own = TEXT.replace("{use: labels, weight: 0.1}", "{use: labels, weight: 0.1, class_weights: [1, 2, 3]}")
     assert place not in chosen(found, text=own)[1].reasons
 
@@ -203,6 +218,38 @@ def test_no_suspects_no_examples_left_out_and_too_few_or_many_are_told_only(coun
     assert ("data", "leave_out") not in choices.values
     assert said is None or (said in choices.reasons["data",] and "0 ('shirt'" in choices.reasons["data",])
     assert said is not None or ("data",) not in choices.reasons
+
+
+@pytest.mark.parametrize(
+    ("count", "searched", "rows", "gone"),
+    [(250, 5000, 50_000, True), (250, 50_000, 50_000, False), (20, 1000, 50_000, True), (450, 1000, 50_000, False)],
+)
+def test_suspects_are_many_or_few_of_those_that_were_searched(count, searched, rows, gone):
+    found = {"suspects": [{"example": one, **SUSPECT} for one in range(count)], "labels": {"examples": searched}}
+    choices = Choices()
+    left_out(choices, read_recipe(TEXT).resolved(), found, rows)
+    assert (("data", "leave_out") in choices.values) == gone
+    reason = choices.reasons["data", "leave_out"] if gone else choices.reasons["data",]
+    assert f"{count} of {searched:,} training examples" in reason
+    assert ("that were searched look wrong" in reason) == (searched < rows)
+    assert (f"{rows - searched:,} others were not searched" in reason) == (searched < rows)
+
+
+def test_what_the_panel_of_examples_says_of_its_search_is_read():
+    """The number of rows that were searched comes from the panel itself: labelled ones, of those it looked at."""
+    labels = np.arange(600) % 2
+    values = np.random.default_rng(0).normal(size=(600, 4)).astype(np.float32)
+    values[:, 0] += 8 * labels
+    given = np.where(np.arange(600) < 200, labels, -1)
+    given[:400:20] = np.where(given[:400:20] >= 0, 1 - given[:400:20], -1)
+    given[400:] = labels[400:]
+    splits = {"train": range(400), "validation": range(400, 500), "test": range(500, 600)}
+    data = ArraySource(values, labels=given, classes=["no", "yes"], splits=splits)
+    subject = Subject(data, answer=lambda inputs: torch.stack([4 - inputs[:, 0], inputs[:, 0] - 4], 1))
+    choices = Choices()
+    left_out(choices, read_recipe(TEXT).resolved(), examples(subject, Budget(600.0)).numbers, 400)
+    assert choices.values["data", "leave_out"] == list(range(0, 200, 20))
+    assert "10 of 200 training examples that were searched" in choices.reasons["data", "leave_out"]
 
 
 # --- layers --------------------------------------------------------------------------------------------

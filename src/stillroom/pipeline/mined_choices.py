@@ -24,9 +24,9 @@ COOLEST, WARMEST, STEP = 1.0, 8.0, 0.5  # temperatures of kd to choose from
 LEAST, MOST, ROUND = 0.05, 0.5, 0.01  # the part of labels in the weight of labels and kd
 LIGHTEST, HEAVIEST = 0.5, 2.0  # a class's weight, beside the others'
 SURE = 0.95  # that a value which is changed lies beside what was found
-LOST = 0.01  # of recall: less is not told
+LOST = "lost"  # a class, by more than chance explains
 TOLD = 6  # suspected examples that are told with their labels
-LITTLE, MANY = 0.01, 0.2  # of the training rows: fewer teach no other lesson, more are not left out unseen
+LITTLE, MANY = 0.01, 0.2  # of the rows that were searched: fewer teach no other lesson, more are not left out unseen
 
 Path = tuple[str | int, ...]
 
@@ -155,10 +155,9 @@ def class_weights(answers: Mapping[str, Any]) -> tuple[list[float], str] | None:
     The rule of :func:`labels_part`, class by class: where the teacher is wrong more often than elsewhere, what it
     teaches is worth less and the label more, so a class weighs its rate of errors divided by that of all, between a
     half and two. Only a class whose Wilson interval (95 % for all classes together, by Bonferroni) does not hold the
-    rate of all has another weight than 1. The rule is our own, and is told, not chosen: in four shipped recipes, and
-    with a teacher blind to one class, it moved no measure for the better
-    (benchmarks/records/2026-11-24-mining-recipe). How frequent a class is gives no reason: labels are kept in
-    proportion, and weights against that would trade accuracy for balance.
+    rate of all has another weight than 1. The rule is our own, and is told, not chosen: no benefit of it has been
+    recorded. How frequent a class is gives no reason: labels are kept in proportion, and weights against that would
+    trade accuracy for balance.
     """
     held = answers.get("validation")
     if not held or held["accuracy"] == 1:
@@ -177,7 +176,7 @@ def class_weights(answers: Mapping[str, Any]) -> tuple[list[float], str] | None:
     listed = ", ".join(f"{one:g}" for one in weights)
     why = f"The teacher is wrong on {100 * wrong:.0f} % of the validation examples, but on {named}. If the labels of "
     why += f"these are to count accordingly: [{listed}], in the order {', '.join(held['recall'])}. None are set, since "
-    return weights, f"{why}that did not help where it was measured."
+    return weights, f"{why}no benefit of class weights has been recorded: try them against a run without."
 
 
 def wilson(share: float, rows: int, sure: float) -> tuple[float, float]:
@@ -221,27 +220,33 @@ def _of_classes(found: Choices, place: Path, objectives: Sequence[Mapping[str, A
 def left_out(found: Choices, resolved: Mapping[str, Any], examples: Mapping[str, Any], rows: int) -> None:
     """Leave out the training examples whose label looks wrong, beside those that are left out already.
 
-    Fewer than a hundredth of all are named only: they can hardly change what is learnt, and to leave them out trains
-    the teacher anew. So are more than a fifth, a sign that something else is amiss.
+    Fewer than a hundredth of those that were searched are named only: they can hardly change what is learnt, and to
+    leave them out trains the teacher anew. So are more than a fifth, a sign that something else is amiss. ``rows`` is
+    how many training examples there are: of many, or without labels, or in haste, not all are searched.
     """
     suspects = [dict(one) for one in examples.get("suspects") or []]
     if not suspects:
         return
     each = ", ".join(f"{one['example']} ('{one['label']}', looks like '{one['suggested']}')" for one in suspects[:TOLD])
     more = f" and {len(suspects) - TOLD:,} more (examples/suspects.json)" if len(suspects) > TOLD else ""
-    many = f"{len(suspects):,} training example{'s' * (len(suspects) > 1)}"
-    share = len(suspects) / rows
+    searched = (examples.get("labels") or {}).get("examples", rows)
+    many = f"{len(suspects):,} of {searched:,} training examples"
+    rest = ""
+    if searched < rows:
+        many += " that were searched"
+        rest = f" {rows - searched:,} others were not searched: they have no label, or there are too many."
+    share = len(suspects) / searched
     if not LITTLE <= share <= MANY:
         what = "too few to change much" if share < LITTLE else "too many to leave out unseen"
         one = "label" if len(suspects) == 1 else "labels"
         looks = "looks" if len(suspects) == 1 else "look"
-        word = f"The {one} of {many} of {rows:,} {looks} wrong, {what}: {each}{more}. "
+        word = f"The {one} of {many} {looks} wrong, {what}: {each}{more}.{rest} "
         found.say(("data",), f"{word}'leave_out: [...]' leaves examples out.")
         return
     before = resolved["data"].get("leave_out")
     gone = sorted({*(examples_in(before) if before else []), *(int(one["example"]) for one in suspects)})
-    why = f"The labels of {many} of {rows:,} look wrong: {each}{more}. Without them the teacher is trained anew; look "
-    found.take(("data", "leave_out"), gone, f"{why}at them first.")
+    why = f"The labels of {many} look wrong: {each}{more}.{rest} Without the suspects the teacher is trained "
+    found.take(("data", "leave_out"), gone, f"{why}anew; look at them first.")
 
 
 # --- layers --------------------------------------------------------------------------------------------
@@ -296,10 +301,10 @@ def _layers(
 
 def _remarks(found: Choices, numbers: Mapping[str, Mapping[str, Any]]) -> None:
     """What a recipe cannot do is told beside the key it belongs to."""
-    lost = [row for row in numbers.get("students", {}).get("classes") or [] if row["lost"] > LOST][:3]
+    lost = [row for row in numbers.get("students", {}).get("classes") or [] if row["verdict"] == LOST][:3]
     if lost:
         each = ", ".join(f"{row['class']} ({100 * row['lost']:.1f} points)" for row in lost)
-        found.say(("data",), f"The student lost most on {each} (test examples; no choice is made from it).")
+        found.say(("data",), f"The student clearly lost on {each} (test examples; no choice is made from it).")
 
 
 def lists_of(resolved: Mapping[str, Any]) -> list[tuple[Path, list[dict[str, Any]]]]:

@@ -25,8 +25,8 @@ def typical(standing: Mapping[str, Any], subject: Subject) -> Finding:
         sentence += (
             " That is within chance: in its features the classes are no clusters with a middle, or all are alike."
         )
-    control = f"As many training examples of each class at random, 20 draws: {others:.1f} % on average, {best:.1f} % "
-    control += "at best."
+    control = f"As many training examples of each class at random, {standing['draws']} draws: {others:.1f} % on "
+    control += f"average, {best:.1f} % at best."
     return Finding(
         "What is typical to it", sentence, told["prototypes"], control, _gallery(standing["classes"], subject)
     )
@@ -54,26 +54,27 @@ def _gallery(classes: Sequence[Mapping[str, Any]], subject: Subject) -> dict[str
 def moved(told: Mapping[str, Any], subject: Subject) -> Finding:
     """Say what leaving out the most helpful examples does, and show which taught the surest mistakes."""
     whole, less, fewer = (100 * told[key] for key in ("all", "without_most_helpful", "without_most_harmful"))
-    chance = told["without_random"]
-    low, high = 100 * chance["low"], 100 * chance["high"]
+    chance, drawn = told["chance"], told["without_random"]
+    low, high = 100 * chance["lowest"], 100 * chance["highest"]
     sentence = (
         f"Without the {told['left_out']:,} training examples that helped most, a last layer fitted anew is right "
     )
     sentence += f"on {less:.1f} % of the {told['measured_on']} examples instead of {whole:.1f} %"
     if less < low:
-        sentence += ": these carry more than others."
+        sentence += f", and without as many at random on {100 * drawn['mean']:.1f} %: these carry more than others."
     else:
-        sentence += f", no less than without as many at random ({low:.1f} to {high:.1f} %): no few examples carry it."
+        sentence += f", within chance ({low:.1f} % or more): it is not seen that a few examples carry it."
     sentence += f" Without the {told['left_out']:,} that harmed most: {fewer:.1f} %"
-    sentence += ", more than by chance: have a look at them." if fewer > high else ", within chance."
+    sentence += (
+        ", more than by chance: have a look at them." if fewer > high else f", within chance ({high:.1f} % or less)."
+    )
     if told["mistakes"]:
         sentence += " Below are its surest mistakes, each with the examples that pulled most towards both answers."
-    control = (
-        f"As many left out at random, 20 draws: {100 * chance['mean']:.1f} % ({low:.1f} to {high:.1f}). The layer "
-    )
-    control += (
-        f"fitted anew gives the model's answer on {100 * told['agreement']:.1f} % of the test examples; what the "
-    )
+    control = f"As many left out at random, {drawn['draws']} draws: {100 * drawn['mean']:.1f} % "
+    control += f"({100 * drawn['low']:.1f} to {100 * drawn['high']:.1f}). By chance, in draws and in "
+    control += f"{told['measured_on']} examples, {100 * chance['sure']:.0f} % of the time no less than {low:.1f} % and "
+    control += f"no more than {high:.1f} %. The layer fitted anew gives the model's answer on "
+    control += f"{100 * told['agreement']:.1f} % of the test examples; what the "
     control += "layers before it owe to an example is not seen."
     return Finding(
         "Which examples moved it", sentence, told["all"] - told["without_most_helpful"], control, _taught(told, subject)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,33 +23,38 @@ class LastLayer:
 
     rows: Tensor
     aims: Tensor
+    gram: Tensor
     inverse: Tensor
-    middle: Tensor
-    scale: Tensor
+    standing: Standing
     strength: float
 
-    @property
+    @cached_property
     def leverage(self) -> Tensor:
         """How much each row (N) makes its own answer, 0 to 1."""
         return ((self.rows @ self.inverse) * self.rows).sum(1).clamp(max=1 - 1e-9)
 
-    @property
+    @cached_property
+    def weights(self) -> Tensor:
+        """The layer itself (D + 1, K), the bias last."""
+        return self.inverse @ (self.rows.T @ self.aims)
+
+    @cached_property
     def scores(self) -> Tensor:
         """Scores (N, K) of the rows it was fitted on; they sum to 1 in each row, and are not held to 0 and 1."""
-        return self.rows @ (self.inverse @ (self.rows.T @ self.aims))
+        return self.rows @ self.weights
 
-    @property
+    @cached_property
     def left_out(self) -> Tensor:
         """Scores (N, K) that each row would get from a layer fitted on all the others."""
         return self.aims - (self.aims - self.scores) / (1 - self.leverage)[:, None]
 
     def asked(self, features: Tensor) -> Tensor:
         """Return features (M, D) as rows of this layer (M, D + 1)."""
-        return _rows(features, self.middle, self.scale)
+        return self.standing.rows(features)
 
     def answer(self, features: Tensor) -> Tensor:
         """Return scores (M, K) of other features (M, D)."""
-        return self.asked(features) @ (self.inverse @ (self.rows.T @ self.aims))
+        return self.asked(features) @ self.weights
 
     def pull(self, features: Tensor) -> Tensor:
         """Return by how much each row moved the scores of features (M, D) towards its own class: (M, N).
@@ -59,43 +65,72 @@ class LastLayer:
 
     def loss_without(self, features: Tensor, aims: Tensor) -> Tensor:
         """Return by how much the summed squared error on (M, D), (M, K) rises when each row (N) is left out."""
-        rest, pull = self.aims - self.scores, self.pull(features)
-        gap = aims - self.answer(features)
-        return 2 * ((pull.T @ gap) * rest).sum(1) + pull.square().sum(0) * rest.square().sum(1)
+        asked, rest = self.asked(features), self.aims - self.scores
+        gap = aims - asked @ self.weights
+        own = (self.rows @ self.inverse) / (1 - self.leverage)[:, None]  # so that pull is asked @ own.T, never made
+        squares = ((own @ (asked.T @ asked)) * own).sum(1)
+        return 2 * ((own @ (asked.T @ gap)) * rest).sum(1) + squares * rest.square().sum(1)
 
-    def without(self, gone: Tensor) -> LastLayer:
-        """Return the layer fitted without some rows, given by number; as strong a penalty for each row left."""
-        kept = torch.ones(len(self.rows), dtype=torch.bool)
-        kept[gone] = False
-        rows, aims = self.rows[kept], self.aims[kept]
-        return LastLayer(rows, aims, _inverse(rows, self.strength), self.middle, self.scale, self.strength)
+    def without(self, gone: Tensor) -> Tensor:
+        """Return the weights (D + 1, K) fitted without some rows, given by number; each row left is penalised alike."""
+        rows, aims = self.rows[gone], self.aims[gone]
+        left = len(self.rows) - len(rows)
+        penalised = self.gram - rows.T @ rows + self.standing.penalty(self.strength, left)
+        return torch.linalg.solve(penalised, self.rows.T @ self.aims - rows.T @ aims)
 
     def relabelled(self, labels: Tensor) -> LastLayer:
         """Return the layer fitted to other labels (N)."""
-        aims = one_hot(labels, self.aims.shape[1])
-        return LastLayer(self.rows, aims, self.inverse, self.middle, self.scale, self.strength)
+        return replace(self, aims=one_hot(labels, self.aims.shape[1]))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How features become rows of a layer: about their middle, at one scale, in the directions of the fitted rows.
+
+    Where there are more features than fitted rows, a penalised fit uses no direction but theirs; to leave out the
+    others changes no answer. Rows get a last column of 1.
+    """
+
+    middle: Tensor
+    scale: Tensor
+    turn: Tensor | None
+
+    def rows(self, features: Tensor) -> Tensor:
+        """Return features (M, D) as rows, float64."""
+        values = (features.double() - self.middle) / self.scale
+        values = values if self.turn is None else values @ self.turn
+        return torch.cat([values, torch.ones(len(values), 1, dtype=torch.float64)], 1)
+
+    def penalty(self, strength: float, rows: int) -> Tensor:
+        """Return what is added to the Gram matrix of so many rows; the last column, in all alike, is not penalised."""
+        width = len(self.middle) if self.turn is None else self.turn.shape[1]
+        penalty = torch.full((width + 1,), strength * rows / (len(self.middle) + 1), dtype=torch.float64)
+        penalty[-1] = 1e-9 * rows
+        return torch.diag(penalty)
 
 
 def fitted(features: Tensor, labels: Tensor, classes: int) -> LastLayer:
     """Return the layer of features (N, D) and labels (N) with the penalty that answers left-out rows best."""
-    features = features.double()
+    standing = _standing(features.double())
+    rows, aims = standing.rows(features), one_hot(labels, classes)
+    gram, best, least = rows.T @ rows, None, torch.inf
+    for strength in STRENGTHS:
+        inverse = torch.linalg.inv(gram + standing.penalty(strength, len(rows)))
+        layer = LastLayer(rows, aims, gram, inverse, standing, strength)
+        loss = float((aims - layer.left_out).square().sum())
+        if best is None or loss < least:
+            best, least = layer, loss
+    assert best is not None
+    return best
+
+
+def _standing(features: Tensor) -> Standing:
     middle, scale = features.mean(0), features.std(0).clamp(min=1e-6) * features.shape[1] ** 0.5
-    rows, aims = _rows(features, middle, scale), one_hot(labels, classes)
-    tried = [LastLayer(rows, aims, _inverse(rows, one), middle, scale, one) for one in STRENGTHS]
-    return min(tried, key=lambda layer: float((aims - layer.left_out).square().sum()))
+    if features.shape[1] <= len(features):
+        return Standing(middle, scale, None)
+    return Standing(middle, scale, torch.linalg.qr(((features - middle) / scale).T).Q)
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """Return labels (N) as aims (N, classes), float64."""
     return torch.nn.functional.one_hot(labels, classes).double()
-
-
-def _rows(features: Tensor, middle: Tensor, scale: Tensor) -> Tensor:
-    return torch.cat([(features.double() - middle) / scale, torch.ones(len(features), 1, dtype=torch.float64)], 1)
-
-
-def _inverse(rows: Tensor, strength: float) -> Tensor:
-    """The inverse of the penalised Gram matrix; the last column, added to all answers alike, is not penalised."""
-    penalty = torch.full((rows.shape[1],), strength * len(rows) / rows.shape[1], dtype=torch.float64)
-    penalty[-1] = 1e-9 * len(rows)
-    return torch.linalg.inv(rows.T @ rows + torch.diag(penalty))

@@ -16,6 +16,7 @@ from stillroom.randomness import integers, permutation
 COOLEST = -7.0  # of temperatures, as a logarithm
 PLANTED = 0.05  # of the labels, exchanged on purpose to see how many of them are found
 CLEARLY = 0.01  # of the labels, that look wrong to one search and not to the other
+EVALUATIONS = 130  # of how likely the labels are, about as many as it takes to find temperature and share
 LIKELY = 0.5  # a label more likely wrong than right is a suspect
 
 

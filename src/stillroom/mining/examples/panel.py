@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +12,25 @@ import torch
 from torch import Tensor
 
 from stillroom.contracts import UNLABELLED, Finding
+from stillroom.data.splits import choose
 from stillroom.errors import TapError
 from stillroom.mining.examples.findings import mislabelled, moved, typical
 from stillroom.mining.examples.left_out import LastLayer, fitted, one_hot
-from stillroom.mining.examples.mislabels import LIKELY, better, doubt, planted
+from stillroom.mining.examples.mislabels import LIKELY, Doubt, better, doubt, planted
+from stillroom.mining.examples.pace import DRAWS, NEAREST, draws, fit
 from stillroom.mining.examples.prototypes import chosen, nearest
 from stillroom.mining.examples.untrained import untrained
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
 from stillroom.randomness import permutation
 
-LEAST = 40  # labelled rows, below which nothing is fitted
+ENOUGH = 40  # labelled rows, below which nothing is fitted
 TYPICAL, UNUSUAL = 3, 2  # of a class
-SIZES = (1, 2, 3, 5, 10)  # prototypes a class that are tried
-DRAWS = 20  # of random rows, to compare with
+SIZES = (1, 2, 3, 5, NEAREST)  # prototypes a class that are tried
+FOR_TYPICAL, FOR_MOVED = 0.4, 0.5  # of the time left, after which no more random rows are drawn
 GONE = 0.05  # of the rows, that are taken away
-LISTED, WRONG = 50, 6
+SURE = 0.99  # that chance explains what is called chance
+LISTED, DOUBTED, WRONG = 50, 0.05, 6  # examples that are listed, the least share of the most doubted, mistakes
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,10 @@ class Rows:
     @property
     def labelled(self) -> Rows:
         """The rows whose label is known."""
-        at = self.labels != UNLABELLED
+        return self.only(self.labels != UNLABELLED)
+
+    def only(self, at: Tensor) -> Rows:
+        """Some of the rows."""
         return Rows(self.examples[at], self.features[at], self.labels[at], self.logits[at])
 
 
@@ -55,28 +63,53 @@ def examples(subject: Subject, budget: Budget) -> Panel:
     Controls: random examples as prototypes; random examples left out; labels exchanged on purpose.
     """
     notes: list[str] = []
-    train, validation, test = (_rows(subject, split) for split in ("train", "validation", "test"))
+    train, validation, test = _in_time(subject, budget, notes)
     numbers: dict[str, Any] = {"examples": len(train.examples)}
     findings: list[Finding] = []
     files: dict[str, bytes] = {}
-    standing = _typical(subject, train, test)
-    numbers["prototypes"] = standing
+    numbers["prototypes"] = standing = _typical(subject, train, test, budget)
     findings.append(typical(standing, subject))
     files["prototypes.json"] = _json(standing["classes"])
     known, held = train.labelled, validation.labelled
-    if min(len(known.labels), len(held.labels)) < LEAST or len(known.labels.unique()) < 2:
+    if min(len(known.labels), len(held.labels)) < ENOUGH or len(known.labels.unique()) < 2:
         notes.append(
-            f"fewer than {LEAST} labelled training or validation rows: no effect of an example, no wrong labels"
+            f"fewer than {ENOUGH} labelled training or validation rows: no effect of an example, no wrong labels"
         )
-        return Panel("examples", findings, numbers, files, notes)
+        return Panel("examples", findings, numbers, files, notes + _fewer(standing["draws"]))
     layer = fitted(known.features, known.labels, len(subject.classes))
-    numbers["influence"] = _influence(subject, layer, known, held, test)
-    findings.append(moved(numbers["influence"], subject))
+    numbers["influence"] = influence = _influence(subject, layer, (known, held, test), budget)
+    findings.append(moved(influence, subject))
     numbers["labels"] = _labels(subject, layer, known)
     numbers["suspects"] = numbers["labels"].pop("suspects")
+    every = numbers["labels"].pop("every")
     findings.append(mislabelled(numbers["labels"], numbers["suspects"], subject))
-    files["suspects.json"] = _json(numbers["suspects"])
+    files |= {"suspects.json": _json(numbers["suspects"]), "doubt.json": _json(every)}
+    notes += _fewer(min(standing["draws"], influence["without_random"]["draws"]))
     return Panel("examples", findings, numbers, files, notes)
+
+
+def _in_time(subject: Subject, budget: Budget, notes: list[str]) -> list[Rows]:
+    """Training, validation and test rows, each class in proportion; no more than the time allows, which is noted."""
+    found = [_rows(subject, split) for split in ("train", "validation", "test")]
+    longest = max(len(rows.examples) for rows in found)
+    known = float((found[0].labels != UNLABELLED).double().mean())
+    most = fit(subject, longest, found[0].features.shape[1], known, budget)
+    if most >= longest:
+        return found
+    one = f"{most:,} rows of a split at most were looked at, not {longest:,}"
+    notes.append(f"to keep to the time, {one}: what is said of training examples is said of these")
+    return [_some(rows, most, subject.seed) for rows in found]
+
+
+def _some(rows: Rows, most: int, seed: int) -> Rows:
+    if len(rows.examples) <= most:
+        return rows
+    kept = choose(rows.labels.numpy(), torch.arange(len(rows.labels)).numpy(), most, seed, "examples in time")
+    return rows.only(torch.from_numpy(kept))
+
+
+def _fewer(drawn: int) -> list[str]:
+    return [f"to keep to the time, {drawn} random draws were compared with, not {DRAWS}"] if drawn < DRAWS else []
 
 
 def _rows(subject: Subject, split: str) -> Rows:
@@ -92,29 +125,23 @@ def _rows(subject: Subject, split: str) -> Rows:
 # --- what is typical -----------------------------------------------------------------------------------
 
 
-def _typical(subject: Subject, train: Rows, test: Rows) -> dict[str, Any]:
+def _typical(subject: Subject, train: Rows, test: Rows, budget: Budget) -> dict[str, Any]:
     answered, asked = train.logits.argmax(1), test.logits.argmax(1)
     groups = {int(one): (answered == one).nonzero()[:, 0] for one in answered.unique()}
     taken = {one: chosen(train.features[rows], max(SIZES), UNUSUAL, subject.seed) for one, rows in groups.items()}
-    curve = []
-    for size in SIZES:
-        ours = {one: groups[one][places[:size]] for one, (places, _) in taken.items()}
-        drawn = [
-            {
-                one: rows[torch.from_numpy(permutation(len(rows), subject.seed, "drawn", draw, one)[:size].copy())]
-                for one, rows in groups.items()
-            }
-            for draw in range(DRAWS)
-        ]
-        others = [_stands(train, test, asked, one) for one in drawn]
-        curve.append(
-            {
-                "each": size,
-                "prototypes": _stands(train, test, asked, ours),
-                "random": sum(others) / len(others),
-                "random_best": max(others),
-            }
-        )
+    ours = _stands(train, test, asked, {one: groups[one][places] for one, (places, _) in taken.items()})
+    others = []
+    for draw in draws(budget, FOR_TYPICAL):
+        drawn = {
+            one: rows[torch.from_numpy(permutation(len(rows), subject.seed, "drawn", draw, one)[: max(SIZES)].copy())]
+            for one, rows in groups.items()
+        }
+        others.append(_stands(train, test, asked, drawn))
+    curve = [
+        {"each": size, "prototypes": ours[at], "random": sum(by_chance) / len(by_chance), "random_best": max(by_chance)}
+        for at, size in enumerate(SIZES)
+        for by_chance in [[one[at] for one in others]]
+    ]
     classes = [
         {
             "class": subject.classes[one],
@@ -123,37 +150,56 @@ def _typical(subject: Subject, train: Rows, test: Rows) -> dict[str, Any]:
         }
         for one, (places, odd) in taken.items()
     ]
-    return {"curve": curve, "classes": classes, "each": TYPICAL}
+    return {"curve": curve, "classes": classes, "each": TYPICAL, "draws": len(others)}
 
 
-def _stands(train: Rows, test: Rows, asked: Tensor, taken: dict[int, Tensor]) -> float:
-    """How often the nearest of the taken rows has the class that the model answers."""
+def _stands(train: Rows, test: Rows, asked: Tensor, taken: Mapping[int, Tensor]) -> list[float]:
+    """How often the nearest of the taken rows has the class that the model answers, for each of ``SIZES``."""
     rows = torch.cat(list(taken.values()))
     of = torch.cat([torch.full((len(part),), one) for one, part in taken.items()])
-    return float((nearest(test.features, train.features[rows], of) == asked).double().mean())
+    turns = torch.cat([torch.arange(len(part)) for part in taken.values()])
+    found = nearest(test.features, train.features[rows], of, turns, SIZES)
+    return [float((one == asked).double().mean()) for one in found]
 
 
 # --- what moved it -------------------------------------------------------------------------------------
 
 
-def _influence(subject: Subject, layer: LastLayer, known: Rows, held: Rows, test: Rows) -> dict[str, Any]:
+def _influence(subject: Subject, layer: LastLayer, rows: tuple[Rows, Rows, Rows], budget: Budget) -> dict[str, Any]:
+    known, held, test = rows
     measured = test.labelled if len(test.labelled.labels) else held
+    asked = layer.asked(measured.features)
+
+    def right(weights: Tensor) -> Tensor:
+        return ((asked @ weights).argmax(1) == measured.labels).double()
+
     rises = layer.loss_without(held.features, one_hot(held.labels, len(subject.classes)))
     order = rises.argsort(descending=True, stable=True)
     count = max(1, round(GONE * len(order)))
-    drawn = [
+    gone = [
         torch.from_numpy(permutation(len(order), subject.seed, "left out", draw)[:count].copy())
         for draw in range(DRAWS)
     ]
-    others = [_right(layer.without(one), measured) for one in drawn]
+    others = torch.stack([right(layer.without(gone[draw])) for draw in draws(budget, FOR_MOVED)])
+    less, fewer = right(layer.without(order[:count])), right(layer.without(order[-count:]))
     return {
         "share": GONE,
         "left_out": count,
         "measured_on": "test" if len(test.labelled.labels) else "validation",
-        "all": _right(layer, measured),
-        "without_most_helpful": _right(layer.without(order[:count]), measured),
-        "without_most_harmful": _right(layer.without(order[-count:]), measured),
-        "without_random": {"mean": sum(others) / len(others), "low": min(others), "high": max(others)},
+        "all": float(right(layer.weights).mean()),
+        "without_most_helpful": float(less.mean()),
+        "without_most_harmful": float(fewer.mean()),
+        "without_random": {
+            "mean": float(others.mean()),
+            "low": float(others.mean(1).min()),
+            "high": float(others.mean(1).max()),
+            "draws": len(others),
+        },
+        "chance": {
+            "lowest": max(0.0, float(others.mean()) - _margin(others, less)),
+            "highest": min(1.0, float(others.mean()) + _margin(others, fewer)),
+            "sure": SURE,
+        },
         "agreement": float((layer.answer(test.features).argmax(1) == test.logits.argmax(1)).double().mean()),
         "most_helpful": _ranked(subject, known, rises, order[:LISTED]),
         "most_harmful": _ranked(subject, known, rises, order.flip(0)[:LISTED]),
@@ -161,8 +207,17 @@ def _influence(subject: Subject, layer: LastLayer, known: Rows, held: Rows, test
     }
 
 
-def _right(layer: LastLayer, rows: Rows) -> float:
-    return float((layer.answer(rows.features).argmax(1) == rows.labels).double().mean())
+def _margin(others: Tensor, one: Tensor) -> float:
+    """How far from the mean of random draws, right or not (draws, M), another (M) lies by chance in draws and examples.
+
+    Student's t for one more draw, and for the difference of the same examples: neither alone is all there is to chance.
+    """
+    from scipy.special import stdtrit  # imported on use; scipy.stats would take over a second
+
+    count, apart = len(others), others.mean(0) - one
+    of_draws = float(others.mean(1).var()) * (1 + 1 / count)
+    of_examples = float(apart.var()) / len(apart) if len(apart) > 1 else 0.0
+    return float(stdtrit(count - 1, (1 + SURE) / 2)) * math.sqrt(of_draws + of_examples)
 
 
 def _ranked(subject: Subject, known: Rows, rises: Tensor, order: Tensor) -> list[dict[str, Any]]:
@@ -218,6 +273,7 @@ def _labels(subject: Subject, layer: LastLayer, known: Rows) -> dict[str, Any]:
     doubted, scores = searches[taken], layers[taken].left_out
     clean = (doubted.wrong <= LIKELY).nonzero()[:, 0]
     right = known.logits.argmax(1) == known.labels
+    every = _doubted(subject, known, scores, doubted)
     return {
         "examples": len(known.labels),
         "features": taken,
@@ -234,20 +290,19 @@ def _labels(subject: Subject, layer: LastLayer, known: Rows) -> dict[str, Any]:
         },
         "given_back": int(right[doubted.suspects].sum()),
         "planted": planted(layers[taken], known.labels, clean, subject.seed),
-        "most_doubted": _doubted(subject, known, scores, doubted.wrong, doubted.order[:LISTED]),
-        "suspects": _doubted(subject, known, scores, doubted.wrong, doubted.suspects),
+        "most_doubted": every[: max(LISTED, math.ceil(DOUBTED * len(every)))],
+        "suspects": every[: len(doubted.suspects)],
+        "every": every,
     }
 
 
-def _doubted(subject: Subject, known: Rows, scores: Tensor, wrong: Tensor, rows: Tensor) -> list[dict[str, Any]]:
+def _doubted(subject: Subject, known: Rows, scores: Tensor, doubted: Doubt) -> list[dict[str, Any]]:
+    """All rows, the most doubted first, so that suspects come first of all."""
+    order = doubted.order
+    columns = (known.examples, known.labels, scores.argmax(1), doubted.wrong)
     return [
-        {
-            "example": int(known.examples[row]),
-            "label": subject.classes[int(known.labels[row])],
-            "suggested": subject.classes[int(scores[row].argmax())],
-            "score": float(wrong[row]),
-        }
-        for row in rows
+        {"example": example, "label": subject.classes[label], "suggested": subject.classes[other], "score": score}
+        for example, label, other, score in zip(*(one[order].tolist() for one in columns), strict=True)
     ]
 
 

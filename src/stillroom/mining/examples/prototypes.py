@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -65,6 +67,10 @@ def _criticisms(kernel: Tensor, prototypes: list[int], count: int) -> list[int]:
     return taken
 
 
-def nearest(features: Tensor, prototypes: Tensor, classes: Tensor) -> Tensor:
-    """Return the class (M) of the nearest of the prototypes (P, D), of classes (P), to features (M, D)."""
-    return classes[torch.cdist(features.double(), prototypes.double()).argmin(1)]
+def nearest(features: Tensor, prototypes: Tensor, classes: Tensor, turns: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Return the class (M) of the nearest of the prototypes (P, D), of classes (P), to features (M, D), for each size.
+
+    ``turns`` (P) says which of its class a prototype is, from 0; with a size of 3 only the first three of each count.
+    """
+    apart = torch.cdist(features.double(), prototypes.double())
+    return [classes[turns < size][apart[:, turns < size].argmin(1)] for size in sizes]
