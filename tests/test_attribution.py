@@ -348,7 +348,7 @@ def test_a_planted_word_pushes_most_and_does_not_where_it_tells_nothing():
     assert null[0]["word"] == "good"
     assert panel.numbers["completeness"] < 0.1 and b"\xc3\xa9mile" in panel.files["words.json"]
     told = panel.numbers["one_at_a_time"]
-    assert told["examples"] == panel.numbers["examples"] and told["alike"] > 0.9, "words that add up: both ways say the same"
+    assert told["examples"] == panel.numbers["examples"] and told["alike"] > 0.9, "words add up: both ways agree"
     assert any("leaving out one word at a time, orders the words much alike" in one.sentence for one in panel.findings)
     for finding in panel.findings:
         assert finding.control and draw(finding.figure, {})
