@@ -17,9 +17,9 @@ from stillroom.data.texts import TextSource
 from stillroom.errors import DataError
 from stillroom.mining import Budget, Panel, Subject
 from stillroom.mining.rules import rules, soft_tree
-from stillroom.mining.rules.asking import Told, ask
+from stillroom.mining.rules.asking import ask
 from stillroom.mining.rules.queries import sampler
-from stillroom.mining.rules.sizes import Grown, agreement, grow_all, series
+from stillroom.mining.rules.sizes import agreement, grow_all
 from stillroom.mining.rules.tree import grow, shortest
 from stillroom.mining.rules.writing import rules_of
 from stillroom.randomness import row_hashes
@@ -150,19 +150,6 @@ def test_few_leaves_with_queries_answer_like_a_network_on_breast_cancer():
     queries, hard = np.mean(found, 0)
     assert queries >= 0.95, f"fidelity {queries:.3f}"
     assert queries - hard >= 0.01, f"{queries:.3f} with queries, {hard:.3f} on labels"
-
-
-@pytest.mark.parametrize(("worse", "count", "taken"), [("both", 2000, False), ("rows", 2000, True), ("both", 9, True)])
-def test_queries_are_left_out_only_where_they_surely_cost_agreement(worse, count, taken):
-    rows = generator().normal(size=(count, 2))
-    answers = np.eye(2)[(rows[:, 0] > 0).astype(int)]
-    told = Told(rows, answers, np.zeros(count, np.int64))
-    good = series(grow(rows, answers, leaves=4))
-    off = rows[:, 0] > 0.1  # wrong on few rows between
-    bad = series(grow(rows, np.eye(2)[off.astype(int)], leaves=4))
-    grown = Grown(bad if worse == "both" else good, bad if worse == "rows" else good, None)
-    found = grown.suited(told, 4)
-    assert found.queries == taken and found.own is (found.both if taken else found.rows) is not found.other
 
 
 # --- the tree -------------------------------------------------------------------------------------------------

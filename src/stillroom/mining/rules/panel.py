@@ -10,23 +10,24 @@ from stillroom.contracts import Finding
 from stillroom.errors import DataError, say
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.rules.asking import Ground, ask
-from stillroom.mining.rules.sizes import NEAR, Grown, agreement, grow_all
+from stillroom.mining.rules.sizes import Grown, agreement, grow_all
 from stillroom.mining.rules.soft import soft
 from stillroom.mining.rules.telling import Chosen, sized, told_of_tree, trusted, worth
 from stillroom.mining.rules.writing import as_plain, as_python, as_text, rules_of
 from stillroom.mining.subject import Subject
 
 LEAVES = (2, 64)
+NEAR = 0.01  # of agreement where the size is chosen: no more than chance
 
 
 def rules(subject: Subject, budget: Budget, *, fidelity: float = 0.95, leaves: int = 16) -> Panel:
     """Find the smallest tree of at most ``leaves`` rules that answers as the model does in ``fidelity`` of all cases.
 
-    It is grown on the model's answers (probabilities) to training rows and to queries made of them, unless the latter
-    cost agreement on validation rows; its size is chosen on validation and training rows, and what is said of it is
-    measured on test rows and on queries made of those. Beside it stand the same tree on labels, and always giving the
-    commonest answer. Pictures get a soft tree too, with its filters; of texts, where single words say too little, rules
-    may ask what points for words add up to. Only answers are needed.
+    It is grown on the model's answers (probabilities) to training rows and to queries made of them; its size is chosen
+    on validation and training rows, and what is said of it is measured on test rows and on queries made of those.
+    Beside it stand the same tree on labels, and always giving the commonest answer. Pictures get a soft tree too, with
+    its filters; of texts, where single words say too little, rules may ask what points for words add up to. Only
+    answers are needed.
 
     Raises:
         DataError: a fidelity not above 0 or over 1, or a number of leaves that nobody would read.
@@ -62,9 +63,8 @@ def choose(subject: Subject, ground: Ground, grown: Grown, fidelity: float, leav
 
     Enough is asked on rows kept for choosing and on those learnt from too: of the former there may be few.
     """
-    grown = grown.suited(ground.choice, leaves)
-    found = grown.own.smallest([ground.choice, ground.rows], fidelity, leaves)
-    tree = grown.own.largest(leaves) if found is None else found
+    found = grown.both.smallest([ground.choice, ground.rows], fidelity, leaves)
+    tree = grown.both.largest(leaves) if found is None else found
     classes = tuple(str(one) for one in subject.classes)
     return Chosen(tree, found is not None, ground, grown, classes, fidelity, leaves, subject.name)
 
@@ -76,13 +76,12 @@ def _by_points(subject: Subject, chosen: Chosen) -> Chosen:
     """
     ground, most = chosen.ground, chosen.most
     grown, _ = grow_all(ground, points=True, seed=subject.seed)
-    grown = grown.suited(ground.choice, most)
-    fitting = [tree for tree in grown.own.trees if tree.size <= most]
+    fitting = [tree for tree in grown.both.trees if tree.size <= most]
     best = max(agreement(tree, ground.choice) for tree in fitting)
     tree = next(tree for tree in fitting if agreement(tree, ground.choice) >= best - NEAR)
     if best < agreement(chosen.tree, ground.choice) + NEAR:
         return chosen
-    reached = grown.own.smallest([ground.choice, ground.rows], chosen.fidelity, most)
+    reached = grown.both.smallest([ground.choice, ground.rows], chosen.fidelity, most)
     return replace(chosen, tree=tree if reached is None else reached, reached=reached is not None, grown=grown)
 
 
@@ -90,7 +89,7 @@ def _numbers(chosen: Chosen, findings: list[Finding]) -> dict[str, Any]:
     ground, grown = chosen.ground, chosen.grown
     size = chosen.tree.size
     same = None if grown.labels is None else grown.labels.largest(size)
-    sizes, held = grown.own.curve(ground.held)
+    sizes, held = grown.both.curve(ground.held)
     return {
         "asked": chosen.fidelity,
         "most_rules": chosen.most,
@@ -103,16 +102,14 @@ def _numbers(chosen: Chosen, findings: list[Finding]) -> dict[str, Any]:
         "labels_same_size": None if same is None else agreement(same, ground.held),
         "labels_same_size_queries": None if same is None else agreement(same, ground.held_queries),
         "difference_to_labels": None if chosen.difference is None else chosen.difference.plain(),
-        "queries_taken": grown.queries,
         "without_queries_same_size": agreement(grown.rows.largest(size), ground.held),
-        "with_queries_same_size": agreement(grown.both.largest(size), ground.held),
         "commonest_answer": chosen.constant[1],
         "by_chance": chosen.by_chance,
         "accuracy": chosen.accuracy,
         "curve": {
             "rules": sizes,
             "fidelity": held,
-            "fidelity_queries": grown.own.curve(ground.held_queries)[1],
+            "fidelity_queries": grown.both.curve(ground.held_queries)[1],
             "labels": None if grown.labels is None else [list(part) for part in grown.labels.curve(ground.held)],
         },
         "rows": {"learnt": len(ground.rows), "queries": len(ground.queries), "chosen_on": len(ground.choice)}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stillroom.contracts import UNLABELLED
 from stillroom.mining.rules.asking import Ground, Told, joined
@@ -15,7 +16,7 @@ from stillroom.randomness import permutation
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 MOST = 256  # leaves before those of one answer under one question are made one
-NEAR, SURE = 0.01, 2.0  # of agreement: no more than chance; standard errors
+NOISED = 0.3  # weight of a noised picture beside a real one: whole, they cost agreement on real ones, gaining none
 CELLS = 3_000_000  # examples x features, up to ten classes: about what is learnt from in a few seconds
 
 
@@ -54,36 +55,11 @@ def series(tree: Tree) -> Series:
 
 @dataclass(frozen=True)
 class Grown:
-    """The trees: on the model's answers to rows and queries, to rows alone, and on labels (None: none are known).
-
-    ``queries`` says whether those on both are told of, else those on rows alone.
-    """
+    """The trees: on the model's answers to rows and queries, to rows alone, and on labels (None: none are known)."""
 
     both: Series
     rows: Series
     labels: Series | None
-    queries: bool = True
-
-    @property
-    def own(self) -> Series:
-        """The trees that are told of."""
-        return self.both if self.queries else self.rows
-
-    @property
-    def other(self) -> Series:
-        """Those that are not."""
-        return self.rows if self.queries else self.both
-
-    def suited(self, told: Told, leaves: int) -> Grown:
-        """Return the same, without queries where these surely cost agreement on ``told`` at so many ``leaves``.
-
-        They teach what the model does away from the data; with few leaves for many classes that can be more than a
-        tree holds.
-        """
-        rows, both = (one.largest(leaves).answer(told.rows) == told.top for one in (self.rows, self.both))
-        gain = rows.astype(float) - both
-        surely = SURE * float(gain.std()) / max(1, len(gain)) ** 0.5
-        return replace(self, queries=float(gain.mean()) <= max(NEAR, surely))
 
 
 def grow_all(ground: Ground, *, most: int = MOST, points: bool = False, seed: int = 0) -> tuple[Grown, Sequence[str]]:
@@ -95,12 +71,14 @@ def grow_all(ground: Ground, *, most: int = MOST, points: bool = False, seed: in
     features = ground.rows.rows.shape[1]
     fit = max(1000, int(CELLS / max(1, features) / max(1.0, rows.answers.shape[1] / 10)))
     both = joined([rows, ground.queries])
+    weight = NOISED if ground.reading.kind == "image" else 1.0
+    weights = np.repeat([1.0, weight], [len(rows), len(ground.queries)])
     if len(both) > fit:
         notes.append(
             f"Trees were grown on {fit:,} of {len(both):,} examples, drawn at random: {features} features each."
         )
-        both = _some(both, fit, seed)
-        rows = _some(rows, fit, seed)
+        weights = weights[_drawn(len(both), fit, seed)]
+        both, rows = _some(both, fit, seed), _some(rows, fit, seed)
     known = rows.labels != UNLABELLED
     classes = ground.rows.answers.shape[1]
     labels = None
@@ -109,7 +87,7 @@ def grow_all(ground: Ground, *, most: int = MOST, points: bool = False, seed: in
         labels = series(grow(given, np.eye(classes)[rows.labels[known]], leaves=most, seed=seed))
     of: Taught | None = "answers" if points else None
     soft = series(grow(_may_ask(ground, rows.rows, of), rows.answers, leaves=most, seed=seed))
-    grown = series(grow(_may_ask(ground, both.rows, of), both.answers, leaves=most, seed=seed))
+    grown = series(grow(_may_ask(ground, both.rows, of), both.answers, leaves=most, weights=weights, seed=seed))
     return Grown(grown, soft, labels), notes
 
 
@@ -126,5 +104,9 @@ def _may_ask(ground: Ground, rows: Floats, points: Taught | None) -> Floats:
 def _some(told: Told, count: int, seed: int) -> Told:
     if len(told) <= count:
         return told
-    chosen = permutation(len(told), seed, "rules, grown on")[:count]
+    chosen = _drawn(len(told), count, seed)
     return Told(told.rows[chosen], told.answers[chosen], told.labels[chosen])
+
+
+def _drawn(many: int, count: int, seed: int) -> NDArray[np.int64]:
+    return permutation(many, seed, "rules, grown on")[:count]

@@ -187,7 +187,7 @@ def _more(chosen: Chosen) -> str:
         return (
             f"That is no more than always answering '{name}' ({percent(constant)}): do not explain the model by these."
         )
-    sizes, held = chosen.grown.own.curve(chosen.ground.held)
+    sizes, held = chosen.grown.both.curve(chosen.ground.held)
     enough = [size for size, found in zip(sizes, held, strict=True) if found >= chosen.fidelity]
     if enough:
         return f"About {enough[0]} would be needed: read these as a summary."
@@ -199,14 +199,18 @@ def _control(chosen: Chosen) -> str:
     always = f"always answering '{name}' agrees on {percent(constant)}"
     if chosen.grown.labels is None or chosen.difference is None:
         return f"{always[0].upper()}{always[1:]} (no labels are known, so there is no tree on labels to compare with)."
-    other = agreement(chosen.grown.labels.largest(chosen.size), chosen.ground.held)
+    same = chosen.grown.labels.largest(chosen.size)
+    other, away = agreement(same, chosen.ground.held), agreement(same, chosen.ground.held_queries)
     gap = chosen.difference
     low, high = gap.low or 0.0, gap.high or 0.0
     word = "no clear difference"
     if low > 0 or high < 0:
         word = "the model's answers taught the rules more than labels" if low > 0 else "labels taught more"
     interval = f"{100 * gap.mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}: {word}"
-    return f"A tree of the same size grown on labels agrees on {percent(other)} ({interval}); {always}."
+    return (
+        f"A tree of the same size grown on labels agrees on {percent(other)} ({interval}), on {percent(away)} of the "
+        f"queries; {always}."
+    )
 
 
 def worth(chosen: Chosen) -> Finding:
@@ -265,22 +269,20 @@ def by_points(ground: Ground, of: Taught) -> float | None:
 def sized(chosen: Chosen) -> Finding:
     """Return the finding of fidelity against size."""
     ground, grown = chosen.ground, chosen.grown
-    sizes, held = grown.own.curve(ground.held)
+    sizes, held = grown.both.curve(ground.held)
     lines: list[dict[str, Any]] = [
         {"name": f"on {ground.split} rows", "x": sizes, "y": [100 * one for one in held]},
-        {"name": "on queries", "x": sizes, "y": [100 * one for one in grown.own.curve(ground.held_queries)[1]]},
+        {"name": "on queries", "x": sizes, "y": [100 * one for one in grown.both.curve(ground.held_queries)[1]]},
     ]
     control = ""
     if grown.labels is not None:
         at, same = grown.labels.curve(ground.held)
         lines.append({"name": "tree on labels", "x": at, "y": [100 * one for one in same]})
         control = f"Trees on labels: {percent(same[-1])} with {at[-1]} rules."
-    instead = percent(agreement(grown.other.largest(chosen.size), ground.held))
-    if grown.queries:
-        control += f" On the model's answers to rows alone, without queries: {instead} with {chosen.size}."
-    else:
-        control += f" On its answers to rows and queries: {instead} with {chosen.size}; queries were left out, since "
-        control += "they cost agreement on rows kept for choosing."
+    alone = grown.rows.largest(chosen.size)
+    control += f" Grown on the model's answers to rows alone, {chosen.size} rules agree on "
+    control += f"{percent(agreement(alone, ground.held))}, and on {percent(agreement(alone, ground.held_queries))} of "
+    control += "the queries."
     steps = ", ".join(f"{size} rules: {percent(one)}" for size, one in zip(sizes, held, strict=True) if size > 1)
     best = int(np.argmax(held))
     sentence = f"Agreement with the model by number of rules: {steps or percent(held[0])}."
