@@ -11,10 +11,13 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from stillroom.attacks import PGD, robust_accuracy, under_attack
+from stillroom.cli.attacking import _ends, attacked
 from stillroom.data.arrays import ArraySource
+from stillroom.data.tables import TableSource
 from stillroom.data.texts import TextSource
 from stillroom.errors import DataError, ModelError, TrainError, UserError
 from stillroom.learner import Learner
+from stillroom.models.bundle import Deployed
 from stillroom.models.encode import ImageEncode
 from stillroom.models.text_encode import WordEncode
 from stillroom.models.zoo import build
@@ -142,6 +145,89 @@ def test_floats_in_a_range_of_their_own():
         PGD(0.1, low=0, high=1).find(nn.Linear(6, 2), batch)
     with pytest.raises(DataError, match="not known.*low= and high="):
         PGD(0.1).find(nn.Linear(6, 2), batch)
+
+
+def rows_of_two_units(count=40):
+    torch.manual_seed(5)
+    inputs = torch.rand(count, 3) * torch.tensor([80.0, 300_000.0, 1.0])
+    inputs[:, 2] = torch.arange(count) % 3  # a category
+    return {
+        "id": torch.stack([torch.arange(count), torch.zeros(count, dtype=torch.int64)], 1),
+        "inputs": inputs,
+        "labels": torch.arange(count) % 2,
+    }
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("steps", [0, 1, 4])
+@pytest.mark.parametrize("kind", [torch.tensor, list, tuple])
+def test_each_column_of_a_table_has_a_range_of_its_own(steps, seed, kind):
+    batch = rows_of_two_units()
+    low, high = kind([0.0, 0.0, 0.0]), kind([80.0, 300_000.0, 0.0])
+    found = PGD(0.1, steps=steps, low=low, high=high, seed=seed).find(nn.Linear(3, 2), batch)
+    far = (found - batch["inputs"]).abs().amax(0)
+    assert far.tolist() == pytest.approx([8, 30_000, 0], rel=0.2 if steps == 0 else 1e-3)
+    assert bool((far[:2] <= torch.tensor([8.001, 30_001])).all()) and torch.equal(found[:, 2], batch["inputs"][:, 2])
+    assert bool((found[:, :2] >= 0).all() & (found[:, :2] <= torch.tensor([80.0, 300_000.0])).all())
+
+
+def test_ranges_of_columns_are_one_range_where_all_are_alike():
+    torch.manual_seed(6)
+    batch, model = rows_of_two_units() | {"inputs": torch.rand(40, 3)}, nn.Linear(3, 2)
+    one, each = (
+        PGD(0.1, steps=4, low=low, high=high, seed=1) for low, high in ((0, 1), (torch.zeros(3), torch.ones(3)))
+    )
+    torch.testing.assert_close(one.find(model, batch), each.find(model, batch))
+    assert each == PGD(0.1, steps=4, low=[0.0] * 3, high=[1.0] * 3, seed=1), "equal attacks are equal"
+
+
+def test_columns_that_do_not_fit_their_ranges_are_named():
+    batch = rows_of_two_units()
+    with pytest.raises(DataError, match=r"of column 1 lie outside.*0 to 80.*low= and high="):
+        PGD(0.1, low=[0.0] * 3, high=[80.0] * 3).find(nn.Linear(3, 2), batch)
+    with pytest.raises(DataError, match=r"other columns.*shape \(3,\).*2 columns"):
+        PGD(0.1, low=[0.0, 0.0], high=[1.0, 1.0]).find(nn.Linear(3, 2), batch)
+    with pytest.raises(DataError, match=r"other columns.*shape \(1, 8, 8\)"):
+        PGD(0.1, low=[0.0] * 8, high=[255.0] * 8).find(cnn(), BATCH)
+
+
+def test_the_command_gives_each_column_its_range_and_leaves_categories():
+    batch = rows_of_two_units()
+    table = TableSource(
+        batch["inputs"],
+        batch["labels"],
+        names=["age", "income", "kind"],
+        categories={"kind": list("abc")},
+        splits={"test": torch.arange(40)},
+    )
+    config = {"input": {"dtype": "float32", "shape": [3]}}
+    torch.manual_seed(7)
+    deployed = Deployed(nn.Linear(3, 2), table_like(), config=config)
+    low, high, named = _ends(deployed, table, "test")
+    assert low.tolist()[:2] == batch["inputs"].amin(0).tolist()[:2] and float(low[2]) == float(high[2])
+    assert high.tolist()[:2] == batch["inputs"].amax(0).tolist()[:2] and "each column" in named
+    said = attacked(deployed, table, "test", 0.1, quiet=True)
+    assert "0.1 of each column's range in 'test', categories as they are" in said["attack"]
+    still_there = TableSource(
+        batch["inputs"][:, 2:],
+        batch["labels"],
+        names=["kind"],
+        categories={"kind": list("abc")},
+        splits={"test": torch.arange(40)},
+    )
+    with pytest.raises(DataError, match="1 columns, 1 of categories.*stillroom.PGD takes low= and high="):
+        _ends(deployed, still_there, "test")
+    pictures = ArraySource(torch.rand(9, 1, 4, 4), torch.arange(9) % 3, splits={"test": torch.arange(9)})
+    low, high, named = _ends(deployed, pictures, "test")
+    assert isinstance(low, float) and isinstance(high, float) and "the range" in named
+
+
+def table_like():
+    class Scaled(nn.Module):
+        def forward(self, inputs):
+            return inputs / torch.tensor([80.0, 300_000.0, 3.0])
+
+    return Scaled()
 
 
 # --- what is left behind -----------------------------------------------------------------------------------
@@ -329,6 +415,19 @@ def test_a_linear_models_robust_accuracy_is_its_margin():
         ({"epsilon": 0.1, "along": "disagreement"}, "no teacher"),
         ({"epsilon": 0.1, "low": 0}, "low=0, high=None"),
         ({"epsilon": 0.1, "low": 1, "high": 1}, "low below high"),
+        ({"epsilon": 0.1, "low": "a", "high": "b"}, "low=a, high=b.*low below high"),
+        ({"epsilon": 0.1, "low": "a"}, "low=a, high=None"),
+        ({"epsilon": 0.1, "low": float("nan"), "high": 1}, "low=nan"),
+        ({"epsilon": 0.1, "low": 0, "high": float("inf")}, "high=inf"),
+        ({"epsilon": 0.1, "low": [0, 0], "high": [1, 1, 1]}, "as many numbers each"),
+        ({"epsilon": 0.1, "low": [0, 2], "high": [1, 1]}, "as many numbers each"),
+        ({"epsilon": 0.1, "low": [1, 1], "high": [1, 1]}, "as many numbers each"),
+        ({"epsilon": 0.1, "low": [], "high": []}, "as many numbers each"),
+        ({"epsilon": 0.1, "low": [[0.0]], "high": [[1.0]]}, "as many numbers each"),
+        ({"epsilon": 0.1, "seed": "x"}, "seed='x'.*whole number"),
+        ({"epsilon": 0.1, "seed": 1.5}, "seed=1.5"),
+        ({"epsilon": 0.1, "encode": "x"}, "encode='x'"),
+        ({"epsilon": 0.1, "along": "disagreement", "teacher": "cnn"}, "teacher='cnn'.*Live"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
@@ -352,6 +451,60 @@ def test_what_has_no_labels_is_refused_and_rows_without_one_are_not():
         robust_accuracy(cnn(), images(labels=False), attack, split="train")
     with pytest.raises(DataError, match="'tset'.*Allowed: train"):
         robust_accuracy(cnn(), images(), attack, split="tset")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.full((24,), 7)}, "labels 7 to 7. Allowed: 0 to 2"),
+        ({"labels": torch.full((24,), -5)}, "labels -5 to -5"),
+        ({"labels": torch.zeros(5).long()}, "a class for each row"),
+        ({"labels": torch.zeros(24).bool()}, "a class for each row"),
+    ],
+)
+def test_labels_that_the_model_does_not_have_are_refused(change, message):
+    with pytest.raises(DataError, match=message):
+        PGD(EPSILON, encode=ENCODE).find(cnn(), BATCH | change)
+
+
+def test_labels_of_any_whole_type_are_taken():
+    attack = PGD(EPSILON, steps=2, encode=ENCODE, seed=0)
+    model = cnn()
+    found = attack.find(model, BATCH)
+    for kind in (torch.uint8, torch.int32):
+        assert torch.equal(attack.find(model, BATCH | {"labels": BATCH["labels"].to(kind)}), found)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (Live(cnn(5), ["block1"], encode=ENCODE), "signals block1. Allowed: a Store"),
+        (lambda batch: {"logits": torch.zeros(24, 5)}, "5 classes. Allowed: 3, as the model has"),
+        (lambda batch: {"logits": torch.zeros(24)}, r"logits of shape \(24,\)"),
+        (lambda batch: {"logits": torch.zeros(7, 3)}, r"logits of shape \(7, 3\)"),
+        (lambda batch: 3, "got a int"),
+        (nn.Linear(6, 3), "a bare Linear.*wrap it, teacher=Live"),
+    ],
+)
+def test_a_teacher_that_is_none_is_refused(teacher, message):
+    with pytest.raises(ModelError, match=message):
+        PGD(EPSILON, encode=ENCODE, along="disagreement", teacher=teacher).find(cnn(), BATCH)
+
+
+@pytest.mark.parametrize("limit", ["a", -1, 0, 1.5, True])
+def test_a_number_of_rows_is_one(limit):
+    with pytest.raises(UserError, match=f"limit={limit!r}.*1 or more, or None"):
+        robust_accuracy(cnn(), images(), PGD(EPSILON, encode=ENCODE), split="train", limit=limit)
+
+
+def test_what_is_no_attack_no_data_and_no_model_is_refused():
+    attack = PGD(EPSILON, encode=ENCODE)
+    with pytest.raises(UserError, match="no attack: got 0.1"):
+        robust_accuracy(cnn(), images(), 0.1, split="train")
+    with pytest.raises(DataError, match="no source of data: got 'digits'"):
+        robust_accuracy(cnn(), "digits", attack)
+    with pytest.raises(ModelError, match="got a str"):
+        attack.find("cnn", BATCH)
 
 
 def test_texts_and_whole_numbers_are_refused():

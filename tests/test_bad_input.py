@@ -640,6 +640,16 @@ case(
     "logits",
     "record",
 )
+case(
+    "an option of a student twice",
+    lambda w: [
+        *("evaluate", "net:hidden=8,hidden=9", "--data", f"npz:{w.data}"),
+        *("--teachers", w.done / "teacher", w.done / "export" / "student"),
+    ],
+    "'hidden' is given twice",
+    "net:hidden=8,hidden=9",
+    "once",
+)
 case("prune without a rule", lambda w: ["store", "prune", w.here, "--yes"], "keep", "older")
 case("prune of a missing folder", lambda w: ["store", "prune", "nowhere", "--keep", "0", "--yes"], "nowhere")
 case(
@@ -705,6 +715,22 @@ def _steps(learner: Any, *arguments: Any, **options: Any) -> list[Any]:
 
 def _live() -> Any:
     return stillroom.Live(Small(), ["logits"])
+
+
+def _attack(model: nn.Module | None = None, **options: Any) -> Any:
+    inputs, labels = vectors()
+    batch = {"id": torch.zeros(90, 2, dtype=torch.long), "inputs": inputs, "labels": labels}
+    return stillroom.PGD(0.1, low=-9, high=9, **options).find(model or Small(), batch)
+
+
+def _robust(**options: Any) -> Any:
+    attack = stillroom.PGD(0.1, low=-9, high=9)
+    return stillroom.robust_accuracy(Small(), stillroom.as_source(vectors()), attack, **options)
+
+
+def _suits(student: Any = Small, teachers: Any = None, **options: Any) -> Any:
+    named = {"one": _live(), "two": _live()} if teachers is None else teachers
+    return stillroom.suitability(student, named, stillroom.as_source(vectors()), **options)
 
 
 def _store(folder: str = "kept") -> Any:
@@ -814,6 +840,21 @@ CALLS: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
         ("tset", "'test'"),
     ),
     "no folder to load": (lambda w: stillroom.load("nowhere"), ("nowhere", "bundle")),
+    "an attack with a seed in words": (lambda w: stillroom.PGD(0.1, seed="x"), ("seed='x'", "whole number")),
+    "an attack from a to b": (lambda w: stillroom.PGD(0.1, low="a", high="b"), ("low=a", "low below high")),
+    "a module that shall disagree": (
+        lambda w: _attack(along="disagreement", teacher=Small()),
+        ("a bare Small", "wrap it", "teacher=Live"),
+    ),
+    "an attack on a class that is not there": (lambda w: _attack(Small(classes=2)), ("labels 0 to 2", "0 to 1")),
+    "rows to attack in words": (lambda w: _robust(limit="a"), ("limit='a'", "1 or more, or None")),
+    "no rows to attack": (lambda w: _robust(limit=0), ("limit=0", "1 or more, or None")),
+    "teachers without names": (
+        lambda w: _suits(teachers=[Small(), Small()]),
+        ("a list", "a dictionary of teachers by name"),
+    ),
+    "a student by name": (lambda w: _suits(student="cnn"), ("'cnn'", "a function without arguments")),
+    "rows to look at in words": (lambda w: _suits(rows="x"), ("'rows'", "'x'", "20 or more")),
     "a missing optional package": (
         lambda w: _without_onnx(w),
         ("onnx", "not installed", "pip install 'stillroom[export]'"),

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+import stillroom
 from stillroom.contracts import UNLABELLED
 from stillroom.data.splits import few_labels, labels_of
-from stillroom.errors import RecipeError, StoreError
+from stillroom.errors import RecipeError, StoreError, TrainError
+from stillroom.gradients import room
 from stillroom.learner import Learner
 from stillroom.models.open_box import fingerprint
+from stillroom.pipeline.checking import check_shapes, expectations
 from stillroom.pipeline.plan import ALONE
 from stillroom.pipeline.recipes import experiment_of
 from stillroom.pipeline.run import perform
 from stillroom.pipeline.tasks import Workshop, tasks_of, unfinished
+from stillroom.pipeline.teaching import rows_recorded
+from stillroom.pipeline.workers import perform_here
 from stillroom.recipe import read_recipe
 from stillroom.store import Store
 from stillroom.train import train
@@ -234,3 +240,68 @@ def test_more_views_than_are_recorded_are_refused(tmp_path):
     )
     with pytest.raises(RecipeError, match="more views than are recorded.*got 3.*1 to 2"):
         experiment_of(read_recipe(path))
+
+
+# --- what is said before anything is done --------------------------------------------------------------
+
+
+SHIPPED = Path(stillroom.__file__).parent / "recipes" / "gradient.yaml"
+STEEP = {
+    **RECIPE,
+    "arms": {"steep": {"add": [{"use": "input_gradient"}]}},
+    "seeds": [0, 1, 2],
+    "trials": [1],
+    "jobs": 2,
+}
+
+
+def test_a_plan_announces_what_is_then_recorded(tmp_path, monkeypatch):
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
+    experiment = experiment_of(read_recipe(SHIPPED, tiny=True))
+    told = expectations(experiment)["record"]
+    tasks = [task for task in tasks_of(experiment) if task.kind in ("teacher", "record")]
+    perform_here(Workshop(experiment, tmp_path / "run"), tasks, lambda *_: None)
+    manifest = json.loads((tmp_path / "run" / "knowledge" / "manifest.json").read_text())
+    assert told.startswith(f"{manifest['rows']:,} rows of logits, logits@gradient, 64 views: ")
+    assert manifest["rows"] == rows_recorded(experiment) == 64 * 50 + 1000 + 5000
+    written = sum(shard["bytes"] for shard in manifest["shards"]) / 1e6
+    assert float(told.split()[-2]) == pytest.approx(written, rel=0.01)
+
+
+@pytest.mark.parametrize("unlabelled", [True, False])
+def test_the_rows_that_time_is_foreseen_for_are_those_that_are_recorded(unlabelled):
+    data = {"use": "digits", "labels": 40, "unlabelled": unlabelled}
+    experiment = experiment_of(read_recipe(changed(data=data, record={"views": 3}, train={"steps": 2})))
+    splits = experiment.data.splits
+    train = len(splits["train"]) if unlabelled else 40
+    wanted = 3 * train + len(splits["validation"]) + len(splits["test"])
+    assert rows_recorded(experiment) == wanted
+    assert expectations(experiment)["record"].startswith(f"{wanted:,} rows")
+
+
+def test_a_step_without_room_is_refused_before_the_teacher_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(room, "free_memory", lambda: 1000)
+    with pytest.raises(TrainError, match=r"batches of 32 rows, which keep.*Allowed: .*part: 0\.25"):
+        perform(experiment_of(read_recipe(STEEP)), tmp_path / "run")
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+    plain = changed(seeds=[0], trials=[1])
+    assert check_shapes(experiment_of(read_recipe(plain)))["kd"], "without derivatives nobody asks"
+
+
+def test_trainings_at_once_share_the_memory(monkeypatch):
+    seen = []
+    monkeypatch.setattr(room, "free_memory", lambda: None)
+    experiment = experiment_of(read_recipe(STEEP))
+    assert "a step keeps about" in check_shapes(experiment)["steep"]
+    monkeypatch.setattr(room, "_size", lambda count: seen.append(count) or f"{count} bytes")
+    check_shapes(experiment, 1)
+    one = seen[0]
+    monkeypatch.setattr(room, "free_memory", lambda: int(1.5 * one / room.SHARE))
+    assert check_shapes(experiment, 1)["steep"]
+    for processes, count in ((None, 2), (8, 3)):  # the recipe's jobs; and never more than there are seeds
+        with pytest.raises(TrainError, match=rf"{count} trainings of arm 'steep' at once, of 32 rows.*jobs=1"):
+            check_shapes(experiment, processes)
+    tried = experiment_of(read_recipe({**STEEP, "seeds": [0], "trials": [0.3, 1, 3]}))
+    with pytest.raises(TrainError, match="3 trainings"):
+        check_shapes(tried, 8)

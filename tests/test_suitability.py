@@ -12,6 +12,8 @@ from torch.nn import functional
 
 import stillroom
 from stillroom import suitability as public
+from stillroom.cli import screen
+from stillroom.cli.teachers import _short, _show, evaluate_teachers
 from stillroom.errors import DataError, ModelError, StoreError, UserError
 from stillroom.models.zoo import build
 from stillroom.randomness import forked
@@ -281,6 +283,62 @@ def test_what_cannot_be_asked_is_refused_in_words(data, teachers):
     bare = stillroom.ArraySource(data.inputs, data.labels, splits={"train": range(400)})
     with pytest.raises(DataError, match="validation"):
         ask(bare, teachers)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "said"),
+    [
+        ({"teachers": [make(), make()]}, UserError, "a list. Allowed: a dictionary of teachers by name"),
+        ({"teachers": {1: make(), 2: make()}}, UserError, r"names \[1, 2\]"),
+        ({"teachers": {"a": "cnn", "b": make()}}, ModelError, "'a' cannot be a teacher: got 'cnn'"),
+        ({"teachers": {"a": lambda batch: 3, "b": make()}}, ModelError, "got a int.*signals with logits"),
+        ({"teachers": {"a": Told(torch.zeros(400)), "b": make()}}, ModelError, r"got \(80,\).*\(80, classes\)"),
+        ({"teachers": {"a": nn.Linear(7, 4), "b": make()}}, ModelError, "the teacher 'a' failed.*80x6 and 7x4"),
+        ({"student": "cnn"}, ModelError, "'cnn'.*a function without arguments"),
+        ({"student": lambda width: make()}, ModelError, "width.*a function without arguments"),
+        ({"student": lambda: nn.Linear(7, 4)}, ModelError, "the student failed.*1x6 and 7x4"),
+        ({"rows": "x"}, UserError, "'rows'.*'x'.*20 or more"),
+        ({"rows": 20.5}, UserError, "'rows'.*20.5"),
+        ({"starts": None}, UserError, "'starts'.*None.*1 or more"),
+        ({"seed": "x"}, UserError, "'seed'.*'x'.*whole number"),
+        ({"temperature": "x"}, UserError, "temperature.*'x'"),
+        ({"encode": "x"}, UserError, "encode.*'x'"),
+        ({"source": "digits"}, DataError, "no source of data.*'digits'"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_in_words(data, teachers, change, kind, said):
+    given = {"student": make, "teachers": teachers, "source": data, "rows": 80, **change}
+    with pytest.raises(kind, match=said):
+        suitability(**given)
+
+
+# --- what the command prints ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("runs/with/a/long/name/teacher", "runs/with/a/long/name/knowledge")])
+@pytest.mark.parametrize("size", [1.0, 1e-7, 123456.0])
+def test_no_figure_of_the_table_is_cut_at_80_columns(monkeypatch, capsys, names, size):
+    monkeypatch.setenv("COLUMNS", "80")
+    each = (1.0, 0.9996)
+    found = [stillroom.Suitability(name, 0.9998, each, 591.0 * size, 2.345 * size, 1.0, 2.3, 1.0) for name in names]
+    monkeypatch.setattr(screen, "out", screen.Console(soft_wrap=True, highlight=False))
+    _show(found)
+    printed = capsys.readouterr().out
+    assert "…" not in printed and max(len(line) for line in printed.splitlines()) <= 80
+    assert printed.count("100.0-100.0") == 2 and printed.count("2.30") == 2
+    for number, name in enumerate(names, 1):
+        assert name in printed and (len(name) < 5 or f"{number}: {name}" in printed)
+
+
+def test_figures_are_short():
+    assert [_short(value) for value in (591.2, 5.93, 99999.0, 1234567.0, 0.00123, 1.2e-9)] == [
+        *("591", "5.9", "99999", "1.2e+06", "0.0012", "1.2e-09")
+    ]
+
+
+def test_a_split_beside_teachers_is_refused():
+    with pytest.raises(UserError, match="--split train.*Leave --split out"):
+        evaluate_teachers(*("net", ["a", "b"], "digits", False), load=print, open_data=print, fits=print, split="train")
 
 
 def test_it_is_a_public_name():

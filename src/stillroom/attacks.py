@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from stillroom.errors import DataError, ModelError, UserError, say
 from stillroom.randomness import uniform
 from stillroom.taps import Reader, Takes, read
 
+End = float | Sequence[float] | Tensor  # of a range: one for all inputs, or one for each column of a table
 CHUNK = 250  # examples attacked at once when a model is measured
 NOISE = "attack"  # the name of the stream its random starts come from
 
@@ -28,9 +29,11 @@ class PGD:
 
     Madry et al. 2018 (https://arxiv.org/abs/1706.06083). ``epsilon`` and ``step_size`` are shares of the range from
     ``low`` to ``high`` of the raw ``inputs``, before the model's ``encode``: 8/255 of images that are bytes is 8 grey
-    levels. The range of bytes is known, that of floats must be given. A ``step_size`` left out is 2.5 ``epsilon /
-    steps``, as in the paper's code. One step of ``epsilon`` from the input itself (``random_start=False``) is FGSM
-    (Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572); no step at all leaves uniform noise, the free control.
+    levels. The range of bytes is known, that of floats must be given; in a table each column may have its own, ``low``
+    and ``high`` being as many numbers, and a column with equal ends stays as it is. A ``step_size`` left out is 2.5
+    ``epsilon / steps``, as in the paper's code. One step of ``epsilon`` from the input itself (``random_start=False``)
+    is FGSM (Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572); no step at all leaves uniform noise, the free
+    control.
 
     ``along`` says what is driven up: the ``loss``, cross-entropy with the label; or the ``disagreement``, KL(teacher ||
     model) with what ``teacher`` answers on the input as it was, which needs no label (RSLAD: Zi et al. 2021,
@@ -46,7 +49,7 @@ class PGD:
     objective with ``part: share`` reads; the others stay clean, with a ``direction`` of zeros, and cost nothing.
 
     Raises:
-        UserError: an option is out of its range, or the two ends of a range are not given together.
+        UserError: an option is out of its range or of another type, or the ends of a range do not belong together.
 
     Example:
         >>> attack = PGD(8 / 255, steps=5, encode=encode, along="disagreement", teacher=teacher)
@@ -62,8 +65,8 @@ class PGD:
     teacher: Teacher | None = None
     encode: Callable[..., Any] | None = None
     takes: Takes = ("inputs",)
-    low: float | None = None
-    high: float | None = None
+    low: End | None = None
+    high: End | None = None
     share: float = 1.0
     seed: int | None = None
 
@@ -83,13 +86,17 @@ class PGD:
             raise UserError(say("No such share of a batch", f"share={self.share!r}", "above 0, up to 1"))
         if self.along not in ("loss", "disagreement"):
             raise UserError(say("An attack cannot go along this", f"'{self.along}'", ["loss", "disagreement"]))
-        if self.along == "disagreement" and self.teacher is None:
-            raise UserError(say("Disagreement is with a teacher", "no teacher", "teacher=Live(model, ['logits'])"))
-        ends = (self.low, self.high)
-        if (self.low is None) != (self.high is None) or (None not in ends and not self.low < self.high):  # type: ignore[operator]
-            raise UserError(
-                say("This is not a range", f"low={self.low}, high={self.high}", "low below high, or neither")
-            )
+        if self.along == "disagreement" and not callable(self.teacher):
+            given = "no teacher" if self.teacher is None else f"teacher={self.teacher!r}"
+            raise UserError(say("Disagreement is with a teacher", given, "teacher=Live(model, ['logits'])"))
+        if self.seed is not None and not _whole(self.seed):
+            raise UserError(say("This cannot be a seed", f"seed={self.seed!r}", "a whole number, or None"))
+        if self.encode is not None and not callable(self.encode):
+            allowed = "a function or module from raw inputs to what the model takes, or None"
+            raise UserError(say("This cannot be an encode", f"encode={self.encode!r}", allowed))
+        low, high = _ends(self.low, self.high)
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Batch:
         """Return ``batch`` with attacked ``inputs``, ``clean`` and ``direction``; the model is left as it was.
@@ -114,19 +121,22 @@ class PGD:
             ModelError: there is no derivative of the model's answer with respect to its inputs.
             DataError: the inputs are not numbers in a range, or there is nothing to drive away from.
         """
+        if not isinstance(model, nn.Module):
+            raise ModelError(say("This cannot be attacked", f"a {type(model).__name__}", "a PyTorch model, nn.Module"))
         if getattr(self.encode, "outside", False) or getattr(model, "reads_text", False):
             do = "Texts can be disturbed as views (TextViews), which the recipe's data takes."
             raise ModelError(
                 say("Tokens have no direction to be moved in", "a model of texts", "numbers, as images", do)
             )
-        low, high = self._range(batch["inputs"])
+        low, high, width = self._range(batch["inputs"])
         clean = batch["inputs"].detach().float()
-        reach = self.epsilon * (high - low)
+        reach = (self.epsilon * width).float()
         least, most = (clean - reach).clamp_(min=low), (clean + reach).clamp_(max=high)
         moved = torch.clamp(self._start(clean, batch["id"], reach), least, most) if self.random_start else clean.clone()
-        if not self.steps or not reach:
+        if not self.steps or not bool(reach.any()):
             return moved
-        step = 2.5 * reach / self.steps if self.step_size is None else self.step_size * (high - low)
+        step = 2.5 * (self.epsilon * width) / self.steps if self.step_size is None else self.step_size * width
+        step = step.float()
         reader = read(model, ["logits"], self.encode, takes=self.takes)
         with still(model):
             away = self._away(reader, batch)
@@ -144,30 +154,48 @@ class PGD:
         wanted = max(1, round(self.share * count))
         return torch.arange(wanted) * count // wanted
 
-    def _range(self, inputs: Tensor) -> tuple[float, float]:
-        """Return the least and the greatest value that an input may have."""
+    def _range(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the least and the greatest value of an input and the width between: one for all, or one a column.
+
+        What has no width stays as it is, whatever it is.
+        """
         if inputs.dtype != torch.uint8 and not inputs.is_floating_point():
             given = f"inputs of type {str(inputs.dtype).removeprefix('torch.')}"
             raise DataError(say("Whole numbers such as tokens cannot be moved a little", given, "bytes or floats"))
-        if self.low is not None and self.high is not None:
-            low, high = float(self.low), float(self.high)
-        elif inputs.dtype == torch.uint8:
-            low, high = 0.0, 255.0
-        else:
+        if self.low is None and inputs.dtype != torch.uint8:
             raise DataError(
                 say("The range of these inputs is not known", "floats", "low= and high=, for example low=0, high=1")
             )
-        least, most = (float(end) for end in torch.aminmax(inputs)) if inputs.numel() else (low, high)
-        if not (low <= least and most <= high):
+        ends = (0.0, 255.0) if self.low is None else (self.low, self.high)
+        low, high = (torch.as_tensor(end, dtype=torch.float64, device=inputs.device) for end in ends)
+        width = high - low
+        if low.dim() and (inputs.dim() != 2 or inputs.shape[1] != len(low)):
+            given, allowed = (
+                f"rows of shape {tuple(inputs.shape[1:])}",
+                f"rows of {len(low)} columns, as low= and high=",
+            )
+            raise DataError(say("These inputs have other columns than their range", given, allowed))
+        low, high = (end.float().masked_fill(width == 0, far) for end, far in ((low, -math.inf), (high, math.inf)))
+        inputs = inputs.float()
+        outside = ~((inputs >= low) & (inputs <= high))
+        if bool(outside.any()):
+            column = int(outside.any(0).nonzero()[0]) if low.dim() else None
+            seen, least, most = (
+                (inputs, low, high) if column is None else (inputs[:, column], low[column], high[column])
+            )
+            given = f"{float(seen.min()):.4g} to {float(seen.max()):.4g}"
+            where = "" if column is None else f" of column {column}"
             do = "Give the ends of the raw inputs' range as low= and high=."
             raise DataError(
-                say("Inputs lie outside the range", f"{least:.4g} to {most:.4g}", f"{low:g} to {high:g}", do)
+                say(f"Inputs{where} lie outside the range", given, f"{float(least):g} to {float(most):g}", do)
             )
-        return low, high
+        return low, high, width
 
-    def _start(self, clean: Tensor, ids: Tensor, reach: float) -> Tensor:
+    def _start(self, clean: Tensor, ids: Tensor, reach: Tensor) -> Tensor:
         if self.seed is None:
-            return clean + torch.empty_like(clean).uniform_(-reach, reach)
+            if not reach.dim():
+                return clean + torch.empty_like(clean).uniform_(-float(reach), float(reach))
+            return clean + reach * torch.empty_like(clean).uniform_(-1, 1)
         examples, views = (column[:, None] for column in ids.cpu().numpy().T)
         drawn = uniform(self.seed, NOISE, examples, views, np.arange(math.prod(clean.shape[1:])))
         noise = torch.from_numpy(drawn.astype(np.float32)).view(clean.shape).to(clean.device)
@@ -176,23 +204,83 @@ class PGD:
     def _away(self, reader: Reader, batch: Batch) -> Callable[[Tensor], Tensor]:
         """Return what is driven up, as a function of the logits."""
         if self.along == "disagreement":
-            assert self.teacher is not None
-            told = self.teacher(batch)["logits"].detach().float().softmax(1)
-            return lambda logits: functional.kl_div(logits.log_softmax(1), told, reduction="sum")
+            told = self._told(batch).softmax(1)
+
+            def apart(logits: Tensor) -> Tensor:
+                if logits.shape != told.shape:
+                    given, allowed = f"{told.shape[1]} classes", f"{logits.shape[1]}, as the model has"
+                    raise ModelError(say("The teacher knows other classes than the model", given, allowed))
+                return functional.kl_div(logits.log_softmax(1), told, reduction="sum")
+
+            return apart
         labels = batch.get("labels")
-        if labels is None or labels.is_floating_point() or labels.dim() != 1:
+        count = len(batch["id"])
+        if labels is None or labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != (count,):
             do = "Use along='disagreement' with a teacher where there are no labels."
             given = "none" if labels is None else "labels that are not classes"
             raise DataError(say("An attack along the loss needs labels", given, "a class for each row", do))
+        labels = labels.long()
         if bool((labels == UNLABELLED).any()):
             with torch.no_grad():
                 own = reader(batch)["logits"].argmax(1)
             labels = torch.where(labels == UNLABELLED, own, labels)
-        return lambda logits: functional.cross_entropy(logits, labels, reduction="sum")
+
+        def surprise(logits: Tensor) -> Tensor:
+            least, most = (int(end) for end in torch.aminmax(labels))
+            if least < 0 or most >= logits.shape[1]:
+                given, allowed = f"labels {least} to {most}", f"0 to {logits.shape[1] - 1}, or -1 for none"
+                do = "Give the data that the model was made for, or a model with as many outputs as classes."
+                raise DataError(say("The model has no such class", given, allowed, do))
+            return functional.cross_entropy(logits, labels, reduction="sum")
+
+        return surprise
+
+    def _told(self, batch: Batch) -> Tensor:
+        """Return what the teacher answers on the inputs as they are: float logits (rows, classes)."""
+        assert self.teacher is not None
+        allowed = "a Store, Live(model, ['logits'], encode=...), or a function from a Batch to signals with 'logits'"
+        try:
+            shown = self.teacher(batch)
+        except (TypeError, AttributeError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+            if not isinstance(self.teacher, nn.Module):
+                raise
+            do = "A module is asked about tensors, a teacher about a Batch: wrap it, teacher=Live(module, ['logits'])."
+            raise ModelError(say("This is no teacher", f"a bare {type(self.teacher).__name__}", allowed, do)) from error
+        logits = shown.get("logits") if isinstance(shown, Mapping) else None
+        if logits is None or logits.dim() != 2 or len(logits) != len(batch["id"]):
+            given = f"signals {', '.join(shown)}" if isinstance(shown, Mapping) else f"a {type(shown).__name__}"
+            given += "" if logits is None else f", logits of shape {tuple(logits.shape)}"
+            raise ModelError(say("The teacher of an attack shows no logits of classes", given, allowed))
+        return logits.detach().float()
 
 
 def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _ends(low: End | None, high: End | None) -> tuple[End | None, End | None]:
+    """Return the ends of a range as numbers, or as tuples of them, one for each column; equal attacks stay equal."""
+    if low is None and high is None:
+        return None, None
+    wrong = UserError(
+        say(
+            "This is not a range",
+            f"low={low}, high={high}",
+            "low below high, or neither; of the columns of a table as many numbers each, equal where one stays",
+        )
+    )
+    try:
+        ends = [torch.as_tensor(end, dtype=torch.float64) for end in (low, high)]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise wrong from error
+    width = ends[1] - ends[0] if ends[0].shape == ends[1].shape else torch.tensor(-1.0)
+    if width.dim() > 1 or not width.numel() or not bool((width.isfinite() & (width >= 0)).all() & (width > 0).any()):
+        raise wrong
+    return (low, high) if not width.dim() else (tuple(ends[0].tolist()), tuple(ends[1].tolist()))
 
 
 def _slope(reader: Reader, batch: Batch, moved: Tensor, away: Callable[[Tensor], Tensor]) -> Tensor:
@@ -249,6 +337,12 @@ def under_attack(
         DataError: the split has no rows, or rows without a label.
         ModelError: the model cannot be attacked.
     """
+    if not isinstance(attack, PGD):
+        raise UserError(say("This is no attack", repr(attack), "PGD(epsilon), for example PGD(8 / 255, steps=20)"))
+    if not isinstance(getattr(data, "splits", None), Mapping):
+        raise DataError(say("This is no source of data", repr(data)[:80], "open_source('digits'), as_source(arrays)"))
+    if limit is not None and (not _whole(limit) or limit < 1):
+        raise UserError(say("So many rows cannot be attacked", f"limit={limit!r}", "1 or more, or None for all"))
     examples = data.splits.get(split, torch.zeros(0, dtype=torch.int64))[:limit]
     if not len(examples):
         named = [name for name, rows in data.splits.items() if len(rows)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -111,12 +112,14 @@ def suitability(
     difference.
 
     Raises:
-        UserError: fewer than two teachers, or a number out of range.
-        ModelError: a teacher knows other classes than the student, or the student has nothing to train.
-        DataError: a split that is needed has no rows.
+        UserError: fewer than two teachers, none by name, or a number out of range.
+        ModelError: a teacher or the student does not answer as one, knows other classes, or has nothing to train.
+        DataError: a split that is needed has no rows, or there is no source.
         StoreError: a store does not know the examples.
     """
-    _check(teachers, source, temperature, rows, starts)
+    _check_teachers(teachers)
+    _check(source, encode, temperature, {"rows": (rows, 20), "starts": (starts, 1), "seed": (seed, None)})
+    _check_student(student)
     named = {name: _teacher(one, source) for name, one in teachers.items()}
     answers = _asked(named, source, rows, seed)
     starts = 1 if isinstance(student, nn.Module) else starts
@@ -135,20 +138,47 @@ def suitability(
     return sorted(scored, key=lambda one: (-one.foreseen, one.grace, one.teacher))
 
 
-def _check(teachers: Mapping[str, object], source: Source, temperature: float, rows: int, starts: int) -> None:
+def _check_teachers(teachers: object) -> None:
+    if not isinstance(teachers, Mapping) or not all(isinstance(name, str) for name in teachers):
+        given = f"names {list(teachers)}" if isinstance(teachers, Mapping) else f"a {type(teachers).__name__}"
+        allowed = "a dictionary of teachers by name, such as {'big': store, 'small': module}"
+        raise UserError(say("Teachers come by name", given, allowed))
     if len(teachers) < 2:
         raise UserError(
             say("There is nothing to choose from", f"teachers {sorted(teachers)}", "two or more", "Name another one.")
         )
-    for name, value, least in (("rows", rows, 20), ("starts", starts, 1)):
-        if value < least:
-            raise UserError(say(f"'{name}' is out of its range", value, f"{least} or more"))
-    if not temperature > 0:
-        raise UserError(say("A temperature is above 0", temperature, "for example 4"))
+    for name, one in teachers.items():
+        if not callable(one):
+            allowed = "a Store, a module, or a function from a Batch to signals with 'logits'"
+            raise ModelError(say(f"'{name}' cannot be a teacher", repr(one), allowed))
+
+
+def _check(source: Source, encode: object, temperature: float, numbers: Mapping[str, tuple[int, int | None]]) -> None:
+    for name, (value, least) in numbers.items():
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or (least is not None and value < least):
+            allowed = "a whole number" if least is None else f"{least} or more"
+            raise UserError(say(f"'{name}' is out of its range", repr(value), allowed))
+    if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
+        raise UserError(say("A temperature is above 0", repr(temperature), "a number, for example 4"))
+    if encode is not None and not callable(encode):
+        raise UserError(say("This cannot be an encode", repr(encode), "a function of raw inputs"))
+    if not isinstance(getattr(source, "splits", None), Mapping):
+        raise DataError(say("This is no source of data", repr(source)[:80], "open_source('digits'), as_source(arrays)"))
     for split in ("train", "validation"):
         if not len(source.splits.get(split, ())):
             do = "Give data with rows of train and of validation."
             raise DataError(say(f"The data has no rows of '{split}', which this needs", "0 rows", "", do))
+
+
+def _check_student(student: Any) -> None:
+    """Refuse what is no student: a name, or a function that cannot be called without arguments."""
+    with suppress(ValueError):  # some functions have no signature
+        try:
+            if not isinstance(student, nn.Module):
+                inspect.signature(student).bind()
+        except TypeError as error:
+            allowed = "an nn.Module, or a function without arguments that makes one: partial(network, width=8)"
+            raise ModelError(say("This cannot be a student", f"{student!r} ({error})", allowed)) from error
 
 
 # --- who takes part ----------------------------------------------------------------------------------------
@@ -188,7 +218,7 @@ def _asked(teachers: Mapping[str, Teacher], source: Source, rows: int, seed: int
     """Ask every teacher about the rows that are looked at, drawn by the seed and the examples themselves."""
     train, validation = _drawn(source, "train", seed), _drawn(source, "validation", seed)[: 2 * rows]
     seen, held = train[:rows], torch.cat([validation, train[rows:]])[: 2 * rows]
-    asked = {name: _logits(teacher, source, seen) for name, teacher in teachers.items()}
+    asked = {name: _logits(teacher, source, seen, name) for name, teacher in teachers.items()}
     widths = {name: int(logits.shape[1]) for name, logits in asked.items()}
     if len(set(widths.values())) > 1:
         raise ModelError(
@@ -222,14 +252,30 @@ def _drawn(source: Source, split: str, seed: int) -> Tensor:
     return examples[torch.from_numpy(permutation(len(examples), seed, "suitability", split))]
 
 
-def _logits(teacher: Teacher, source: Source, examples: Tensor) -> Tensor:
+def _logits(teacher: Teacher, source: Source, examples: Tensor, name: str = "") -> Tensor:
     parts = []
     for part in examples.split(CHUNK):
-        shown: Signals = teacher(source.batch(_plain(part)))
-        if "logits" not in shown:
-            raise ModelError(say("A teacher shows no logits", sorted(shown), "logits", "Record or show them."))
+        with _asking(f"the teacher '{name}'"):
+            shown: Signals = teacher(source.batch(_plain(part)))
+        if not isinstance(shown, Mapping) or "logits" not in shown:
+            given = str(sorted(shown)) if isinstance(shown, Mapping) else f"a {type(shown).__name__}"
+            raise ModelError(say("A teacher shows no logits", given, "signals with logits", "Record or show them."))
+        shape = tuple(shown["logits"].shape)
+        if len(shape) != 2 or shape[0] != len(part):
+            raise ModelError(say("A teacher's logits are not those of classes", shape, f"({len(part)}, classes)"))
         parts.append(shown["logits"].float())
     return torch.cat(parts)
+
+
+@contextmanager
+def _asking(whose: str) -> Iterator[None]:
+    """Say in words whose computing failed, which PyTorch alone does not know."""
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        allowed = "rows of the source, as their encode turns them"
+        raise ModelError(say(f"Asking {whose} failed", f"'{reason}'", allowed, "Give what fits this data.")) from error
 
 
 def _mean(answers: Mapping[str, Tensor]) -> Tensor:
@@ -238,7 +284,7 @@ def _mean(answers: Mapping[str, Tensor]) -> Tensor:
 
 def _same_classes(module: nn.Module, encode: Callable[..., Any] | None, takes: Takes, answers: _Answers) -> None:
     first = {name: value[:1] for name, value in answers.rows.items()}
-    with _resting(module), torch.no_grad():
+    with _resting(module), torch.no_grad(), _asking("the student"):
         mine = int(read(module, ["logits"], encode, takes=takes)(first)["logits"].shape[1])
     theirs = int(next(iter(answers.told.values())).shape[1])
     if mine != theirs:

@@ -1,13 +1,15 @@
-"""What the command evaluate --attack does: a model's accuracy on images that were moved against it."""
+"""What the command evaluate --attack does: a model's accuracy on images or rows that were moved against it."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import UserError, say
+from stillroom.errors import DataError, UserError, say
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stillroom.contracts import Source
     from stillroom.models.bundle import Deployed
 
@@ -36,7 +38,7 @@ def attacked(deployed: Deployed, source: Source, split: str, size: float, *, qui
     from stillroom.attacks import PGD, under_attack
     from stillroom.progress import ticking
 
-    low, high = _ends(deployed, source, split)
+    low, high, range_ = _ends(deployed, source, split)
     with ticking(1, {"attack": "attack"}, quiet=quiet) as told:
         told("attack", 0, 0, "")
         plain, right = under_attack(
@@ -49,20 +51,38 @@ def attacked(deployed: Deployed, source: Source, split: str, size: float, *, qui
         )
         told("attack", 1, 1, "")
     return {
-        "attack": f"PGD, {STEPS} steps, up to {size:.4g} of the range {low:g} to {high:g}",
+        "attack": f"PGD, {STEPS} steps, up to {size:.4g} of {range_}",
         "attacked": len(right),
         "plain": float(plain.float().mean()),
         "robust": float(right.float().mean()),
     }
 
 
-def _ends(deployed: Deployed, source: Source, split: str) -> tuple[float, float]:
-    """Return the least and the greatest value that an input may have: of bytes, or found in the split's floats."""
+def _ends(deployed: Deployed, source: Source, split: str) -> tuple[float | Tensor, float | Tensor, str]:
+    """Return the least and the greatest value that an input may have, and how to call them.
+
+    Of bytes they are known. In a split's floats they are found: of rows of numbers in each column, for columns have
+    units of their own; a category is no number to be moved a little, and stays.
+
+    Raises:
+        DataError: no column holds numbers that differ.
+    """
     import torch
 
     if not str(deployed.config["input"]["dtype"]).startswith("float"):
-        return 0.0, 255.0
+        return 0.0, 255.0, "the range 0 to 255"
     examples = source.splits[split]
     inputs = source.batch(torch.stack([examples, torch.zeros_like(examples)], 1))["inputs"]
-    low, high = (float(end) for end in torch.aminmax(inputs))
-    return low, high if low < high else low + 1.0
+    if inputs.dim() != 2:
+        low, high = (float(end) for end in torch.aminmax(inputs))
+        high = high if low < high else low + 1.0
+        return low, high, f"the range {low:g} to {high:g}"
+    least, most = torch.aminmax(inputs, dim=0)
+    categories = getattr(source, "categories", None) or {}
+    kept = [place for place, name in enumerate(getattr(source, "names", ())) if name in categories]
+    most[kept] = least[kept]
+    if not bool((least < most).any()):
+        do = "From Python, stillroom.PGD takes low= and high=, a number for each column."
+        given = f"{inputs.shape[1]} columns, {len(kept)} of categories"
+        raise DataError(say("Nothing in this table can be moved a little", given, "columns of numbers that differ", do))
+    return least, most, f"each column's range in '{split}'" + (", categories as they are" if kept else "")

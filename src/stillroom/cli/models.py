@@ -78,7 +78,7 @@ def evaluate(
         if on or attack or report is not None:
             raise UserError("--teachers is a question of its own: got --on, --attack or --out beside it. Leave it out.")
         chosen = [*teachers, *(more or ())]
-        evaluate_teachers(model, chosen, data, as_json, load=_load, open_data=_data, fits=_fits)
+        evaluate_teachers(model, chosen, data, as_json, load=_load, open_data=_data, fits=_fits, split=split)
         return
     if on and attack:
         raise UserError("--attack measures a model on its own task: got --on beside it. Leave one of them out.")

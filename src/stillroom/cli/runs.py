@@ -291,7 +291,7 @@ def _part(recipe: Path, out: Path | None, changes: list[str] | None, tiny: bool,
     tasks = [task for task in tasks_of(experiment) if wanted(task)]  # type: ignore[operator]
     if not tasks:
         raise UserError(f"{recipe} asks for no teacher: there is nothing to record. Add 'teacher:' to it.")
-    check_shapes(experiment)
+    check_shapes(experiment, 1)
     with locked(folder), ticking(len(tasks), {task.name: task.title for task in tasks}, quiet=quiet) as told:
         perform_here(Workshop(experiment, folder), tasks, told)
     screen.out.print(f"Done: {', '.join(task.title for task in tasks[-3:])}. In {folder}", markup=False)

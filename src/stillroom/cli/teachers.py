@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Fits = Callable[[Deployed, Source], None]
 
 MANIFEST, RECIPE = "manifest.json", "recipe.yaml"
+GAP = 2  # between the columns of a table
 MEASURED = (
     "In our measurements (13 teachers, two students) this order agreed with what the students reached at a rank "
     "correlation of 0.91, with and without labels alike, the teachers' own accuracy at 0.87 (the lead is within "
@@ -30,13 +31,28 @@ MEASURED = (
 
 
 def evaluate_teachers(
-    student: Path, teachers: Sequence[str], data: str, as_json: bool, *, load: Load, open_data: Open, fits: Fits
+    student: Path,
+    teachers: Sequence[str],
+    data: str,
+    as_json: bool,
+    *,
+    load: Load,
+    open_data: Open,
+    fits: Fits,
+    split: str = "test",
 ) -> None:
-    """Say which teacher suits a student: a table, best first, and a sentence."""
+    """Say which teacher suits a student: a table, best first, and a sentence.
+
+    Raises:
+        UserError: a ``split`` is chosen, or the student or a teacher is not what it must be.
+    """
     from stillroom.cli import screen
     from stillroom.progress import ticking
     from stillroom.suitability import suitability
 
+    if split != "test":  # its default: a student looks at rows of train, and at others that were held out
+        given, allowed = f"--split {split} beside it", "rows of train and validation, which are chosen for you"
+        raise UserError(say("--teachers takes no split", given, allowed, "Leave --split out."))
     places = _places(teachers)
     source = open_data(data, _run_of([student, *places]))
     make = _student(student, source, load, fits)
@@ -77,23 +93,38 @@ def advice(found: Sequence[Suitability]) -> str:
 
 
 def _show(found: Sequence[Suitability]) -> None:
-    from stillroom.cli.screen import show_table
+    """Print the table so that no figure is cut: where names would leave too little room, they stand below it."""
+    from stillroom.cli.screen import out, show_table
 
+    columns = ["teacher", "foreseen", "starts", "accuracy", "agrees", "GRACE", "norm", "entropy"]
     rows = [
         [
             one.teacher,
-            f"{100 * one.foreseen:.1f} %",
+            f"{100 * one.foreseen:.1f}",
             f"{100 * min(one.each):.1f}-{100 * max(one.each):.1f}",
-            "-" if one.accuracy is None else f"{100 * one.accuracy:.1f} %",
-            f"{100 * one.agreement:.1f} %",
-            f"{one.grace:.2g}",
-            f"{one.gradient_norm:.3g}",
+            "-" if one.accuracy is None else f"{100 * one.accuracy:.1f}",
+            f"{100 * one.agreement:.1f}",
+            _short(one.grace),
+            _short(one.gradient_norm),
             f"{one.entropy:.2f}",
         ]
         for one in found
     ]
-    columns = ["teacher", "foreseen", "starts", "accuracy", "agrees", "GRACE", "norm", "entropy"]
-    show_table(columns, rows, "Best first by what the student is foreseen to reach; the rest is of the teacher")
+    title = "Best first by what the student is foreseen to reach; shares in %"
+    width = sum(max(len(row[place]) for row in [columns, *rows]) + GAP for place in range(len(columns)))
+    if width <= out.width:
+        show_table(columns, rows, title)
+        return
+    show_table(columns, [[str(number), *row[1:]] for number, row in enumerate(rows, 1)], title)
+    for number, one in enumerate(found, 1):
+        out.print(f"{number}: {one.teacher}", markup=False)
+
+
+def _short(value: float) -> str:
+    """Return a figure in at most seven characters."""
+    if 100 <= value < 1e5:
+        return f"{value:.0f}"
+    return f"{value:.2g}" if value < 100 else f"{value:.1e}"
 
 
 # --- what was named ------------------------------------------------------------------------------------------
@@ -174,8 +205,12 @@ def _of_the_zoo(text: str, source: Source) -> Callable[[], nn.Module]:
     options: dict[str, Any] = {}
     for part in filter(None, re.split(r",(?=\s*\w+=)", rest)):
         key, _, value = part.partition("=")
+        key = key.strip()
+        if key in options:
+            allowed, do = f"each option of {name} once", "Keep one of them."
+            raise ModelError(say(f"The option '{key}' is given twice", f"'{text}'", allowed, do))
         try:
-            options[key.strip()] = json.loads(value)
+            options[key] = json.loads(value)
         except ValueError as error:
             allowed = f"{name}:key=value, for example cnn:width=8 or mlp:hidden=[64]"
             raise ModelError(say("These options cannot be read", f"'{part}'", allowed)) from error

@@ -1,8 +1,9 @@
-"""What can be said of an experiment before anything is trained: do taps and shapes fit, and what will it cost."""
+"""What can be said of an experiment before anything is trained: do taps and shapes fit, is there room, and the cost."""
 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,23 +13,29 @@ from torch import Tensor
 
 from stillroom.contracts import Batch, Segments, Signals
 from stillroom.data.leaving_out import rows_told
-from stillroom.errors import DataError, ModelError, TapError, say
+from stillroom.errors import DataError, ModelError, TapError, TrainError, say
 from stillroom.evaluate import plain_ids
+from stillroom.gradients.room import room_for
 from stillroom.learner import Learner
 from stillroom.models.open_box import count_parameters
 from stillroom.pipeline.plan import ArmPlan, Experiment
-from stillroom.pipeline.teaching import open_store, taps_are_known
+from stillroom.pipeline.teaching import open_store, recorded, taps_are_known
 from stillroom.record import estimate
+from stillroom.settings import Training
 from stillroom.teachers import Live
 
 ROWS = 4
 
 
-def check_shapes(experiment: Experiment) -> dict[str, str]:
+def check_shapes(experiment: Experiment, processes: int | None = None) -> dict[str, str]:
     """Read a few rows with the untrained models and size every arm's objectives on them; return what was seen.
+
+    ``processes``: how many tasks are performed at once, for the memory of steps with derivatives; by default what the
+    recipe asks for.
 
     Raises:
         UserError: a tap is not in its model, shapes do not fit, or there are too few rows.
+        TrainError: a step with derivatives would need more memory than is free.
     """
     data = experiment.data
     for name in ("train", "validation", "test"):
@@ -44,8 +51,9 @@ def check_shapes(experiment: Experiment) -> dict[str, str]:
         if name:
             shown["logits"] = answers["logits"]
     facts = {"data": rows_told(data)}
+    processes = _processes(experiment) if processes is None else processes
     for name, arm in experiment.arms.items():
-        facts[name] = _arm(arm, experiment, batch, shown)
+        facts[name] = _arm(arm, experiment, batch, shown, _at_once(experiment, arm, processes))
     return facts
 
 
@@ -81,10 +89,12 @@ def _blaming(whose: str, signals: Mapping[str, Tensor]) -> Iterator[None]:
         ) from error
 
 
-def _arm(arm: ArmPlan, experiment: Experiment, batch: Batch, shown: Signals) -> str:
+def _arm(arm: ArmPlan, experiment: Experiment, batch: Batch, shown: Signals, at_once: int) -> str:
+    visible = arm.data(experiment.data)
+    settings, rows = arm.settings(visible), arm.rows(visible)
     student = copy.deepcopy(arm.make_student(0)).eval()
     with _blaming(f"the student of arm '{arm.name}'", batch):
-        learner = Learner(student, arm.objectives(), encode=arm.encode)
+        learner = Learner(student, arm.objectives(), encode=arm.encode, precision=settings.precision)
         extra = {f"{name}.bank": shown[name][:2] for name in learner.banks}
         extra |= {f"{name}.bank.mask": torch.ones(len(batch["id"]), 2, dtype=torch.bool) for name in learner.banks}
         seen = learner.reader(dict(batch), shown | extra)
@@ -97,14 +107,55 @@ def _arm(arm: ArmPlan, experiment: Experiment, batch: Batch, shown: Signals) -> 
     if any(isinstance(one, Segments) for one in learner.reader.taps):  # where a stretch starts is known only once sized
         with _blaming(f"the student of arm '{arm.name}'", batch), torch.no_grad():
             learner(dict(batch), shown | extra)
-    visible = arm.data(experiment.data)
-    settings, rows = arm.settings(visible), arm.rows(visible)
+    note = ""
+    if learner.reader.derives:
+        with _blaming(f"the student of arm '{arm.name}'", batch):
+            note = "; " + _room(arm.name, learner, batch, shown | extra, settings, at_once)
     transfer = "" if rows.transfer is None else f" + transfer set of {len(rows.transfer):,}"
     terms = ", ".join(f"{weight:g} {name}" for name, weight in learner.weights().items())
     return (
         f"{count_parameters(student):,} parameters, {terms}; {settings.steps:,} steps of {settings.rows} from "
-        f"{len(rows.labelled):,} {'rows' if arm.distilled is None else 'synthetic examples'}{transfer}"
+        f"{len(rows.labelled):,} {'rows' if arm.distilled is None else 'synthetic examples'}{transfer}{note}"
     )
+
+
+def _room(name: str, learner: Learner, batch: Batch, shown: Signals, settings: Training, at_once: int) -> str:
+    """Return what a step with derivatives keeps; refuse what does not fit, alone or with as many others at once.
+
+    Raises:
+        TrainError: there is not enough memory.
+    """
+    note = room_for(learner, _counted(batch, settings.rows), shown)
+    if at_once > 1:
+        try:
+            room_for(learner, _counted(batch, at_once * settings.rows), shown)
+        except TrainError as error:
+            raise TrainError(
+                f"{error} These are {at_once} trainings of arm '{name}' at once, of {settings.rows} rows each: fewer "
+                "at once need less (--set jobs=1)."
+            ) from error
+    return note
+
+
+def _counted(batch: Batch, rows: int) -> Batch:
+    """Return a batch that counts as one of ``rows``: only the first few are ever passed through the learner."""
+    return batch | {"id": batch["id"][torch.arange(rows) % len(batch["id"])]}
+
+
+def _processes(experiment: Experiment) -> int:
+    """Return how many tasks the experiment's recipe asks to perform at once; objects in memory go one by one."""
+    from stillroom.recipe import read_recipe
+
+    jobs = read_recipe(experiment.recipe).jobs if experiment.recipe else 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if jobs == "auto" else int(jobs)
+
+
+def _at_once(experiment: Experiment, arm: ArmPlan, processes: int) -> int:
+    """Return how many trainings of an arm go on at once: its learning rates are tried first, then its seeds."""
+    trials = len(experiment.trials) if len(experiment.trials) > 1 else 0
+    seeds = len(experiment.seeds) - (trials > 0)  # the first seed's was a trial
+    return max(1, min(processes, max(trials, seeds)))
 
 
 def expectations(experiment: Experiment) -> dict[str, str]:
@@ -115,9 +166,8 @@ def expectations(experiment: Experiment) -> dict[str, str]:
         if plan.make is None:
             continue
         taps = experiment.taps(name)
-        weight = estimate(
-            Live(plan.make(), taps, encode=plan.encode), experiment.data, views=experiment.views, taps=taps
-        )
+        live = Live(plan.make(), taps, encode=plan.encode, precision=experiment.precision)
+        weight = estimate(live, experiment.data, **recorded(experiment, name))
         text = f"{weight.rows:,} rows of {', '.join(taps)}, {experiment.views} views: {weight.bytes / 1e6:.1f} MB"
         found[f"record {name}".strip()] = text
     return found

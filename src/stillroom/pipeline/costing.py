@@ -16,6 +16,7 @@ from stillroom.learner import Learner
 from stillroom.pipeline.plan import Experiment
 from stillroom.pipeline.synthesis import seconds_of_examples
 from stillroom.pipeline.tasks import Task
+from stillroom.pipeline.teaching import rows_recorded
 from stillroom.settings import Training
 from stillroom.train import Rows, train
 
@@ -46,9 +47,7 @@ def seconds_of(experiment: Experiment, tasks: Sequence[Task], processes: int) ->
             )
         steps, seconds = timed[name]
         if task.kind == "record":
-            data = experiment.data
-            rows = sum(len(part) * (experiment.views if split == "train" else 1) for split, part in data.splits.items())
-            total += rows / 128 * seconds * FORWARD
+            total += rows_recorded(experiment) / 128 * seconds * FORWARD
         else:
             total += steps * seconds
     return total / max(1, processes)

@@ -61,7 +61,7 @@ def perform(experiment: Experiment, folder: Path, *, processes: int = 1, told: T
     """
     tasks, workshop = tasks_of(experiment), Workshop(experiment, folder)
     if unfinished(workshop, tasks):
-        check_shapes(experiment)  # before anything is written, and not after the teacher was trained
+        check_shapes(experiment, processes)  # before anything is written, and not after the teacher was trained
     with locked(folder):
         if experiment.recipe:
             write_bytes(folder / "recipe.yaml", experiment.recipe.encode())

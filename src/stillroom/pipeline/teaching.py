@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ from stillroom.models.bundle import load, save_bundle
 from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.pipeline.code import code_print
 from stillroom.pipeline.plan import Experiment, TeacherPlan, Told, combined
-from stillroom.record import record
+from stillroom.record import SPLITS, record
 from stillroom.store import Store
 from stillroom.store.manifest import read_manifest
 from stillroom.taps import read
@@ -140,15 +141,32 @@ def record_teacher(experiment: Experiment, name: str, run: Path, told: Told) -> 
         Live(module, taps, encode=encode, precision=experiment.precision),
         experiment.data,
         kept,
-        ids=experiment.rows_asked(),
-        views=experiment.views,
-        order_by=getattr(experiment.data, "lengths", None),  # rows of like length are asked together
-        taps=taps,
+        **recorded(experiment, name),
         fingerprints=prints,
-        classes=experiment.data.classes,
         progress=told,
     )
     _link(knowledge_folder(run, name), kept)
+
+
+def recorded(experiment: Experiment, name: str) -> dict[str, Any]:
+    """Return what is recorded of a teacher, as options of record and of estimate: a plan foresees what is then done."""
+    return {
+        "ids": experiment.rows_asked(),
+        "views": experiment.views,
+        "order_by": getattr(experiment.data, "lengths", None),  # rows of like length are asked together
+        "taps": experiment.taps(name),
+        "classes": experiment.data.classes,
+    }
+
+
+def rows_recorded(experiment: Experiment) -> int:
+    """Return how many rows a recording has: an example counts once for each view that is asked of it."""
+    asked, count = experiment.rows_asked(), 0
+    for split, examples in experiment.data.splits.items():
+        if split in SPLITS:
+            rows = examples if asked is None else examples[torch.isin(examples, asked)]
+            count += len(rows) * (experiment.views if split == "train" else 1)
+    return count
 
 
 def knowledge_is_whole(experiment: Experiment, name: str, run: Path) -> bool:
@@ -275,6 +293,8 @@ __all__ = [
     "open_store",
     "prepare_teacher",
     "record_teacher",
+    "recorded",
+    "rows_recorded",
     "taps_are_known",
     "teacher_folder",
     "teacher_of",
