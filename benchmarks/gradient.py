@@ -5,15 +5,19 @@
     python benchmarks/gradient.py --only derivatives       # one part; may be given again for another
     python benchmarks/gradient.py --record                 # and keep it in benchmarks/records/<date>-gradient/
     python benchmarks/gradient.py --page                   # write the page of today's record anew from its figures
+    python benchmarks/gradient.py --out found.json         # keep the parts in a file instead,
+    python benchmarks/gradient.py --take found.json        # from which today's record takes them
 
 Every part chooses what it has to choose on validation, with seeds that are not measured; test is measured once a seed.
-With --record each part is kept as it ends; --only replaces its part of today's record and leaves the others.
+With --record each part is kept as it ends; --only replaces its part of today's record and leaves the others. Seeds are
+10 to 14, or those that a part names itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -103,11 +107,18 @@ def tell(text: str) -> None:
     print(text, flush=True)
 
 
+def seeds_of(part: str, given: Sequence[int] | None, quick: bool) -> list[int]:
+    """Return what was given, or the part's own seeds, or everybody's."""
+    seeds = list(given or getattr(import_module(f"gradient_{part}"), "SEEDS", SEEDS))
+    return seeds[:2] if quick and not given else seeds
+
+
 def measured(part: str, seeds: Sequence[int], quick: bool) -> dict[str, Any]:
     """Run one part; returns its result with what it needs to be read later."""
     began, machine = time.monotonic(), facts()
     result = import_module(f"gradient_{part}").run(list(seeds), quick, tell)
-    command = " ".join(["python", "benchmarks/gradient.py", *sys.argv[1:]])
+    arguments = " ".join(sys.argv[1:])
+    command = f"python benchmarks/gradient.py {re.sub(r'--out[ =]+[^ ]+ ?', '', arguments)}".strip()  # names no place
     seconds = round(time.monotonic() - began)
     return {"command": command, "seconds": seconds, "seeds": list(seeds), "machine": machine, "result": result}
 
@@ -118,10 +129,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two seeds, few steps")
     parser.add_argument("--record", action="store_true", help="keep the result under benchmarks/records/")
     parser.add_argument("--only", choices=there(), action="append", help="one part only; may be given again")
-    parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than 10 to 14, two at least")
+    parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than a part's own, two at least")
     parser.add_argument("--page", action="store_true", help="run nothing; write today's page anew")
+    parser.add_argument("--out", type=Path, help="keep the parts in this file as they end")
+    parser.add_argument("--take", type=Path, help="run nothing; put the parts of such a file into today's record")
     options = parser.parse_args()
-    if options.quick and (options.record or options.page):
+    if options.quick and (options.record or options.page or options.take):
         parser.error("--quick is a look and is not kept: leave out one of the two.")
     if options.seeds is not None and len(set(options.seeds)) < 2:
         parser.error("--seeds needs two different seeds at least, or there is no interval.")
@@ -130,17 +143,21 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.page:
         return tell(str(keep(kept())))
-    seeds = options.seeds or (SEEDS[:2] if options.quick else SEEDS)
+    if options.take:
+        return tell(str(keep(kept() | json.loads(options.take.read_text(encoding="utf-8")))))
     marks: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     for part in PARTS:
         if part not in (options.only or there()):
             continue
-        found = measured(part, seeds, options.quick)
+        parts[part] = found = measured(part, seeds_of(part, options.seeds, options.quick), options.quick)
         module = import_module(f"gradient_{part}")
         marks[part] = module.marks(found["result"])
         tell("\n".join(module.page(found["result"])))
         if options.record:  # after every part: a run cut short leaves what it had
             tell(str(keep(kept() | {part: found})))
+        if options.out:
+            options.out.write_text(json.dumps(parts, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     tell("\n".join(table(marks)))
 
 

@@ -122,6 +122,42 @@ def test_a_resumed_run_is_bit_identical(tmp_path):
     assert steps[0].number == 4 and all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+@pytest.mark.parametrize("clip", [0.05, 0.5])
+def test_what_is_clipped_is_the_balanced_gradient_before_momentum(clip):
+    """Twenty steps written out: averages of norms that are not clipped, the sum clipped, then SGD's momentum."""
+    settings = Training(steps=20, batch=40, optimizer="sgd", lr=0.1, schedule="constant", clip=clip, balance=2.0)
+    found, _ = run(settings)
+    free, _ = run(settings.model_copy(update={"clip": None}))
+    made, teacher = fresh()
+    buffers, kept = {}, None
+    for _ in range(20):
+        sides = sides_of(made, made(BATCH, teacher(BATCH)), made.weights())
+        norms = (norm(sides.task.values()), norm(sides.distil.values()))
+        kept = norms if kept is None else tuple(0.9 * a + 0.1 * b for a, b in zip(kept, norms, strict=True))
+        scale = 2.0 * kept[0] / kept[1]
+        whole = {name: sides.task.get(name, 0) + scale * sides.distil.get(name, 0) for name in trained(made)}
+        factor = min(1.0, clip / norm(whole.values()))
+        with torch.no_grad():
+            for name, value in trained(made).items():
+                buffers[name] = 0.9 * buffers.get(name, 0) + factor * whole[name]
+                value -= 0.1 * buffers[name]
+    ends = made.state_dict()
+    assert all(torch.allclose(found[name], ends[name], atol=1e-5) for name in ends)
+    assert any(not torch.allclose(free[name], ends[name], atol=0.05) for name in ends), "or the clip has no effect"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("balance", [None, 1.0])
+def test_a_connector_at_rest_is_still_moved_by_what_the_optimizer_kept(balance, optimizer):
+    """The plain loss holds it times zero; a gradient that is missing instead would have the optimizer pass it by."""
+    made, teacher = learner("labels", match("hint", student="1", teacher="1", every=4))
+    connector = next(value for name, value in trained(made).items() if "connector" in name)
+    settings, seen = Training(steps=4, batch=40, optimizer=optimizer, lr=0.1, balance=balance), connector.clone()
+    for step in train(made, DATA, teacher, settings):
+        assert not torch.equal(connector, seen), step.number
+        seen = connector.detach().clone()
+
+
 def test_the_average_is_what_makes_it_so(tmp_path):
     """Without its state the same continuation ends elsewhere: the test above would notice."""
     settings = Training(steps=8, batch=10, lr=0.05, checkpoint_every=3, balance=1.0)

@@ -16,7 +16,7 @@ from stillroom import checkpoint
 from stillroom.contracts import Batch, HasBank, HasPast, Kept, Recorded, Signals, Source, Step, Teacher
 from stillroom.errors import TrainError, say
 from stillroom.files import faultpoint, fingerprint
-from stillroom.gradients import Balance, Dot, Looked, Looking, Sided, room_for
+from stillroom.gradients import Gradients, Looked, Looking, Sided, fill, filler, room_for
 from stillroom.gradients.balance import one_sided
 from stillroom.learner import Learner
 from stillroom.losses import l2
@@ -27,7 +27,6 @@ from stillroom.settings import Mixed, Training
 from stillroom.taps.derivatives import trained_through
 
 Prepare = Callable[[nn.Module, Batch], Batch]
-Gradients = Callable[[Learner, Mapping[str, Tensor], Mapping[str, float]], None]
 
 LOOKING = {"checkpoint_every", "gradient_norms_every", "evaluate_at"}  # settings that change no weight
 
@@ -193,7 +192,7 @@ class _Run:
     ) -> None:
         self.learner, self.data, self.teacher, self.settings = learner, data, teacher, settings
         self.seed, self.folder, self.prepare = seed, folder, prepare
-        self.gradients = _filler(settings, gradients)
+        self.gradients = filler(settings, gradients)
         self.looking = Looking(learner)
         self.total = settings.total_steps(len(rows.labelled))
         self.order = rows.order(settings, seed=seed, views=settings.views or views, lengths=lengths_of(data))
@@ -383,8 +382,6 @@ class _Run:
             raise self._not_finite(step, batch, losses)
         with trained_through(learner.reader.taps):
             looked = self._filled(step, losses)
-        if settings.clip is not None:
-            nn.utils.clip_grad_norm_(learner.parameters(), settings.clip)
         self.optimizer.step()
         if self.past is not None:
             self.past.advance(step)
@@ -397,13 +394,10 @@ class _Run:
         return Step(step + 1, self.total, values, rate, looked and looked.norms, notes, cosine, ratio)
 
     def _filled(self, step: int, losses: dict[str, Tensor]) -> Looked | None:
-        """Fill ``.grad`` of all that is trained; return what was seen of the terms' gradients, at steps that look."""
+        """Fill ``.grad`` of all that is trained, and clip; return what was seen of the terms' gradients, if looked."""
         looked = self._looked(step, losses)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.gradients is None:
-            losses["loss"].backward()
-        else:
-            self.gradients(self.learner, losses, self.learner.weights(step, self.total))
+        fill(self.gradients, self.learner, losses, self.learner.weights(step, self.total), self.settings.clip)
         return looked
 
     # --- looking at the terms ---------------------------------------------------------------------------
@@ -446,24 +440,6 @@ class _Run:
                 f"{self._kept()} "
                 "Lower train.lr or set train.clip, then run again."
             )
-
-
-def _filler(settings: Training, given: Gradients | None) -> Gradients | None:
-    """Return what fills ``.grad`` in place of a plain backward pass, if anything."""
-    if given is not None and settings.balance is not None:
-        raise TrainError(
-            say(
-                "Only one can fill .grad",
-                f"gradients= and balance: {settings.balance:g}",
-                "one of the two",
-                "Leave train.balance out.",
-            )
-        )
-    if given is None and settings.balance is not None:
-        return Balance(settings.balance)
-    if given is None and settings.optimizer == "dot":
-        return Dot(momentum=settings.momentum, delta=settings.delta, weight_decay=settings.weight_decay)
-    return given
 
 
 def _bound(objective: Objective) -> Callable[[Tensor], Tensor]:

@@ -67,6 +67,8 @@ class Balance:
                 task, distil = sides.task.get(name), sides.distil.get(name)
                 if distil is not None:
                     parameter.grad = distil * scale if task is None else torch.add(task, distil, alpha=scale)
+                elif task is None and name in sides.rests:
+                    parameter.grad = torch.zeros_like(parameter)  # what the optimizer has of it goes on
                 else:
                     parameter.grad = task
 

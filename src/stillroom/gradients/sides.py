@@ -16,10 +16,15 @@ STUDENT = "student."
 
 
 class Sides(NamedTuple):
-    """The gradients of the task's and of the teacher's weighted terms, by parameter name; absent where one has none."""
+    """The gradients of the task's and of the teacher's weighted terms, by parameter name; absent where one has none.
+
+    ``rests``: names of those that a plain backward pass of the loss gives a gradient of zero, because their objective
+    (or every objective) is not computed at this step.
+    """
 
     task: dict[str, Tensor]
     distil: dict[str, Tensor]
+    rests: frozenset[str] = frozenset()
 
 
 class Pull(NamedTuple):
@@ -52,7 +57,33 @@ def sides_of(learner: Learner, losses: Mapping[str, Tensor], weights: Mapping[st
     """
     named = trained(learner)
     task, distil = (_terms(learner, losses, weights, distil=side) for side in (False, True))
-    return Sides(_gradient(task, named, keep=bool(distil)), _gradient(distil, named, keep=False))
+    rests = _rests(learner, losses, named)
+    return Sides(_gradient(task, named, keep=bool(distil)), _gradient(distil, named, keep=False), rests)
+
+
+def clipped(sides: Sides, bound: float) -> Sides:
+    """Return both sides times the one factor by which ``clip_grad_norm_`` would bring their sum to a norm of ``bound``.
+
+    The sum is over all that is trained, so that a clipped step means the same with two sides as with one loss.
+    """
+    task, distil = sides.task, sides.distil
+    whole = [value + distil[name] if name in distil else value for name, value in task.items()]
+    whole += [value for name, value in distil.items() if name not in task]
+    if not whole:
+        return sides
+    factor = (bound / (nn.utils.get_total_norm(whole) + 1e-6)).clamp(max=1.0)
+    ours, theirs = ({name: value * factor for name, value in side.items()} for side in (task, distil))
+    return Sides(ours, theirs, sides.rests)
+
+
+def _rests(learner: Learner, losses: Mapping[str, Tensor], named: Mapping[str, nn.Parameter]) -> frozenset[str]:
+    """Name what the learner's loss holds times zero at this step."""
+    every = [one for one in learner.objectives if isinstance(one, Objective) and not one.folded]
+    resting = [one for one in every if one.name not in losses]
+    if len(resting) == len(every):
+        return frozenset(named)
+    owned = {id(value) for one in resting for value in one.parameters()}
+    return frozenset(name for name, value in named.items() if id(value) in owned)
 
 
 def _terms(
