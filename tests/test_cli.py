@@ -568,6 +568,29 @@ def test_a_finished_run_can_be_mined(command, finished, tmp_path, name):
     assert "answers" in numbers["panels"] and ("students" in numbers["panels"]) == (name != "first-network")
 
 
+@pytest.mark.parametrize("name", ["images", "sentiment-zh", "table"])
+def test_every_panel_says_something_of_pictures_texts_and_tables_and_a_recipe_follows(
+    command, finished, tmp_path, name
+):
+    out, recipe = tmp_path / "mined", tmp_path / "mined.yaml"
+    said = command(
+        "mine", finished[name], "--json", "--out", out, "--seconds", 3, "--set", "rules.leaves=8", "--recipe", recipe
+    )
+    assert said.code == 0, said.err
+    panels = json.loads((out / "findings.json").read_text())["panels"]
+    every = "answers similarity rules attribution concepts examples layers students recipe"
+    assert set(panels) == set(every.split())
+    quiet = [panel for panel, told in panels.items() if not told["findings"]]
+    assert set(quiet) <= {"similarity", "concepts"} and all(panels[panel]["notes"] for panel in quiet)
+    for told in panels.values():
+        assert all(one["sentence"] and one["control"] for one in told["findings"])
+        assert all((out / file).is_file() for file in told["files"])
+    assert panels["rules"]["numbers"]["rules"] <= 8
+    page = html.unescape((out / "report.html").read_text())
+    assert all(one["title"] in page for told in panels.values() for one in told["findings"])
+    assert command("check", recipe).code == 0
+
+
 def test_a_student_is_mined_by_itself_and_a_bundle_with_its_data(command, finished, tmp_path):
     run = finished["images"]
     said = command("mine", run, "--model", "kd", "--only", "answers", "--out", tmp_path / "one", "--quiet")

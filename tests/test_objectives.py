@@ -477,12 +477,12 @@ def test_what_is_no_memory_is_answered_with_the_loss_that_fits(loss, axes, told)
 @pytest.mark.parametrize(
     "given, expected",
     [
-        ({}, ["logits@gradient", "logits@gradient"]),
+        ({}, ["logits@gradient", "logits@gradient", "logits"]),
         ({"student": "logits@gradient(random=2)"}, ["logits@gradient(random=2)"] * 2),
         ({"teacher": "big/logits@gradient(label)"}, ["logits@gradient(label)", "big/logits@gradient(label)"]),
         (
-            {"student": "logits@gradient(wrt=a)", "teacher": "logits@gradient(wrt=b)"},
-            ["logits@gradient(wrt=a)", "logits@gradient(wrt=b)"],
+            {"student": "logits@gradient(label,wrt=a)", "teacher": "logits@gradient(label,wrt=b)"},
+            ["logits@gradient(label,wrt=a)", "logits@gradient(label,wrt=b)"],
         ),
     ],
 )

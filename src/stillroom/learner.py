@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stillroom.contracts import Batch, GradCam, Gradient, Place, Signals, place
+from stillroom.contracts import Batch, Place, Signals
 from stillroom.errors import LossError
 from stillroom.objectives import Given, Objective, objectives_of
 from stillroom.taps import Reader, Takes, read, sizing
@@ -69,11 +69,7 @@ class Learner(nn.Module):
     @property
     def teacher_places(self) -> list[Place]:
         """Return what the teacher must show."""
-        wanted = self._places("teacher")
-        follows = any(
-            isinstance(one.tap, Gradient | GradCam) and one.tap.along == "top" for one in self._places("student")
-        )
-        return list(dict.fromkeys([*wanted, *([place("logits")] if follows else [])]))
+        return list(dict.fromkeys(self._places("teacher")))
 
     @property
     def banks(self) -> list[str]:

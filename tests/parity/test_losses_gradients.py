@@ -186,7 +186,8 @@ def test_a_place_that_is_a_gradient_stands_for_the_embeddings_too():
         "body.embeddings",
         "logits@gradient(wrt=embed)",
         "embed",
-    ]
+        "logits",
+    ], "and behind them what says which class the second is of"
     for wrong in ("logits@gradient", "body.embeddings", "logits@gradient(random=2)"):
         with pytest.raises(
             LossError, match=r"reads the student's gradient: got .* such as 'logits@gradient\(wrt=embed\)'"
@@ -207,7 +208,7 @@ def test_unequal_derivatives_name_what_must_be_the_same(name):
 
 
 def _places(objective) -> list:
-    return [*objective.places("student"), *objective.places("teacher")]
+    return list(objective.pairs[0].values())
 
 
 # --- explanations --------------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from stillroom.contracts import Gradient, Place, Segments, Tap, place
 from stillroom.errors import LossError, say
+from stillroom.objectives.following import refuse_unlike, told_apart
 from stillroom.objectives.signature import Signature, Slot, default_place
+from stillroom.taps.options import refuse_options
 
 ALIKE = ("gradients", "derivatives")
 """Kinds that are read alike on both sides: where one side alone is named, the other is read there too."""
@@ -18,7 +20,9 @@ def pairs_of(title: str, reads: Signature, student: Where, teacher: Where) -> li
     """Return, for each pair of taps, the place of every slot that reads a model.
 
     Raises:
-        LossError: a place must be named, taps do not pair up, or stretches of a teacher are asked for.
+        LossError: a place must be named, taps do not pair up, stretches of a teacher are asked for, or derivatives of
+            different things are compared.
+        TapError: a place is no tap, or options of a derivative say nothing together.
     """
     student, teacher = _alike(reads, student, teacher)
     sides: dict[str, list[dict[str, Place]]] = {}
@@ -48,6 +52,10 @@ def pairs_of(title: str, reads: Signature, student: Where, teacher: Where) -> li
     pairs = [{**a, **b} for a, b in zip(ours, theirs, strict=True)]
     for pair in pairs:
         _of_a_student(title, reads, pair)
+        for one in pair.values():
+            refuse_options(one.tap)
+        refuse_unlike(title, reads, pair)
+        told_apart(reads, pair)
         for slot in reads.sides("bank"):
             pair[slot.name] = pair[reads.sides("teacher")[0].name]
     return pairs
@@ -56,7 +64,8 @@ def pairs_of(title: str, reads: Signature, student: Where, teacher: Where) -> li
 def _alike(reads: Signature, student: Where, teacher: Where) -> tuple[Where, Where]:
     """Return both sides' places: the side that is not named is read where the other is, for kinds that want that."""
     slots = reads.sides("student")
-    if not slots or any(slot.kind is None or slot.kind.name not in ALIKE for slot in slots):
+    alike = all(slot.kind is not None and slot.kind.name in ALIKE for slot in slots)
+    if not slots or not reads.sides("teacher") or not alike:
         return student, teacher
     if teacher is None and isinstance(student, str):
         return student, student

@@ -17,6 +17,8 @@ from stillroom.errors import LossError, say
 from stillroom.losses import LOSSES, PREPARED
 from stillroom.objectives.binding import Where, mask_keys, owner_slot, pairs_of
 from stillroom.objectives.connectors import STATE, Connector, pool
+from stillroom.objectives.following import classes_of, follows, refuse_columns
+from stillroom.objectives.points import Points
 from stillroom.objectives.signature import Signature, Slot, signature
 from stillroom.objectives.stretches import at_borders, starts
 from stillroom.objectives.timing import align, rows_of
@@ -55,7 +57,9 @@ class Objective(nn.Module):
         self.meeting = self._connected()
         self.sized = self.meeting is None
         self.equals = self._equals()
-        self.gives = self._gives()
+        self.starts = self._starts()
+        self.follows = [one for pair in self.pairs for one in follows(self.reads, pair, own=own)]
+        self.points = Points(name, self.reads, self.pairs)
         self.parameters_read: Mapping[str, Tensor] = {}
         self.folded = False  # an l2 that the optimizer applies as weight decay
         alone = not own and role == "distil" and len(self.pairs) == 1
@@ -65,7 +69,10 @@ class Objective(nn.Module):
     # --- what it needs ------------------------------------------------------------------------------
 
     def places(self, side: Literal["student", "teacher"]) -> list[Place]:
-        """Return what must be read of one side; a teacher side that is the student's own counts as the student's."""
+        """Return what must be read of one side; a teacher side that is the student's own counts as the student's.
+
+        Behind the places of the teacher come the logits whose top class the student's derivatives follow.
+        """
         wanted = []
         for pair in self.pairs:
             for slot in self.reads.slots:
@@ -73,14 +80,20 @@ class Objective(nn.Module):
                     theirs = "student" if slot.side == "student" or (self.own and slot.side == "teacher") else "teacher"
                     if slot.side in ("student", "teacher") and theirs == side:
                         wanted.append(pair[slot.name])
-        return wanted
+        led = [one.logits for one in self.follows if one.logits is not None] if side == "teacher" else []
+        return wanted + [one for one in dict.fromkeys(led) if one not in wanted]
 
     @property
     def banks(self) -> list[str]:
         """Return the names of the teacher's signals whose bank is read."""
         return [pair[slot.name].key for pair in self.pairs for slot in self.reads.sides("bank")]
 
-    def _gives(self) -> list[tuple[int, Place, Place]]:
+    @property
+    def gives(self) -> bool:
+        """Whether the student's reader is to be given something beside the teacher's signals."""
+        return bool(self.starts or self.follows)
+
+    def _starts(self) -> list[tuple[int, Place, Place]]:
         """The pairs whose student's stretches start from the teacher's states: index, and both places."""
         ours, theirs = self.reads.sides("student"), self.reads.sides("teacher")
         if not ours or not theirs or self.own:
@@ -89,9 +102,16 @@ class Objective(nn.Module):
         return [one for one in found if isinstance(one[1].tap, Segments)]
 
     def give(self, teacher: Signals) -> Signals:
-        """Return what the student's reader is to be given beside the teacher's signals: where stretches start."""
-        given: Signals = {}
-        for index, ours, theirs in self.gives if self.sized else []:
+        """Return what the student's reader is to be given beside the teacher's signals.
+
+        That is where stretches start, and the class that a derivative is of.
+
+        Raises:
+            LossError: derivatives follow the top class of a teacher who shows no logits, or their points are trained.
+        """
+        self.points.frozen()
+        given = classes_of(self.name, self.follows, teacher)
+        for index, ours, theirs in self.starts if self.sized else []:
             states, mask = _floats(_entry(teacher, theirs.key, self)), teacher.get(f"{theirs.key}.mask")
             connector = self.connectors[str(index)] if str(index) in self.connectors else None
             given[f"{ours.key}.start"] = starts(at_borders(self.name, ours, theirs, states, mask)[0], connector)
@@ -126,7 +146,8 @@ class Objective(nn.Module):
         return step % self.every == 0
 
     def bind(self, student: nn.Module) -> None:
-        """Give a penalty the student's weights: named parameters with two or more axes."""
+        """Give a penalty the student's weights (named parameters with two or more axes), and see what is trained."""
+        self.points.bind(student)
         if self.role == "penalty":
             self.parameters_read = {name: value for name, value in student.named_parameters() if value.dim() >= 2}
 
@@ -178,6 +199,8 @@ class Objective(nn.Module):
         self, index: int, pair: Mapping[str, Place], student: Signals, teacher: Signals, batch: Batch
     ) -> list[Any]:
         values = self._together(pair, student, teacher, batch)
+        self.points.check(values)
+        refuse_columns(self.name, self.reads, pair, batch)
         if self.equals is not None:
             ours, theirs = self.equals
             self._must_be_equal(pair[ours], values[ours], pair[theirs], values[theirs])

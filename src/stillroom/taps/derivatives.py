@@ -2,7 +2,8 @@
 
 Both models differentiate the same variable, a column of the Batch before either ``encode``; or the output of a
 submodule. All is done in float32 or better, outside autocast, without dropout and with attention that has a second
-derivative. Batch normalisation stays as it is: a student in training is differentiated as it is trained.
+derivative. Batch normalisation stays as it is: a student in training is differentiated as it is trained, so that its
+rows are not alone: backward mode then gives what a row does to the whole batch, the others what all rows do to it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +23,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stillroom.contracts import UNLABELLED, Batch, GradCam, Gradient, Signals, Tap
 from stillroom.errors import TapError, nearest, say
-from stillroom.taps.directions import by_classes, by_coordinates, differences, directions, steps
+from stillroom.taps.directions import by_classes, by_coordinates, differences, directions, steps, usual
+from stillroom.taps.following import classes, followed
+from stillroom.taps.missing import moves, no_dependence, no_gradient, stepwise, wide_enough
 from stillroom.taps.places import find_logits, submodule
 
 COORDINATES = 4096  # a whole gradient of more numbers is found by differences only where that is asked for by name
+JUMPY = 0.5  # relative to what differences over four times the step say
+LACKS = ("forward AD", "forward mode", "not implemented", "must implement")  # of an operation without a derivative
 BACKWARD = ("vjp", "classes")  # modes that need a graph: of one number, or of every class
 Pass = Callable[[Mapping[str, Tensor]], Any]
 Wanted = Gradient | GradCam
@@ -42,7 +47,12 @@ class _Moment:
     columns: dict[str, Tensor]
     keep: bool
     seen: dict[str, Tensor] = field(default_factory=dict)
-    tangent: Tensor | None = None
+    tangents: list[Tensor | None] = field(default_factory=list)  # of the clean pass: none, or one that may be missing
+
+    @property
+    def teaches(self) -> bool:
+        """Whether the model is read for its own sake: it is not trained, and follows nobody."""
+        return not self.keep and not self.given
 
     @property
     def forward(self) -> Gradient | None:
@@ -59,6 +69,9 @@ class Derivatives:
     def __init__(self, module: nn.Module, *, texts: bool) -> None:
         self.module, self.texts = module, texts
         self.notes: list[str] = []
+        self._alive: set[Wanted] = set()  # was not zero everywhere, once
+        self._fallen: dict[Wanted, float | None] = {}  # left backward mode for differences, over that step
+        self._recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
 
     def read(
         self, wanted: Sequence[Wanted], batch: Batch, given: Signals, clean: Pass, aside: Pass
@@ -80,7 +93,11 @@ class Derivatives:
             output = self._pass(clean, now)
             logits = self._logits(output)
             with torch.set_grad_enabled(keep or any(mode in BACKWARD for mode in now.modes.values())):
-                found = {str(one): self._value(one, logits, now) for one in wanted}
+                found = {
+                    name: self._value(one, told, logits, now)
+                    for one in wanted
+                    for name, told in followed(one, given).items()
+                }
         return output, found if keep else {name: value.detach() for name, value in found.items()}
 
     # --- how ----------------------------------------------------------------------------------------
@@ -98,15 +115,19 @@ class Derivatives:
             return "classes" if mode == "vjp" else mode
         if now.keep:
             refuse_for_training(one)
+        if one in self._fallen and not now.keep:
+            return "coordinates"
         if one.mode == "auto":
             return self._say(one, "vjp", "a whole gradient of one number: one backward pass")
         return "coordinates" if one.mode == "finite_difference" else one.mode
 
     def _say(self, one: Wanted, mode: str, why: str) -> str:
-        note = f"{one} is read by {mode} ({why})"
+        self._note(f"{one} is read by {mode} ({why})")
+        return mode
+
+    def _note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
-        return mode
 
     def _column(self, name: str, batch: Batch) -> Tensor:
         """Return the column that is differentiated with respect to, as floats.
@@ -135,7 +156,7 @@ class Derivatives:
             stack.enter_context(torch.autocast(device, enabled=False))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if now.forward is not None:
-                stack.enter_context(_without_fused_parts())
+                stack.enter_context(_without_fused_parts(self._recurrent))
             try:
                 for part in noisy:
                     part.training = False
@@ -175,16 +196,21 @@ class Derivatives:
         for one, mode in now.modes.items():
             if mode not in BACKWARD:
                 continue
-            numbers = math.prod(now.columns[_of(one)].shape[1:]) if _of(one) in now.columns else 0
+            numbers = _numbers(one, now)
             if isinstance(one, GradCam) or one.mode == "vjp" or not 0 < numbers <= COORDINATES:
                 raise TapError(
                     f"'{one}' cannot be read by vjp: got a {type(self.module).__name__} that cannot be differentiated "
                     f"({broken}). Allowed: mode=finite_difference, which takes two passes for each number of the "
                     f"input, or one a direction: 'logits@gradient(random=4,mode=finite_difference)'. Write that."
                 )
-            passes = f"two passes for each of {numbers} numbers"
-            self._say(one, "finite_difference", f"the model cannot be differentiated, {broken}: {passes}")
-            now.modes[one] = "coordinates"
+            self._fall(one, now, f"the model cannot be differentiated, {broken}")
+
+    def _fall(self, one: Wanted, now: _Moment, why: str, step: float | None = None) -> None:
+        """Read a whole gradient by differences from now on."""
+        over = "" if step is None else f", moved by {step:g} of the example's length"
+        self._say(one, "finite_difference", f"{why}: two passes for each of {_numbers(one, now)} numbers{over}")
+        self._fallen[one] = step
+        now.modes[one] = "coordinates"
 
     def _dual(self, clean: Pass, now: _Moment) -> Any:
         """Run the clean pass; the first derivative by forward mode comes along with it."""
@@ -194,8 +220,13 @@ class Derivatives:
         value = now.columns[one.wrt]
         with forward_ad.dual_level():
             moving = forward_ad.make_dual(value, self._ways(one, value, now.batch)[:, 0])
-            output = clean({**now.columns, one.wrt: moving})
-            now.tangent = _tangent(self._logits(output))
+            try:
+                output = clean({**now.columns, one.wrt: moving})
+            except RuntimeError as error:
+                if not any(sign in str(error) for sign in LACKS):
+                    raise
+                raise self._missing(one, now) from error
+            now.tangents = [_tangent(self._logits(output))]
         return output
 
     def _listen(self, path: str, one: Wanted, now: _Moment) -> Callable[[], None]:
@@ -219,56 +250,134 @@ class Derivatives:
 
     # --- the values ---------------------------------------------------------------------------------
 
-    def _value(self, one: Wanted, logits: Tensor, now: _Moment) -> Tensor:
+    def _value(self, one: Wanted, told: Tensor | None, logits: Tensor, now: _Moment) -> Tensor:
+        """Return the derivative, by differences where there is none and ``auto`` allows that.
+
+        Raises:
+            TapError: there is none.
+        """
+        try:
+            found = self._found(one, told, logits, now)
+        except RuntimeError as error:
+            if not any(sign in str(error) for sign in LACKS):
+                raise
+            found = None
+        if found is None:
+            if _of(one) in now.columns and self._moves(one, logits, now) is None:
+                raise no_dependence(one, _of(one))
+            if not _may_fall(one, now):
+                raise self._missing(one, now)
+            self._fall(one, now, f"the model gives no gradient by '{_of(one)}'")
+            found = self._found(one, told, logits, now)
+            assert found is not None
+        if not now.teaches or one in self._alive or isinstance(one, GradCam):
+            return found
+        if not bool(found.any()):
+            found = self._zero(one, told, found, logits, now)
+        if bool(found.any()):
+            self._smooth(one, found, logits, now)
+            self._alive.add(one)
+        return found
+
+    def _missing(self, one: Wanted, now: _Moment) -> TapError:
+        model = type(self.module).__name__
+        return no_gradient(one, _of(one), model, column=_of(one) in now.columns, training=now.keep)
+
+    def _moves(self, one: Wanted, logits: Tensor, now: _Moment) -> float | None:
+        """Return how far the column must be moved until the answers change, as a share of its length."""
+        value = now.columns[_of(one)]
+        return moves(value, now.batch["id"], logits, lambda moved: _wide(now.aside({_of(one): moved})))
+
+    def _zero(self, one: Gradient, told: Tensor | None, found: Tensor, logits: Tensor, now: _Moment) -> Tensor:
+        """Return what is read in the place of a teacher's derivative that is exactly zero for every row.
+
+        Raises:
+            TapError: the answers change all the same.
+        """
+        if one.along in ("label", "loss") and not bool((classes(one, logits, told, now.batch) >= 0).any()):
+            return found
+        far = None
+        if _of(one) in now.columns and (not one.directional or one.along == "random"):
+            far = self._moves(one, logits, now)
+        if far is None:
+            self._note(f"{one} is exactly zero for every row of a batch: nothing can be learnt from it there")
+            return found
+        step = None
+        if _may_fall(one, now) and now.modes[one] == "vjp":
+            step = wide_enough(lambda wide: self._by_hand(one, told, logits, now, wide))
+        if step is None:
+            raise stepwise(one, type(self.module).__name__, far)
+        self._fall(one, now, "the gradient is exactly zero for every row, though the answers change", step)
+        return self._by_hand(one, told, logits, now, step)
+
+    def _by_hand(
+        self, one: Gradient, told: Tensor | None, logits: Tensor, now: _Moment, step: float | None = None
+    ) -> Tensor:
+        """Return a whole gradient by differences of each number."""
+        chosen, value = classes(one, logits, told, now.batch), now.columns[one.wrt].detach()
+
+        def number(moved: Tensor) -> Tensor:
+            return _number(one, _wide(now.aside({one.wrt: moved})), chosen)
+
+        with torch.set_grad_enabled(now.keep):
+            return by_coordinates(value, usual(value, logits, central=True) if step is None else step, number)
+
+    def _found(self, one: Wanted, told: Tensor | None, logits: Tensor, now: _Moment) -> Tensor | None:
+        """Return the derivative by the mode that is chosen; None where it was cut off."""
         mode = now.modes[one]
         if mode in ("vjp", "coordinates"):
-            return self._gradient(one, logits, now)
+            return self._gradient(one, told, logits, now)
         assert isinstance(one, Gradient)
         value = now.columns[one.wrt]
-        ways = self._ways(one, value, now.batch)
         if mode == "classes":
-            return by_classes(logits, value, ways, keep=now.keep)
+            return by_classes(logits, value, self._ways(one, value, now.batch), keep=now.keep)
         if mode == "jvp":
-            return self._forward(one, value.detach(), ways, logits, now)
+            return self._forward(one, value.detach(), self._ways(one, value, now.batch), now)
+        return self._differences(one, logits, now)
 
-        def answer(moved: Tensor) -> Tensor:
-            return _wide(now.aside({one.wrt: moved}))
+    def _differences(self, one: Gradient, logits: Tensor, now: _Moment, wider: float = 1.0) -> Tensor:
+        """Return differences along directions, over so many times the step."""
+        value, relative = now.columns[one.wrt].detach(), one.along == "random"
+        step = one.step if one.step is not None else usual(value, logits) if relative else 1.0
+        ways, far = self._ways(one, value, now.batch), steps(value, wider * step, relative=relative)
+        return differences(logits, value, ways, far, lambda moved: _wide(now.aside({one.wrt: moved})))
 
-        value = value.detach()
-        far = steps(value, one.step, relative=one.along == "random")
-        return differences(logits, value, ways, far, answer)
+    def _smooth(self, one: Gradient, found: Tensor, logits: Tensor, now: _Moment) -> None:
+        """Note it where differences over another step have little in common with ``found``."""
+        if now.modes[one] == "finite_difference" and one.along == "random" and one.step is None:
+            with torch.no_grad():
+                wide = self._differences(one, logits, now, wider=4.0)
+                jumps = float((found - wide).norm()) > JUMPY * float(wide.norm())
+            if jumps:
+                self._note(
+                    f"{one} depends on the step: four times as far, differences say something else, as where a model "
+                    "rounds (quantised). Name a wider step on both sides, for example step=0.01"
+                )
 
-    def _gradient(self, one: Wanted, logits: Tensor, now: _Moment) -> Tensor:
-        """Return the gradient of one number a row, or the map that is made of it."""
-        classes = _classes(one, logits, now)
+    def _gradient(self, one: Wanted, told: Tensor | None, logits: Tensor, now: _Moment) -> Tensor | None:
+        """Return the gradient of one number a row, or the map that is made of it; None where it was cut off."""
         if now.modes[one] == "coordinates":
             assert isinstance(one, Gradient)
-            value = now.columns[one.wrt]
-
-            def number(moved: Tensor) -> Tensor:
-                return _number(one, _wide(now.aside({_of(one): moved})), classes)
-
-            return by_coordinates(value, one.step, number)
+            return self._by_hand(one, told, logits, now, one.step if one.step is not None else self._fallen.get(one))
+        chosen = classes(one, logits, told, now.batch)
         if _of(one) not in now.columns and _of(one) not in now.seen:
             what = f"a pass in which '{_of(one)}' was never called"
             raise TapError(say(f"'{one}' saw nothing", what, "a submodule whose forward runs"))
         value = now.columns[_of(one)] if _of(one) in now.columns else now.seen[_of(one)]
-        chosen = _number(one, logits, classes).sum()
-        found = torch.autograd.grad(chosen, value, create_graph=now.keep, retain_graph=True, allow_unused=True)[0]
-        if found is None:
-            do = "Name something that they are made of, or use mode=finite_difference."
-            raise TapError(say(f"The logits do not depend on '{_of(one)}'", f"'{one}'", "what they depend on", do))
-        return _gradcam(one, value, found) if isinstance(one, GradCam) else found
+        if not value.requires_grad:
+            return None
+        total = _number(one, logits, chosen).sum()
+        found = torch.autograd.grad(total, value, create_graph=now.keep, retain_graph=True, allow_unused=True)[0]
+        return found if found is None or isinstance(one, Gradient) else _gradcam(one, value, found)
 
-    def _forward(self, one: Gradient, value: Tensor, ways: Tensor, logits: Tensor, now: _Moment) -> Tensor:
+    def _forward(self, one: Gradient, value: Tensor, ways: Tensor, now: _Moment) -> Tensor | None:
         """Return the derivatives along ``ways`` by forward mode; the first may be known from the clean pass."""
-        found = []
-        if one is now.forward and now.tangent is not None:
-            found.append(now.tangent)
+        found = list(now.tangents) if one is now.forward else []
         for number in range(len(found), ways.shape[1]):
             with forward_ad.dual_level():
                 found.append(_tangent(now.aside({one.wrt: forward_ad.make_dual(value, ways[:, number])})))
-        return torch.stack(found, 1)
+        known = [tangent for tangent in found if tangent is not None]
+        return torch.stack(known, 1) if len(known) == len(found) else None
 
     def _ways(self, one: Gradient, value: Tensor, batch: Batch) -> Tensor:
         """Return the directions: (B, ways, *shape of the column)."""
@@ -287,14 +396,17 @@ class Derivatives:
 
 
 @contextmanager
-def _without_fused_parts() -> Iterator[None]:
-    """Leave out what has no forward mode: oneDNN's LSTM and the fast path of transformer layers."""
+def _without_fused_parts(recurrent: bool) -> Iterator[None]:
+    """Leave out what has no forward mode: oneDNN's LSTM and the fast path of transformer layers.
+
+    oneDNN's convolutions stay: others round otherwise, and a maximum of equal numbers would then be another one's.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TF32")  # torch's switch warns of a precision nobody asked for
         try:
             torch.backends.mha.set_fastpath_enabled(False)
-            with torch.backends.mkldnn.flags(enabled=False):
+            with torch.backends.mkldnn.flags(enabled=False) if recurrent else nullcontext():
                 yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
@@ -344,34 +456,29 @@ def _wide(values: Tensor) -> Tensor:
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
-def _tangent(logits: Tensor) -> Tensor:
-    primal, tangent = forward_ad.unpack_dual(logits)
-    return torch.zeros_like(primal) if tangent is None else tangent
+def _tangent(logits: Tensor) -> Tensor | None:
+    """Return how the logits move; None where nothing that enters them does."""
+    tangent: Tensor | None = forward_ad.unpack_dual(logits).tangent
+    return tangent
 
 
-def _classes(one: Wanted, logits: Tensor, now: _Moment) -> Tensor:
-    """Return the class of each row whose logit or loss is differentiated; -1 for none."""
-    if one.along == "top":
-        told = now.given.get("logits", logits).detach().argmax(1)
-        if int(told.max()) >= logits.shape[1]:
-            what = f"class {int(told.max())} of the teacher"
-            raise TapError(
-                say(f"'{one}' follows a class that this model does not have", what, f"{logits.shape[1]} classes")
-            )
-        return told
-    labels = now.batch.get("labels")
-    if labels is None or labels.is_floating_point() or labels.dim() != 1:
-        what = "a batch without labels" if labels is None else f"labels {tuple(labels.shape)}, {labels.dtype}"
-        raise TapError(say(f"'{one}' needs the class of each row", what, "labels of classes", "Use '(top)'."))
-    return labels
+def _numbers(one: Wanted, now: _Moment) -> int:
+    """How many numbers of a row there are; 0 where they are not moved by hand."""
+    return math.prod(now.columns[_of(one)].shape[1:]) if _of(one) in now.columns else 0
 
 
-def _number(one: Wanted, logits: Tensor, classes: Tensor) -> Tensor:
+def _may_fall(one: Wanted, now: _Moment) -> bool:
+    """Whether differences of each number may stand for a gradient that the model does not give."""
+    whole = isinstance(one, Gradient) and not one.directional and one.mode == "auto"
+    return whole and not now.keep and 0 < _numbers(one, now) <= COORDINATES
+
+
+def _number(one: Wanted, logits: Tensor, chosen: Tensor) -> Tensor:
     """Return the number of each row that is differentiated: (B); 0 for a row without a class."""
     if one.along == "loss":
-        return F.cross_entropy(logits, classes, ignore_index=UNLABELLED, reduction="none")
-    chosen = logits.gather(1, classes.clamp(min=0)[:, None])[:, 0]
-    return torch.where(classes >= 0, chosen, torch.zeros_like(chosen))
+        return F.cross_entropy(logits, chosen, ignore_index=UNLABELLED, reduction="none")
+    found = logits.gather(1, chosen.clamp(min=0)[:, None])[:, 0]
+    return torch.where(chosen >= 0, found, torch.zeros_like(found))
 
 
 def _gradcam(one: GradCam, maps: Tensor, gradient: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from stillroom.randomness import draw
 
-STEP = 1e-3
-"""Of a finite difference, relative to the example's length: in float32 what is rounded off and what is cut off of the
-Taylor series are then both below a thousandth on smooth networks."""
+STEP, CENTRAL, FINE = 3e-4, 1e-3, 1e-6
+"""Steps relative to the example's length: of a difference to one side, where in float32 what is rounded off and what is
+cut off of the Taylor series are alike on networks of images, both below a hundredth where these are smooth; of one to
+both sides, which cuts off less; and of either in float64, which rounds off nothing to speak of."""
 
 
 def directions(ids: Tensor, shape: Sequence[int], count: int, seed: int) -> Tensor:
@@ -33,16 +34,21 @@ def directions(ids: Tensor, shape: Sequence[int], count: int, seed: int) -> Tens
     return signs.reshape(len(ids), count, *shape)
 
 
-def steps(values: Tensor, step: float | None, *, relative: bool) -> Tensor:
+def usual(values: Tensor, answers: Tensor, *, central: bool = False) -> float:
+    """Return the step that is taken where none is named: by the precision of what goes in and of what comes out."""
+    exact = values.dtype == answers.dtype == torch.float64
+    return FINE if exact else CENTRAL if central else STEP
+
+
+def steps(values: Tensor, step: float, *, relative: bool) -> Tensor:
     """Return how far to go along a direction: (B, 1, ...), of as many axes as ``values``.
 
     ``relative`` to the length of the example, of which an example of zeros has 1.
     """
-    far = STEP if step is None else step
     if not relative:
-        return values.new_full((len(values), *[1] * (values.dim() - 1)), 1.0 if step is None else step)
+        return values.new_full((len(values), *[1] * (values.dim() - 1)), step)
     lengths = torch.linalg.vector_norm(values.detach().flatten(1), dim=1)
-    lengths = torch.where(lengths > 0, lengths, torch.ones_like(lengths)) * far
+    lengths = torch.where(lengths > 0, lengths, torch.ones_like(lengths)) * step
     return lengths.reshape(-1, *[1] * (values.dim() - 1))
 
 
@@ -55,16 +61,22 @@ def differences(clean: Tensor, values: Tensor, ways: Tensor, far: Tensor, answer
     return torch.stack([(there - clean) / far.flatten(1)[:, :1] for there in moved], 1)
 
 
-def by_classes(logits: Tensor, values: Tensor, ways: Tensor, *, keep: bool) -> Tensor:
-    """Return the derivatives along ``ways`` from the whole Jacobian, one backward pass a class: (B, ways, classes)."""
-    found = []
+def by_classes(logits: Tensor, values: Tensor, ways: Tensor, *, keep: bool) -> Tensor | None:
+    """Return the derivatives along ``ways`` from the whole Jacobian, one backward pass a class: (B, ways, classes).
+
+    None where no class has a gradient by ``values``.
+    """
+    rows = []
     for number in range(logits.shape[1]):
-        row = torch.autograd.grad(logits[:, number].sum(), values, create_graph=keep, retain_graph=True)[0]
-        found.append(torch.einsum("bd,bwd->bw", row.flatten(1), ways.flatten(2)))
-    return torch.stack(found, 2)
+        one = logits[:, number].sum()
+        rows.append(torch.autograd.grad(one, values, create_graph=keep, retain_graph=True, allow_unused=True)[0])
+    if all(row is None for row in rows):
+        return None
+    known = [torch.zeros_like(values) if row is None else row for row in rows]
+    return torch.stack([torch.einsum("bd,bwd->bw", row.flatten(1), ways.flatten(2)) for row in known], 2)
 
 
-def by_coordinates(values: Tensor, step: float | None, number: Callable[[Tensor], Tensor]) -> Tensor:
+def by_coordinates(values: Tensor, step: float, number: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the gradient of ``number`` (one a row) by central differences, in two passes for each coordinate."""
     flat, far = values.flatten(1), steps(values, step, relative=True).flatten(1)
     found = torch.zeros_like(flat)
@@ -76,4 +88,4 @@ def by_coordinates(values: Tensor, step: float | None, number: Callable[[Tensor]
     return found.view_as(values)
 
 
-__all__ = ["STEP", "by_classes", "by_coordinates", "differences", "directions", "steps"]
+__all__ = ["by_classes", "by_coordinates", "differences", "directions", "steps", "usual"]

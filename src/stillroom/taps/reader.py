@@ -29,6 +29,8 @@ from stillroom.contracts import (
 from stillroom.errors import ModelError, TapError, say
 from stillroom.randomness import forked
 from stillroom.taps.derivatives import Derivatives
+from stillroom.taps.following import without_owner
+from stillroom.taps.options import refuse_options
 from stillroom.taps.places import as_signals, find_logits, leaves, pick, submodule
 from stillroom.taps.recurrent import StateReading, refuse_cells
 from stillroom.taps.segments import refuse_segments, segments
@@ -87,6 +89,7 @@ class Reader:
             if isinstance(one, Segments):
                 refuse_segments(target, one)
         for seen in self._gradients:
+            refuse_options(seen)
             if isinstance(seen, GradCam):
                 submodule(self.module, seen.path)
         _one_reading_a_memory([one for one in self._inner if isinstance(one, State)])
@@ -119,8 +122,9 @@ class Reader:
     def __call__(self, batch: Batch, given: Signals | None = None, *, skip: Iterable[Tap] = ()) -> Signals:
         """Read the model on ``batch``.
 
-        ``given`` is what the teacher showed: gradients along the teacher's class need it, and stretches of a memory
-        that start from its states. ``skip`` leaves out taps that are not wanted this time.
+        ``given`` is what the teacher showed: gradients along the teacher's class need its ``logits`` (or the classes
+        alone, as ``<tap>.top``), and are named ``big/<tap>`` after ``big/logits``; stretches of a memory need the
+        states that they start from. ``skip`` leaves out taps that are not wanted this time.
 
         Raises:
             TapError: a tapped module did not run, ran several times, or its tensor was overwritten later.
@@ -234,7 +238,7 @@ class Reader:
         masks: Signals = {}
         for name, value in signals.items():
             known = name.endswith(".mask") or f"{name}.mask" in signals
-            if known or value.dim() < 3 or ("@" in name and name not in self._inside):
+            if known or value.dim() < 3 or ("@" in name and without_owner(name) not in self._inside):
                 continue
             mask = None if name in self._untimed else self._timing(batch).mask(value.shape[1])
             if mask is None:
