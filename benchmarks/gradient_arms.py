@@ -372,7 +372,8 @@ def _image_arms(kind: str, quick: bool) -> tuple[Arm, ...]:
         Arm("gradient, noised live", both, "gradient", "live"),
     ]
     if kind == "cnn":
-        arms.append(Arm("explanation", weighed, "mix@gradcam"))
+        gentle = tuple({"rate": rate, "weight": weight} for rate, weight in ((1e-3, 1.0), (1e-3, 3.0), (3e-3, 1.0)))
+        arms.append(Arm("explanation", (*gentle, *weighed), "mix@gradcam"))
     else:
         arms[3:3] = [Arm("kd, noised, 8 views recorded", noised[2:], views="recorded")]
         arms += [

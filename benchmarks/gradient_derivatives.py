@@ -8,13 +8,19 @@ teacher costs on top is told and not counted, in favour of the control: KD on no
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gradient_arms import Arm, Task, images, operations, regression, student
+import torch
+from gradient_arms import Arm, Choice, Task, images, operations, regression, student
+from keeping import facts
 
 from stillroom.statistics import over_seeds, paired
 
@@ -54,14 +60,16 @@ def run(seeds: Sequence[int], quick: bool, tell: Callable[[str], None]) -> dict[
     return {"seeds": list(seeds), "quick": quick, "cases": {name: case(name, seeds, quick, tell) for name in CASES}}
 
 
-def case(name: str, seeds: Sequence[int], quick: bool, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Train the arms of one case."""
+def case(
+    name: str, seeds: Sequence[int], quick: bool, tell: Callable[[str], None], kept: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Train the arms of one case; those of ``kept`` whose recorded derivatives are not read keep their choices."""
     with tempfile.TemporaryDirectory() as folder:
         task = CASES[name](quick)
         task.more["operations"] = operations(task, folder)
         measured = " ".join(f"{key} {value:.4g}" for key, value in task.more["teacher"].items())
         tell(f"{task.title}: teacher {measured}")
-        arms = {arm.name: _arm(task, arm, seeds, folder, tell) for arm in task.arms}
+        arms = {arm.name: _arm(task, arm, seeds, folder, tell, _kept(arm, kept or {})) for arm in task.arms}
     found = {
         "title": task.title, "best": task.best, "steps": task.steps, "teacher": task.more["teacher"],
         "twin": task.more.get("twin"),
@@ -74,11 +82,24 @@ def case(name: str, seeds: Sequence[int], quick: bool, tell: Callable[[str], Non
     return found
 
 
-def _arm(task: Task, arm: Arm, seeds: Sequence[int], folder: str, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Choose on validation, then measure every seed on test."""
+def _kept(arm: Arm, kept: Mapping[str, Any]) -> dict[str, Any] | None:
+    anew = bool(arm.asks) and arm.views != "live"
+    return None if anew else kept.get(arm.name)
+
+
+def _arm(
+    task: Task,
+    arm: Arm,
+    seeds: Sequence[int],
+    folder: str,
+    tell: Callable[[str], None],
+    kept: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Choose on validation, unless that was done before; then measure every seed on test."""
     better = min if task.best == "error" else max
-    tried: list[Any] = []
-    for choice in arm.tries:
+    tried: list[Any] = list(kept["tried"]) if kept else []
+    tries: Sequence[Choice] = () if kept else arm.tries
+    for choice in tries:
         score = task.score(task, student(task, arm, choice, SEARCH, folder)[0], "validation")[task.best]
         tried.append({"choice": dict(choice), "validation": score if math.isfinite(score) else None})
     able = [one for one in tried if one["validation"] is not None]
@@ -109,6 +130,26 @@ def _differences(arms: dict[str, Any], best: str) -> dict[str, Any]:
                 pair[measure] = over_seeds(values).plain()
         found[f"{one} - {other}"] = pair
     return found
+
+
+def again(record: Path, out: Path, tell: Callable[[str], None]) -> None:
+    """Measure the images of a record anew and write the part as ``gradient.py --take`` reads it."""
+    part = json.loads(record.read_text(encoding="utf-8"))["parts"]["derivatives"]
+    seeds, before, began = part["seeds"], part["result"]["cases"], time.monotonic()
+    cases = {
+        name: before[name] if name in FUNCTIONS else case(name, seeds, False, tell, before[name]["arms"])
+        for name in CASES
+    }
+    minutes = f"{(time.monotonic() - began) / 60:.0f} minutes"
+    note = (
+        f"Images on another day, {minutes}, with the choices of {record.parent.name} but for arms that read recorded "
+    )
+    note += (
+        f"derivatives, which chose anew; functions stand as measured then ({part['seconds'] / 60:.0f} minutes in all). "
+    )
+    note += part.get("note", "")
+    found = {**part, "machine": facts(), "note": note.strip(), "result": {**part["result"], "cases": cases}}
+    out.write_text(json.dumps({"derivatives": found}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 # --- what is said of it ------------------------------------------------------------------------------
@@ -291,3 +332,17 @@ def _short(value: float) -> str:
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+
+
+def main() -> None:
+    """Measure the images of a record anew."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("record", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    again(options.record, options.out, lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    main()
