@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
+from stillroom.data.arrays import ArraySource
+from stillroom.mining import Subject
 from stillroom.mining.cka import as_rows, cka, layers_of, matrix
+from stillroom.mining.reading import vectors
 
 
 def drawn(rows: int, width: int, seed: int) -> torch.Tensor:
@@ -26,6 +30,28 @@ def test_a_rotated_and_scaled_copy_is_the_same(width):
 def test_noise_has_nothing_in_common_also_where_it_is_wide(width):
     found = [cka(drawn(100, width, 2 * seed), drawn(100, width, 2 * seed + 1)) for seed in range(5)]
     assert all(abs(one) < 0.15 for one in found) and abs(sum(found)) / 5 < 0.07
+
+
+def test_a_network_and_its_rotated_copy_answer_alike_and_are_alike_and_one_of_noise_is_not():
+    """Two layers without a kink between, the first turned and the second turned back."""
+    torch.manual_seed(0)
+    data = ArraySource(torch.randn(200, 20), torch.arange(200) % 3)
+    net, other = (nn.Sequential(nn.Linear(20, 64), nn.Linear(64, 3)) for _ in range(2))
+    rotation = torch.linalg.qr(torch.randn(64, 64)).Q
+    turned = copy.deepcopy(net)
+    with torch.no_grad():
+        turned[0].weight.copy_(rotation @ net[0].weight)
+        turned[0].bias.copy_(rotation @ net[0].bias)
+        turned[1].weight.copy_(net[1].weight @ rotation.T)
+        other[0].weight.normal_()
+    subject, copied = (Subject(data, one) for one in (net, turned))
+    examples = subject.examples("train")
+    torch.testing.assert_close(copied.logits("train"), subject.logits("train"), atol=1e-4, rtol=1e-4)
+    shown = [vectors(one, ["0"], examples)["0"] for one in (subject, copied)]
+    assert not torch.allclose(*shown, atol=0.1) and cka(*shown) == pytest.approx(1, abs=1e-5)
+    rows = torch.randn(len(examples), 20)
+    unseen = Subject(ArraySource(rows, torch.arange(len(rows)) % 3, splits={"train": torch.arange(len(rows))}), other)
+    assert abs(cka(shown[0], vectors(unseen, ["0"], torch.arange(len(rows)))["0"])) < 0.1
 
 
 def test_what_is_shared_in_part_lies_between():
