@@ -16,12 +16,13 @@ from stillroom.data.texts import TextSource
 from stillroom.mining import Budget, Subject
 from stillroom.mining.examples import examples
 from stillroom.mining.examples.left_out import fitted, one_hot
-from stillroom.mining.examples.mislabels import doubt
+from stillroom.mining.examples.mislabels import Doubt, better, doubt
 from stillroom.mining.examples.pace import DRAWS, FEWEST, LEAST
 from stillroom.mining.examples.prototypes import chosen, nearest
 from stillroom.models.table_encode import table_encode
 from stillroom.models.text_encode import words_for
 from stillroom.models.text_zoo import TextMLP
+from stillroom.utf8 import unpack_bytes
 
 LONG = 600.0  # seconds
 DOUBTED = 0.05  # of the training rows, the most doubted, which are to be the wrong ones
@@ -464,6 +465,38 @@ def of_a_table(seed, noise):
     data.labels[bad] = 1 - data.labels[bad]
     net = nn.Sequential(nn.Linear(30, 32), nn.ReLU(), nn.Linear(32, 2))
     return examples(trained(Subject(data, net, table_encode(data)), 400), Budget(LONG)), bad
+
+
+def test_where_untrained_features_tell_little_right_labels_are_not_called_wrong():
+    """A class is told by whether two words stand next to each other: pieces of words say next to nothing of it."""
+    chance = np.random.default_rng(0)
+    truth = chance.integers(0, 2, 1200)
+    texts = []
+    for one in truth:
+        words = [*chance.choice(PLAIN, 5), "not", "good"]
+        at = chance.permutation(len(words))
+        row = [words[place] for place in at if words[place] not in ("not", "good")]
+        place = int(chance.integers(0, len(row)))
+        texts.append(" ".join([*row[:place], *(["not good"] if one else ["good", "not"]), *row[place:]]))
+    parts = dict(zip(("train", "validation", "test"), torch.arange(1200).split([800, 200, 200]), strict=True))
+    data = TextSource(texts, truth, classes=["a", "b"], splits=parts)
+    known = dict(zip(texts, truth, strict=True))
+
+    def answer(inputs):
+        told = torch.tensor([float("not good" in text.decode()) for text in unpack_bytes(inputs)])
+        return torch.stack([1 - 2 * told, 2 * told - 1], 1) * 3
+
+    assert all(int("not good" in text) == one for text, one in known.items())
+    panel = examples(Subject(data, answer=answer), Budget(LONG))
+    told = panel.numbers["labels"]
+    assert told["features"] == "learnt" and told["share_wrong"] < 0.02 and len(panel.numbers["suspects"]) <= 2
+
+
+@pytest.mark.parametrize(("behind", "taken"), [(0.05, "untrained"), (0.24, "learnt")])
+def test_features_far_behind_the_model_are_not_searched_by(behind, taken):
+    rows = torch.zeros(4)
+    assert better(Doubt(rows, 0.005, 1.0), Doubt(rows, 0.28, 1.0), behind=behind) == taken
+    assert better(Doubt(rows, 0.05, 1.0), Doubt(rows, 0.05, 1.0), behind=0.0) == "learnt"
 
 
 @pytest.mark.parametrize("seed", range(3))

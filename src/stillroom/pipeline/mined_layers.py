@@ -13,10 +13,11 @@ from stillroom.errors import StillroomError
 from stillroom.evaluate import BATCH, plain_ids
 from stillroom.mining import Subject
 from stillroom.mining.cka import as_rows, cka, layers_of
+from stillroom.mining.reading import vectors
 from stillroom.randomness import permutation
 from stillroom.taps import read
 
-ROWS = 300  # training rows that both models read
+ROWS, FEWEST = 300, 80  # training rows that both models read; of a slow model, a quarter of what it is asked about
 BETTER = 0.05  # of alignment: less is no reason to change a layer
 
 
@@ -38,8 +39,8 @@ def alike(
     reason. Given neither, the student's layer is chosen too, and only if it is by 0.05 more alike than with random
     weights: there are layers that any network has.
     """
-    examples = teacher.examples("train")
-    rows = examples[torch.from_numpy(permutation(len(examples), teacher.seed, "layer pairs")[:ROWS].copy())]
+    examples, most = teacher.examples("train"), min(ROWS, max(FEWEST, teacher.most // 4))
+    rows = examples[torch.from_numpy(permutation(len(examples), teacher.seed, "layer pairs")[:most].copy())]
     if at is None or now is None:
         return _best(teacher, student, layers, rows)
     mine, current = _read(student, at, rows), _read(teacher, now, rows)
@@ -62,19 +63,26 @@ def alike(
 def _best(teacher: Subject, student: Subject, layers: list[str], rows: Tensor) -> tuple[str, str] | None:
     inner = layers_of(student.opened)[:-1]  # the last one makes the answers, which kd compares
     twin = student.randomised(student.seed)
-    told = {layer: _read(teacher, layer, rows) for layer in layers}
-    shown = {path: (_read(student, path, rows), _read(twin, path, rows)) for path in inner}
+    told, ours, chance = _all(teacher, layers, rows), _all(student, inner, rows), _all(twin, inner, rows)
     found = []
     for layer, theirs in told.items():
-        for path, (ours, chance) in shown.items():
-            if theirs is not None and ours is not None and chance is not None:
-                near, far = cka(theirs.values, ours.values), cka(theirs.values, chance.values)
-                found += [(near, far, layer, path)] * (near >= far + BETTER)
+        for path in ours.keys() & chance.keys():
+            near, far = cka(theirs, ours[path]), cka(theirs, chance[path])
+            found += [(near, far, layer, path)] * (near >= far + BETTER)
     if not found:
         return None
     near, far, layer, path = max(found)
     why = f"Worth a try: {{use: hint, student: {path}, teacher: {layer}}}. Of the layers looked at these two are most "
     return layer, f"{why}alike on training examples (CKA {near:.2f}; {far:.2f} for a student that knows nothing)."
+
+
+def _all(subject: Subject, layers: list[str], examples: Tensor) -> dict[str, Tensor]:
+    """What layers show, (N, width) each, by one pass where they can be read together; without those that cannot be."""
+    try:
+        return vectors(subject, layers, examples)
+    except (StillroomError, RuntimeError):
+        each = {layer: _read(subject, layer, examples) for layer in layers}
+        return {layer: shown.values for layer, shown in each.items() if shown is not None}
 
 
 class _Shown(NamedTuple):

@@ -16,6 +16,7 @@ from stillroom.randomness import integers, permutation
 COOLEST = -7.0  # of temperatures, as a logarithm
 PLANTED = 0.05  # of the labels, exchanged on purpose to see how many of them are found
 CLEARLY = 0.01  # of the labels, that look wrong to one search and not to the other
+BEHIND = 0.15  # of rows told right: random features of pictures are 0.05 behind a small network
 EVALUATIONS = 130  # of how likely the labels are, about as many as it takes to find temperature and share
 LIKELY = 0.5  # a label more likely wrong than right is a suspect
 
@@ -73,13 +74,14 @@ def doubt(scores: Tensor, labels: Tensor) -> Doubt:
     return Doubt(wrong, share * (1 - 1 / classes), math.exp(found[0]))
 
 
-def better(learnt: Doubt, untrained: Doubt) -> Literal["learnt", "untrained"]:
+def better(learnt: Doubt, untrained: Doubt, *, behind: float) -> Literal["learnt", "untrained"]:
     """Return by which features to search: those that a model has learnt, or those that no label has touched.
 
     The first are better informed, but hardly show any wrong label that the model has learnt by heart. So the second are
-    taken where clearly more looks wrong to them.
+    taken where clearly more looks wrong to them; unless the share of rows they tell right lies far ``behind`` the
+    model's on rows that it has not learnt from: to features that tell little, right labels look wrong.
     """
-    return "untrained" if untrained.share - learnt.share > CLEARLY else "learnt"
+    return "untrained" if untrained.share - learnt.share > CLEARLY and behind <= BEHIND else "learnt"
 
 
 def planted(layer: LastLayer, labels: Tensor, clean: Tensor, seed: int) -> float:

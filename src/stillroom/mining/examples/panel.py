@@ -79,7 +79,7 @@ def examples(subject: Subject, budget: Budget) -> Panel:
     layer = fitted(known.features, known.labels, len(subject.classes))
     numbers["influence"] = influence = _influence(subject, layer, (known, held, test), budget)
     findings.append(moved(influence, subject))
-    numbers["labels"] = _labels(subject, layer, known)
+    numbers["labels"] = _labels(subject, layer, known, held)
     numbers["suspects"] = numbers["labels"].pop("suspects")
     every = numbers["labels"].pop("every")
     findings.append(mislabelled(numbers["labels"], numbers["suspects"], subject))
@@ -264,12 +264,14 @@ def _mistakes(subject: Subject, layer: LastLayer, known: Rows, test: Rows) -> li
 # --- which labels look wrong ---------------------------------------------------------------------------
 
 
-def _labels(subject: Subject, layer: LastLayer, known: Rows) -> dict[str, Any]:
+def _labels(subject: Subject, layer: LastLayer, known: Rows, held: Rows) -> dict[str, Any]:
     """What two searches doubt: by what the model made of the inputs, and by features that no label has touched."""
     layers = {"learnt": layer}
     layers["untrained"] = fitted(untrained(subject, known.examples), known.labels, len(subject.classes))
     searches = {name: doubt(one.left_out, known.labels) for name, one in layers.items()}
-    taken = better(searches["learnt"], searches["untrained"])
+    told = {name: float((one.left_out.argmax(1) == known.labels).double().mean()) for name, one in layers.items()}
+    knows = float((held.logits.argmax(1) == held.labels).double().mean())
+    taken = better(searches["learnt"], searches["untrained"], behind=knows - told["untrained"])
     doubted, scores = searches[taken], layers[taken].left_out
     clean = (doubted.wrong <= LIKELY).nonzero()[:, 0]
     right = known.logits.argmax(1) == known.labels
@@ -284,9 +286,9 @@ def _labels(subject: Subject, layer: LastLayer, known: Rows) -> dict[str, Any]:
                 "share_wrong": searches[name].share,
                 "suspects": len(searches[name].suspects),
                 "temperature": searches[name].temperature,
-                "right_left_out": float((one.left_out.argmax(1) == known.labels).double().mean()),
+                "right_left_out": told[name],
             }
-            for name, one in layers.items()
+            for name in layers
         },
         "given_back": int(right[doubted.suspects].sum()),
         "planted": planted(layers[taken], known.labels, clean, subject.seed),
