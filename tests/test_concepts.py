@@ -268,11 +268,17 @@ def test_what_does_not_fit_the_time_is_left_out_and_said():
     torch.manual_seed(0)
     source = digits()
     model = Net(784, 32, 10)
-    panel = concepts(Subject(source, model), Short(60.0))
+    panel = concepts(Subject(source, model), Short(60.0), tap="first")
     assert panel.numbers["rows"] == 200 and sum("keep to the time" in note for note in panel.notes) >= 3
     drawable(panel)
-    nothing = concepts(Subject(source, model), Budget(0.0))
+    nothing = concepts(Subject(source, model), Budget(0.0), tap="first")
     assert not nothing.findings and "too few" in nothing.notes[-1]
+    asked = Subject(source, model)
+    features = asked.features("train")
+    hurried = concepts(asked, Budget(0.0))
+    assert hurried.numbers["rows"] == len(features), "what was asked for all panels is not asked again"
+    assert any("keep to the time" in note for note in hurried.notes)
+    drawable(hurried)
 
 
 class Doubled(nn.Module):
