@@ -133,7 +133,8 @@ class Gradient:
 
     ``wrt`` is a column of the Batch, before the model's ``encode``, or the path of a submodule, whose output it is
     then: word embeddings, for texts. ``mode``: ``vjp`` (backward mode), ``jvp`` (forward mode), ``finite_difference``
-    (two passes and no derivative at all, ``step`` apart, relative to the length of the example), or ``auto``.
+    (a pass or two beside the first and no derivative at all, ``step`` apart, relative to the length of the example), or
+    ``auto``.
     """
 
     of: Literal["logits"] = "logits"
