@@ -136,6 +136,7 @@ def test_a_bundle_gives_no_recipe(command, runs, tmp_path):
         ("rules.leaves=1", "2 to 64"),
         ("rules.fidelity=95", "above 0, at most 1"),
         ("similarity.temperature=0", "above 0"),
+        ("concepts.tap=nowhere", "no submodule to tap: got 'nowhere'"),
     ],
 )
 def test_an_option_that_is_none_or_does_not_fit_is_refused(command, runs, tmp_path, option, said):
@@ -147,7 +148,7 @@ def test_what_is_no_run_is_refused(command, tmp_path):
     (tmp_path / "empty").mkdir()
     for place in ("empty", "absent"):
         found = command("mine", tmp_path / place, "--recipe", tmp_path / "mined.yaml")
-        assert found.code == 2 and str(tmp_path / place) in found.err
+        assert found.code == 2 and str(tmp_path / place) in found.err and "stillroom run RECIPE" in found.err
     assert list(tmp_path.iterdir()) == [tmp_path / "empty"], "nothing was written"
 
 

@@ -253,8 +253,8 @@ def test_at_maps_the_pieces_of_pictures_that_show_a_concept_are_cut_out():
     bright = [np.mean([(np.asarray(cell["pixels"]) == 255).sum() for cell in row]) for row in rows]
     assert max(bright) >= 7, "of nine pixels of the cross"
     drawable(panel)
-    missing = concepts(Subject(source, Seeing()), Budget(60.0), tap="nowhere")
-    assert not missing.findings and "nowhere" in missing.notes[0]
+    with pytest.raises(TapError, match="nowhere"):
+        concepts(Subject(source, Seeing()), Budget(60.0), tap="nowhere")
 
 
 class Short(Budget):

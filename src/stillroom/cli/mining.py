@@ -124,6 +124,9 @@ def _subjects(run: Path, model: str, data: str) -> tuple[Subject, dict[str, list
 
     if (run / "recipe.yaml").is_file() and not data:
         return subjects_of_run(run, model)
+    if not (run / "config.json").is_file():
+        allowed = "a run folder, or a bundle with --data"
+        raise UserError(say("There is nothing to mine", run, allowed, "Run a recipe first: stillroom run RECIPE."))
     if model:
         raise UserError(
             say("--model chooses among the models of a run", f"a bundle, {run}", "a run folder", "Leave it out.")

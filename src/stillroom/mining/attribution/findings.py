@@ -138,7 +138,12 @@ def shows_the_model(found: dict[str, Any], what: str, of_input: str) -> Finding:
     rows += [{"name": "sizes, beyond the input", "mean": beyond}] if beyond is not None else []
     rows += [{"name": "sizes, all examples together", "mean": found["overall"]}] if found.get("overall") else []
     rows += [{"name": "with signs", "mean": signed}]
-    figure = {
+    return Finding(title, text, size, control, correlations(rows))
+
+
+def correlations(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the figure of rank correlations with random weights, [{``name``, ``mean``}], beside the most allowed."""
+    return {
         "kind": "dots",
         "x_label": "Spearman's rank correlation with random weights",
         "digits": 2,
@@ -146,7 +151,6 @@ def shows_the_model(found: dict[str, Any], what: str, of_input: str) -> Finding:
         "rows": [{**row, "series": "the model"} for row in rows],
         "references": [{"name": "at most", "value": MOST}],
     }
-    return Finding(title, text, size, control, figure)
 
 
 def agreeing(finding: Finding, way: str, parts: str, alike: float | None) -> Finding:

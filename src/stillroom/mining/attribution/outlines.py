@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stillroom.contracts import Finding
 from stillroom.mining.attribution.faithful import MOST, randomisation, rank_correlation
+from stillroom.mining.attribution.findings import correlations
 from stillroom.randomness import uniform
 
 NEAR = 0.1  # correlations that differ by less are told as much the same
@@ -91,13 +92,6 @@ def outlines(found: dict[str, Any], what: str, part: str, whole: str) -> Finding
 
 def _figure(found: dict[str, Any]) -> dict[str, Any]:
     names = {"steep": "steepness", "size": "whole sizes", "blank": "noise with the same outlines"}
-    names |= {"overall": "sizes, all examples together", "signed": "with signs"}
-    rows = [{"name": told, "mean": found[name]} for name, told in names.items() if found.get(name) is not None]
-    return {
-        "kind": "dots",
-        "x_label": "Spearman's rank correlation with random weights",
-        "digits": 2,
-        "zero": True,
-        "rows": [{**row, "series": "the model"} for row in rows],
-        "references": [{"name": "at most", "value": MOST}],
-    }
+    names["signed"] = "with signs"
+    shown = {told: found[name] for name, told in names.items() if found.get(name) is not None}
+    return correlations([{"name": told, "mean": value} for told, value in shown.items()])

@@ -51,6 +51,9 @@ def concepts(subject: Subject, budget: Budget, *, tap: str = "features") -> Pane
 
     Controls: principal components; rows of equal mean and covariance, which have no parts; the other half of the rows,
     in which a direction should be found again; directions at random, anywhere and as the features vary.
+
+    Raises:
+        TapError: there is no such ``tap``; without features that can be read, a note says so.
     """
     if subject.module is None:
         return Panel("concepts", notes=["only the answers of this model are known, so it has no features to look at"])
@@ -81,6 +84,8 @@ def _looked_for(subject: Subject, budget: Budget, tap: str) -> Panel:
         layer = _last(subject) if tap == "features" else None
         train, validation, test = read_all(subject, tap, budget, notes)
     except (TapError, DataError) as error:
+        if tap != "features":  # asked for by name
+            raise
         return Panel("concepts", notes=[f"there are no features to look at: {error}"])
     rows, chosen_on = train.some(ROWS, subject.seed), validation.some(ROWS, subject.seed)
     if len(rows) < LEAST or rows.shape[1] < 3 or float(rows.var(0).sum()) <= 0:
