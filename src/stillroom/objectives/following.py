@@ -102,9 +102,7 @@ def refuse_unlike(title: str, reads: Signature, pair: Pair) -> None:
             given = f"the student's '{ours.tap}' and the teacher's '{theirs.tap}', which differ in {', '.join(parts)}"
             allowed = "one along, count, seed, wrt and step on both sides; mode may differ"
             do = f"Write '{theirs.tap}' on both sides, or '{ours.tap}'."
-            raise LossError(
-                say(f"The objective '{title}' compares derivatives of different things", given, allowed, do)
-            )
+            raise LossError(say(f"The objective '{title}' {UNLIKE}", given, allowed, do))
 
 
 def _unlike(ours: object, theirs: object) -> list[str]:
