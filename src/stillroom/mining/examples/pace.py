@@ -20,12 +20,9 @@ SHARE = 0.6  # of the time that is left, for which work is planned: not all of i
 PILOT = 64  # rows by which the reading of inputs is timed
 ROWS, SIDE, TIMES = 2048, 512, 3  # of a matrix, and how often it is multiplied, to time this machine
 NEAREST = 10  # prototypes a class, the most that are tried
-# How many multiplications and additions of a matrix product take as long as one ...
-INVERTED, APART, SOFTENED = (
-    2,
-    3,
-    300,
-)  # of an inverse, a distance (both for each number that goes in), a softened answer
+# How many multiplications and additions of a matrix product take as long as one of an inverse, of a distance (both for
+# each number that goes in), and as one softened answer.
+INVERTED, APART, SOFTENED = 2, 3, 300
 
 
 def fit(subject: Subject, longest: int, width: int, known: float, budget: Budget) -> int:
