@@ -4,9 +4,9 @@ BIN    := $(VENV)/bin
 
 .PHONY: demo demo-text test check clean
 
-$(BIN)/stillroom: pyproject.toml
+$(BIN)/stillroom: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -e '.[export,text,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[export,text,dev]'
 	touch $@
 
 demo: $(BIN)/stillroom  ## distil a real image classifier, and say whether it helped

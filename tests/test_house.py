@@ -71,6 +71,7 @@ LAZY = {"__getattr__", "__dir__", "__setattr__"}  # what the package needs so th
 HEAVY = ("sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "onnxscript", "pandas", "transformers", "tensorflow")
 OTHER_TESTS = {"house", "shapes", "demo", "readme", "docs", "recipes", "bad_input", "kill", "faults", "cost"}
 OTHER_TESTS |= {
+    "dependencies",
     "bad_text",
     "gradient_cost",
     "taps_gradient",
