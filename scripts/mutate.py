@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""Plant bugs in the code, one at a time, and say which of them the tests notice: python scripts/mutate.py
+
+The bugs stand in scripts/mutants.toml: a file of the package, the text to replace (it must occur exactly once), what
+replaces it, and the tests that should notice. Each is planted in a copy of the package; the checkout is not touched.
+Every test file must pass without a bug first. PyTorch is imported once: each trial is a fork of this process.
+
+Examples:
+  python scripts/mutate.py --only verdict          the bugs of pipeline/verdict.py, or those with that word in the name
+  python scripts/mutate.py --json rate.json        also write every outcome as JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "stillroom"
+LIMIT = 240  # seconds; a test that hangs has noticed
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One bug: what it is called, where it stands, what is replaced by what, which tests should notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def read(path: Path) -> list[Mutant]:
+    """Read the bugs; a wrong entry ends the program with its name."""
+    content = tomllib.loads(path.read_text(encoding="utf-8"))
+    by_file = content.get("tests", {})
+    mutants = []
+    for entry in content["mutant"]:
+        tests = entry.get("tests") or by_file.get(entry["file"])
+        if not tests:
+            sys.exit(f"Mutant '{entry['name']}' names no tests, and [tests] has none for {entry['file']}.")
+        mutant = Mutant(entry["name"], entry["file"], entry["old"], entry["new"], tuple(tests))
+        count = (PACKAGE / mutant.file).read_text(encoding="utf-8").count(mutant.old)
+        if count != 1:
+            sys.exit(f"Mutant '{mutant.name}': its text occurs {count} times in {mutant.file}, and must occur once.")
+        mutants.append(mutant)
+    names = [one.name for one in mutants]
+    if double := {name for name in names if names.count(name) > 1}:
+        sys.exit(f"These names occur twice: {', '.join(sorted(double))}.")
+    return mutants
+
+
+def passes(package: Path, tests: tuple[str, ...]) -> bool:
+    """Whether the tests pass with the package in ``package``'s parent; each call is a process of its own."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        sys.path.insert(0, str(package.parent))
+        os.environ["PYTHONPATH"] = str(package.parent)
+        os.environ["STILLROOM_CACHE"] = str(package.parent / "cache")
+        os.chdir(ROOT)
+        sys.dont_write_bytecode = True
+        import pytest
+
+        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests])))
+    end = time.monotonic() + LIMIT
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            if code in (2, 3, 4, 5):  # interrupted, internal, usage, no tests: no verdict about the bug
+                sys.exit(f"pytest did not run {' '.join(tests)} (exit code {code}).")
+            return code == 0
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def planted(mutant: Mutant | None, tests: tuple[str, ...]) -> bool:
+    """Whether the tests pass with the bug planted, or without any."""
+    with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
+        package = Path(folder) / "stillroom"
+        shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+        if mutant is not None:
+            file = package / mutant.file
+            file.write_text(file.read_text(encoding="utf-8").replace(mutant.old, mutant.new), encoding="utf-8")
+        return passes(package, tests)
+
+
+def main() -> None:
+    """Run every bug that was asked for and print a line each, then the rate."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="a word in the name or file of the bugs to plant")
+    parser.add_argument("--mutants", type=Path, default=ROOT / "scripts" / "mutants.toml", help="the list of bugs")
+    parser.add_argument("--json", type=Path, default=None, help="write every outcome to this file")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    mutants = [one for one in read(options.mutants) if options.only in one.name or options.only in one.file]
+    if not mutants:
+        sys.exit(f"No mutant has '{options.only}' in its name or file.")
+    import hypothesis  # noqa: F401
+    import sklearn.linear_model  # noqa: F401
+    import torch  # noqa: F401  # imported once, before the forks
+
+    for tests in sorted({one.tests for one in mutants}):
+        if not planted(None, tests):
+            sys.exit(f"These tests fail without any bug: {' '.join(tests)}. Mend them first.")
+    outcomes = {}
+    for number, mutant in enumerate(mutants, 1):
+        start = time.monotonic()
+        survived = planted(mutant, mutant.tests)
+        outcomes[mutant.name] = "survived" if survived else "killed"
+        where = f"{mutant.name} ({mutant.file}, {time.monotonic() - start:.1f} s)"
+        print(f"[{number}/{len(mutants)}] {outcomes[mutant.name]:9}{where}", flush=True)
+    killed = sum(one == "killed" for one in outcomes.values())
+    print(f"{killed} of {len(outcomes)} killed ({100 * killed / len(outcomes):.1f} %)")
+    if options.json:
+        options.json.write_text(json.dumps(outcomes, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
