@@ -34,18 +34,33 @@ def shipped() -> dict[str, Path]:
 
 
 def new(
-    kind: Annotated[str, typer.Argument(help="One of the shipped recipes; none to list them")] = "",
+    kind: Annotated[
+        str, typer.Argument(help="A shipped recipe (none: list them); with --data, the file to write")
+    ] = "",
     path: Annotated[
         Path | None, typer.Argument(help="Where to write it (default: <kind>.yaml)", show_default=False)
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Your own file of texts, table, NumPy archive or folder of pictures"),
+    ] = None,
+    label: Annotated[str | None, typer.Option("--label", help="With --data: the column of labels")] = None,
+    text: Annotated[str | None, typer.Option("--text", help="With --data: the column of texts")] = None,
 ) -> None:
-    """Copy a shipped recipe to start from.
+    """Write a recipe to start from: a shipped one, or one for your own data.
 
-    Example: stillroom new images my.yaml
+    Examples: stillroom new images my.yaml; stillroom new --data reviews.csv my.yaml
     """
     from stillroom.cli.screen import out
     from stillroom.files import write_bytes
 
+    if data is not None:
+        from stillroom.recipe.starter import starter
+
+        target = _free(Path(kind) if kind else Path(f"{data.name.split('.')[0]}.yaml"))
+        write_bytes(target, starter(data, label=label, text=text).replace("THIS_FILE", str(target)).encode())
+        out.print(f"Wrote {target}. Next: stillroom check {target}", markup=False)
+        return
     recipes = shipped()
     if not kind:
         for name, place in recipes.items():
@@ -58,11 +73,15 @@ def new(
         return
     if kind not in recipes:
         raise UserError(say("There is no such shipped recipe", f"'{kind}'", recipes))
-    target = path or Path(f"{kind}.yaml")
-    if target.exists():
-        raise UserError(f"{target} exists already: it is not overwritten. Name another file, or remove it.")
+    target = _free(path or Path(f"{kind}.yaml"))
     write_bytes(target, recipes[kind].read_bytes())
     out.print(f"Wrote {target}. Next: stillroom run {target}", markup=False)
+
+
+def _free(target: Path) -> Path:
+    if target.exists():
+        raise UserError(f"{target} exists already: it is not overwritten. Name another file, or remove it.")
+    return target
 
 
 def check(recipe: RecipePath, set: Set = None, tiny: Tiny = False, as_json: Json = False) -> None:  # noqa: A002
