@@ -142,7 +142,7 @@ def _recipe(found: Proposal) -> str:
     known = labels_known(source)
     labelled = train if known is None else int((known[source.splits["train"]] != UNLABELLED).sum())
     batch = 64 if labelled >= 640 else max(4, labelled // 10)
-    steps = min(1000, max(200, 20 * train // batch))
+    steps = min(1000, max(200, 10 * (2 * train // batch)))
     sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in source.splits.items())
     mixed = labelled < train
     lines = [
