@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0 words", ("errors",)),
     ("0 words, with types", ("contracts",)),
     ("1 ground", ("behaviour", "files", "progress", "randomness", "settings", "utf8")),
+    ("1 with files", ("cache",)),
     ("2 tools", ("tensors", "order", "statistics", "taps", "losses", "data")),
     ("3 parts", ("objectives", "models", "store", "teachers", "tasks")),
     ("4", ("learner", "checkpoint", "attacks")),
@@ -70,6 +71,7 @@ LAZY = {"__getattr__", "__dir__", "__setattr__"}  # what the package needs so th
 
 HEAVY = ("sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "onnxscript", "pandas", "transformers", "tensorflow")
 OTHER_TESTS = {"house", "shapes", "demo", "readme", "docs", "recipes", "bad_input", "kill", "faults", "cost"}
+OTHER_TESTS |= {"integrity"}
 OTHER_TESTS |= {
     "dependencies",
     "bad_text",

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.contracts import Kept
-from stillroom.errors import TrainError, say
-from stillroom.files import writing
+from stillroom.errors import Damaged, TrainError, say
+from stillroom.files import heal, writing
 from stillroom.tensors import pack, restore, state_of, unpack
 
 NAME = "checkpoint.safetensors"
@@ -71,23 +71,24 @@ def save(
 def load(
     folder: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, others: Mapping[str, Kept], inputs: str
 ) -> Moment | None:
-    """Bring everything back from ``folder``; None when there is no checkpoint.
+    """Bring everything back from ``folder``; None when there is no checkpoint, or a damaged one, moved to ``old/``.
 
     Raises:
-        TrainError: the checkpoint is damaged, or belongs to another model, data, teacher or setting.
+        TrainError: the checkpoint cannot be read, or belongs to another model, data, teacher or setting.
     """
     path = folder / NAME
     if not path.is_file():
         return None
-    tensors, meta = unpack(path, error=TrainError)
     try:
+        tensors, meta = unpack(path, error=Damaged)
         moment = Moment(**meta["moment"])
         groups, plain = meta["groups"], meta["slots"]
-    except (KeyError, TypeError) as error:
-        raise TrainError(
-            f"{path} is not a checkpoint of Stillroom: got a note without {error}. Remove it to start from the "
-            "beginning."
-        ) from error
+    except (Damaged, KeyError, TypeError) as error:
+        if isinstance(error.__cause__, OSError):  # it may be good: nothing is begun anew for want of rights
+            raise TrainError(str(error)) from error
+        missing = f"{path} is not a checkpoint of Stillroom: got a note without {error}"
+        heal(path, error if isinstance(error, Damaged) else missing)
+        return None
     parts: dict[str, dict[str, Tensor]] = {"learner": {}, "optimizer": {}, **{kind: {} for kind in others}}
     for name, value in tensors.items():
         kind, _, rest = name.partition("/")

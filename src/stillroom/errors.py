@@ -8,6 +8,7 @@ StillroomError
 │   ├── LossError        tensors do not fit a loss, or an option is out of its range
 │   ├── ModelError       a module does not answer as a teacher or student must
 │   ├── StoreError       stored knowledge is missing, damaged, or belongs to something else
+│   │   └── Damaged      a file that Stillroom wrote is not what was written
 │   ├── TrainError       training cannot start or go on (a loss that is not finite, a full disk)
 │   ├── ExportError      a model cannot be exported, or the export does not agree with it
 │   └── MissingPart      an optional part of Stillroom is not installed
@@ -57,6 +58,10 @@ class ModelError(UserError):
 
 class StoreError(UserError):
     """Stored knowledge is missing, damaged, or belongs to something else."""
+
+
+class Damaged(StoreError):
+    """A file that Stillroom wrote is no longer what was written; what is missing of it is damaged too."""
 
 
 class TrainError(UserError):

@@ -1,8 +1,9 @@
 """Files that are whole or absent: every artefact of Stillroom is written through here.
 
 A file is written beside its place, flushed to the disk, renamed, and the folder's entry flushed too.
-A *step* of work (a teacher, an arm, an export) is committed by its ``done.json``, written last.
-``faultpoint`` names the moments at which the tests kill the process.
+A *step* of work (a teacher, an arm, an export) is committed by its ``done.json``, written last: it holds the SHA-256 of
+each of its files and of itself, and both are compared when the step is used. What does not match is moved to ``old/``
+and made again, and a note says so. ``faultpoint`` names the moments at which the tests kill the process.
 """
 
 from __future__ import annotations
@@ -11,19 +12,26 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
+import math
 import os
 import shutil
 import signal
-import tempfile
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import StoreError, UserError
+from stillroom.errors import Damaged, StoreError, UserError, say
 
-DONE = "done.json"
+DONE, BEGUN, OLD = "done.json", "begun.json", "old"
+SEAL = "checksum"  # the key of a JSON file that holds the fingerprint of all its other keys
+SETTLED = 50_000_000  # nanoseconds: a file changed more recently may change again without another time of change
 _hits: dict[str, int] = {}
+_known: dict[tuple[int, int], tuple[tuple[int, int, int], str]] = {}
+_told: set[str] = set()
+_pending: list[str] = []
 
 
 def faultpoint(name: str) -> None:
@@ -63,12 +71,12 @@ def writing(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full or the place may not be written.
     """
-    handle, name = -1, ""
+    name = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        os.chmod(name, 0o644)
+        wanted = str(path.parent / f".{path.name}.{os.urandom(4).hex()}.part")
+        os.close(os.open(wanted, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the umask takes its part
+        name = wanted
         faultpoint("file:opened")
         yield Path(name)
         with open(name, "rb+") as stream:
@@ -110,9 +118,33 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented, sorted JSON; NaN and infinities are refused."""
+def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
+    """Write ``value`` as indented, sorted JSON; a ``sealed`` dictionary gets a checksum, which :func:`unseal` compares.
+
+    Raises:
+        UserError: a number in it is NaN or infinite, or the place may not be written.
+    """
+    for place, number in _not_finite(value):
+        do = "Look for a training that went astray (lower train.lr, set train.clip) or an input that is not finite."
+        raise UserError(
+            say(f"{path} was not written: a number is not finite", f"{number} at '{place}'", "finite numbers", do)
+        )
+    if sealed:
+        plain = json.loads(json.dumps(value))  # as it is read back: keys are texts, tuples are lists
+        value = {**plain, SEAL: fingerprint(plain)}
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def _not_finite(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Yield where in ``value`` a number is NaN or infinite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield place.removeprefix("."), value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _not_finite(part, f"{place}.{key}")
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from _not_finite(part, f"{place}.{number}")
 
 
 def read_json(path: Path) -> Any:
@@ -137,10 +169,75 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def unseal(path: Path, value: Any, *, needed: bool = True) -> dict[str, Any]:
+    """Return what was read from ``path`` without its checksum, after comparing it.
+
+    Where it is not ``needed``, what was written before files had checksums is good as it is.
+
+    Raises:
+        Damaged: it does not match its checksum, or has none.
+    """
+    kept = {key: part for key, part in value.items() if key != SEAL} if isinstance(value, dict) else {}
+    seal = value.get(SEAL) if isinstance(value, dict) else None
+    if (needed or seal is not None or not kept) and seal != fingerprint(kept):
+        raise Damaged(f"Damaged file: {path} does not match its checksum. Restore it, or make it again.")
+    return kept
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_json` wrote as sealed.
+
+    Raises:
+        Damaged: the file is absent, is not JSON, or does not match its checksum.
+    """
+    try:
+        return unseal(path, read_json(path))
+    except Damaged:
+        raise
+    except (StoreError, ValueError, RecursionError) as error:
+        raise Damaged(f"Damaged file: {path} cannot be read ({error}). Restore it, or make it again.") from error
+
+
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def known_checksum(path: Path) -> str:
+    """Return :func:`checksum`, computed once a process while size, times and inode of the file stay the same.
+
+    Raises:
+        OSError: there is no such file, or it may not be read.
+    """
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    place, held = (state.st_dev, state.st_ino), (state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    if place in _known and _known[place][0] == held:
+        return _known[place][1]
+    found = checksum(path)
+    if time.time_ns() - max(held[1:]) > SETTLED:
+        _known[place] = (held, found)
+    return found
+
+
+# --- notes -----------------------------------------------------------------------------------------
+
+
+def note(text: str) -> None:
+    """Tell a person, once, of what was mended or not trusted; it is also kept until :func:`take_notes`."""
+    if text not in _told:
+        _told.add(text)
+        _pending.append(text)
+        logging.getLogger("stillroom").warning("note: %s", text)
+
+
+def take_notes() -> list[str]:
+    """Return what was told since this was last asked."""
+    taken = list(_pending)
+    _pending.clear()
+    return taken
 
 
 # --- committed steps -------------------------------------------------------------------------------
@@ -149,50 +246,72 @@ def checksum(path: Path) -> str:
 def committed(folder: Path, inputs: str) -> dict[str, Any] | None:
     """Return what :func:`commit` noted if ``folder`` holds that step's finished work for ``inputs``, else None.
 
-    The one judge of "is this artefact committed?": the mark must be there, carry the same fingerprint of
-    inputs, and every file it names must still have the size it had.
+    The one judge of "is this artefact committed?": the mark must be there and whole, carry the same fingerprint of
+    inputs, and every file it names must still have the content it had.
     """
-    mark = folder / DONE
-    if not mark.is_file():
-        return None
+    found = _noted(folder, inputs)
+    return None if found is None or _changed(folder, found) else found
+
+
+def _noted(folder: Path, inputs: str) -> dict[str, Any] | None:
+    """Return the mark of a step with these inputs, None where there is none or it is not whole."""
     try:
-        note = json.loads(mark.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_sealed(folder / DONE) if (folder / DONE).is_file() else {}
+    except (Damaged, OSError):
         return None
-    if not isinstance(note, dict) or note.get("inputs") != inputs:
-        return None
-    for name, size in note.get("files", {}).items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != size:
-            return None
-    return note
+    files = found.get("files")
+    good = isinstance(files, dict) and all(isinstance(digest, str) for digest in files.values())
+    return found if good and found.get("inputs") == inputs else None
 
 
-def commit(folder: Path, inputs: str, **note: Any) -> None:
-    """Mark the step in ``folder`` as finished for ``inputs``; ``note`` is kept with the mark."""
-    sizes = {
-        str(file.relative_to(folder)): file.stat().st_size
+def _changed(folder: Path, found: Mapping[str, Any]) -> str:
+    """Return what is no longer as it was committed, or nothing."""
+    for name, digest in found["files"].items():
+        try:
+            if known_checksum(folder / name) != digest:
+                return f"{name} does not match its checksum"
+        except OSError as error:
+            return f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name} cannot be read"
+    return ""
+
+
+def damage(folder: Path, inputs: str) -> str:
+    """Return what is wrong with the finished work in ``folder``, or nothing."""
+    found = _noted(folder, inputs)
+    return f"{DONE} is damaged" if found is None else _changed(folder, found)
+
+
+def commit(folder: Path, inputs: str, **also: Any) -> None:
+    """Mark the step in ``folder`` as finished for ``inputs``; ``also`` is kept with the mark."""
+    digests = {
+        str(file.relative_to(folder)): known_checksum(file)
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != DONE and not file.name.startswith(".")
+        if file.is_file()
+        and file.name not in (DONE, BEGUN)
+        and not file.name.startswith(".")
+        and OLD not in file.relative_to(folder).parts[:-1]
     }
     faultpoint("commit:before")
-    write_json(folder / DONE, {"inputs": inputs, "files": sizes, **note})
+    write_json(folder / DONE, {"inputs": inputs, "files": digests, **also}, sealed=True)
     faultpoint("commit:after")
 
 
 def begin(folder: Path, inputs: str) -> None:
     """Make ``folder`` ready for the step with ``inputs``: another step's work there is moved to ``old/``, never lost.
 
-    Unfinished work of the same inputs stays, so that it can be resumed.
+    Unfinished work of the same inputs stays, so that it can be resumed; finished work that was damaged since is moved
+    to ``old/`` too, with a note.
     """
-    begun = folder / "begun.json"
+    begun = folder / BEGUN
     if folder.is_dir() and any(folder.iterdir()):
         try:
-            same = json.loads(begun.read_text(encoding="utf-8")).get("inputs") == inputs
-        except (OSError, ValueError, AttributeError):
+            same = read_json(begun).get("inputs") == inputs
+        except (StoreError, ValueError, RecursionError, AttributeError):
             same = False
         if not same:
             set_aside(folder)
+        elif os.path.lexists(folder / DONE) and (why := damage(folder, inputs)):
+            heal(folder, f"{folder} was damaged ({why})")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -202,37 +321,26 @@ def begin(folder: Path, inputs: str) -> None:
 
 
 def copy_step(source: Path, target: Path) -> None:
-    """Copy a step's files, but not its marks, into ``target``.
+    """Copy a committed step's files, but not its marks, into ``target``, flushed and compared with their checksums.
 
     Raises:
+        Damaged: a file is no longer as it was committed.
         UserError: the place may not be written or is full.
     """
+    found = read_sealed(source / DONE)
     try:
-        for file in source.iterdir():
-            if file.is_file() and file.name not in (DONE, "begun.json") and not file.name.startswith("."):
-                shutil.copyfile(file, target / file.name)
+        for name, digest in found["files"].items():
+            if Path(name).name != name:
+                continue
+            with open(source / name, "rb") as read, open(target / name, "wb") as written:
+                shutil.copyfileobj(read, written)
+                written.flush()
+                os.fsync(written.fileno())
+            if checksum(target / name) != digest:
+                raise Damaged(f"Damaged file: {source / name} does not match its checksum. Make it again.")
+        flush_folder(target)
     except OSError as error:
         raise refused(target, error) from error
-
-
-def publish(source: Path, target: Path, inputs: str) -> None:
-    """Put a copy of a committed step at ``target``, whole or not at all, though others may do the same at once.
-
-    A shared place that cannot be written stops nobody: the work is safe in ``source``.
-    """
-    if committed(target, inputs) is not None:
-        return
-    made = target.parent / f".{target.name}.{os.getpid()}.part"
-    with contextlib.suppress(OSError, UserError):
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir(parents=True)
-        copy_step(source, made)
-        commit(made, inputs)
-        faultpoint("publish:ready")
-        if target.exists() and committed(target, inputs) is None:
-            set_aside(target)
-        os.rename(made, target)
-    shutil.rmtree(made, ignore_errors=True)
 
 
 def sweep(folder: Path, older_than: float = 0.0) -> None:
@@ -247,10 +355,10 @@ def sweep(folder: Path, older_than: float = 0.0) -> None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Move ``folder`` into ``old/`` beside it, under the first free number, and return its new place."""
-    old = folder.parent / "old"
+    """Move ``folder`` (or a file) into ``old/`` beside it, under the first free number, and return its new place."""
+    old = folder.parent / OLD
     number = 1
-    while (old / f"{folder.name}-{number}").exists():
+    while os.path.lexists(old / f"{folder.name}-{number}"):
         number += 1
     try:
         old.mkdir(parents=True, exist_ok=True)
@@ -258,6 +366,17 @@ def set_aside(folder: Path) -> Path:
     except OSError as error:
         raise refused(old, error) from error
     return old / f"{folder.name}-{number}"
+
+
+def heal(place: Path, what: str | Damaged) -> None:
+    """Move away what is damaged but can be made again, and say ``what`` was wrong with it: nothing is lost."""
+    try:
+        aside = set_aside(place)
+    except UserError:
+        if os.path.lexists(place):  # else another process was faster
+            raise
+        return
+    note(f"{str(what).partition('. ')[0]}; moved to {aside}, and made again.")
 
 
 # --- the shared cache ------------------------------------------------------------------------------

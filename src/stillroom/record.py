@@ -23,7 +23,7 @@ from stillroom.errors import StoreError, say
 from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.store.encoding import Column, encode, lay_out
 from stillroom.store.manifest import MANIFEST, PLAN, SCHEMA, SIDES, Manifest, Plan, read_manifest, read_plan, write
-from stillroom.store.shards import Note, Shard, array, build, committed, note_path, shard_name, write_shard
+from stillroom.store.shards import Note, Shard, array, build, committed, intact, note_path, shard_name, write_shard
 from stillroom.store.store import Store
 
 SPLITS = ("train", "validation", "test")
@@ -78,8 +78,8 @@ class Estimate:
 def record(teacher: Teacher, source: Source, folder: str | Path, **options: Any) -> Store:
     """Record what ``teacher`` shows on ``source`` into ``folder`` and open it; options: :class:`Recording`.
 
-    Run again with the same plan it keeps whole shards and asks only for what is missing; a folder with another
-    plan's store is moved to ``old/`` beside it. Memory: one shard.
+    Run again with the same plan it keeps whole shards and asks only for what is missing or damaged; a folder with
+    another plan's store is moved to ``old/`` beside it. Memory: one shard.
 
     Raises:
         StoreError: an option is wrong, the store would not fit, the teacher's signals are not finite, change
@@ -247,8 +247,12 @@ def _whole(folder: Path, inputs: str) -> bool:
     if not (folder / MANIFEST).is_file():
         return False
     try:
-        return bool(read_manifest(folder).inputs == inputs)
-    except StoreError:
+        manifest = read_manifest(folder)
+        for shard in manifest.shards if manifest.inputs == inputs else ():
+            intact(folder, shard)
+        return bool(manifest.inputs == inputs)
+    except StoreError as error:
+        files.note(f"{str(error).partition('. ')[0]}; it is recorded again.")
         return False
 
 
@@ -356,7 +360,7 @@ class _Writer:
         )
         notes = list(getattr(self.teacher, "notes", ()))
         note = Note(inputs=self.inputs, shard=shard, signals=dict(self.columns), notes=notes)
-        files.write_json(note_path(self.folder, number), note.model_dump(mode="json"))
+        files.write_json(note_path(self.folder, number), note.model_dump(mode="json"), sealed=True)
         files.faultpoint("record:committed")
 
     def _tell(self, rows: int) -> None:

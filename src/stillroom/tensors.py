@@ -1,12 +1,14 @@
 """Named tensors as bytes and back, without pickle: what bundles and checkpoints are made of.
 
-The format is safetensors. Three things it leaves open are settled here: a tensor shared by several names
-is written once and its other names noted, any memory layout is accepted, and all that is not a tensor
-stands in one metadata key as sorted JSON, so that equal content gives equal bytes.
+The format is safetensors. Four things it leaves open are settled here: a tensor shared by several names
+is written once and its other names noted, any memory layout is accepted, all that is not a tensor
+stands in one metadata key as sorted JSON, so that equal content gives equal bytes, and there stands a SHA-256
+of everything in the file, which is compared when it is read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from stillroom.errors import ModelError, UserError, nearest, say
 
-NOTE = "stillroom"
+NOTE, SEAL = "stillroom", "sha256"
 _LISTED = 6
 
 
@@ -114,9 +116,14 @@ def pack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -
             continue
         seen[place] = name
         kept[name] = _own_memory(value, taken)
+    note = {"aliases": aliases, "meta": dict(meta or {}), SEAL: "0" * 64}
     try:
-        note = json.dumps({"aliases": aliases, "meta": dict(meta or {})}, sort_keys=True, allow_nan=False)
-        return safetensors.torch.save(kept, metadata={NOTE: note})
+        blank = json.dumps(note, sort_keys=True, allow_nan=False)
+        content: bytes = safetensors.torch.save(kept, metadata={NOTE: blank})
+        sealed = json.dumps(note | {SEAL: _digest(content, *_header(content))}, sort_keys=True)
+        size = 8 + int.from_bytes(content[:8], "little")
+        old, new = (json.dumps(text).encode() for text in (blank, sealed))  # as a text inside the header's JSON
+        return content[:size].replace(old, new, 1) + content[size:]
     except (TypeError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
         raise ModelError(
             say(
@@ -146,8 +153,9 @@ def unpack(path: Path, *, error: type[UserError] = ModelError) -> tuple[dict[str
     _recognise(path, content, error)
     try:
         tensors = safetensors.torch.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        note = json.loads(header.get("__metadata__", {}).get(NOTE, "{}"))
+        header, note = _header(content)
+        if SEAL in note and note[SEAL] != _digest(content, header, note):
+            raise ValueError("it does not match its checksum")
         aliases, meta = note.get("aliases", {}), note.get("meta", {})
         if not isinstance(meta, dict):
             raise ValueError("its note is not a dictionary")
@@ -176,6 +184,20 @@ def refuse_not_finite(
                 "Training went astray before they were saved: take an earlier checkpoint, or train with a lower rate.",
             )
         )
+
+
+def _header(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the header of safetensors bytes: what it says of tensors, and our note in it (empty: another author's)."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return header, json.loads(header.pop("__metadata__", {}).get(NOTE, "{}"))
+
+
+def _digest(content: bytes, header: Mapping[str, Any], note: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of all that a file says but the digest: tensors' names, forms and bytes, and the note."""
+    said = {key: part for key, part in note.items() if key != SEAL}
+    digest = hashlib.sha256(json.dumps([header, said], sort_keys=True).encode())
+    digest.update(memoryview(content)[8 + int.from_bytes(content[:8], "little") :])
+    return digest.hexdigest()
 
 
 def _own_memory(value: Tensor, taken: set[int]) -> Tensor:

@@ -110,13 +110,14 @@ def export(
 
 def _place(root: Path | None) -> Path:
     """Return where to look: what was given, else what all runs share (made if it is not there yet)."""
-    from stillroom.files import cache_folder, refused
+    from stillroom.cache import own_cache, private
+    from stillroom.files import refused
 
     if root is not None:
         return root
-    place = cache_folder() / "knowledge"
+    place = own_cache() / "knowledge"
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        private(place)
     except OSError as error:
         raise refused(place, error) from error
     return place

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stillroom.cache import cached, share, untrusted
 from stillroom.data.arrays import ArraySource
 from stillroom.data.columns import as_images, as_labels, as_tensor, check_columns
 from stillroom.data.idx import find_idx, read_idx
 from stillroom.data.splits import by_hash, trim
 from stillroom.data.views import Views
-from stillroom.errors import DataError, UserError, say
-from stillroom.files import cache_folder, fingerprint, writing
+from stillroom.errors import DataError, say
+from stillroom.files import committed, fingerprint, writing
 from stillroom.randomness import row_hashes
 
 GARMENTS = (
@@ -46,6 +47,7 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 SAMPLE = Path(__file__).parent / "samples" / "fashion-mnist"
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, MemoryError, OverflowError, RuntimeError, TypeError)
+PIXELS = "pixels.npy"
 SPLIT_FOLDERS = {
     "train": "train",
     "validation": "validation",
@@ -408,22 +410,22 @@ def _decoded(root: Path, files: Sequence[Path], size: int, channels: int) -> NDA
     """Return the pictures (N, C, size, size), from the cache where they are unchanged."""
     states = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = fingerprint({"version": 1, "root": str(root.resolve()), "files": states, "size": size, "channels": channels})
-    kept = cache_folder() / "images" / f"{key}.npy"
-    shape = (len(files), channels, size, size)
-    try:
-        images: NDArray[np.uint8] = np.load(kept, allow_pickle=False)
-        if images.shape == shape and images.dtype == np.uint8:
-            return images
-    except (OSError, ValueError, EOFError):
-        pass  # absent or damaged: decode again
-    images = np.empty(shape, np.uint8)
+    kept = cached("images", key)
+    if not untrusted(kept) and committed(kept, key) is not None:
+        try:
+            found: NDArray[np.uint8] = np.load(kept / PIXELS, allow_pickle=False)
+            return found
+        except (OSError, ValueError, EOFError):
+            pass  # removed by another process meanwhile: decode again
+    images = np.empty((len(files), channels, size, size), np.uint8)
     for place, file in enumerate(files):
         images[place] = _decode(file, size, channels)
-    try:
-        with writing(kept) as temporary, open(temporary, "wb") as stream:
+
+    def fill(folder: Path) -> None:
+        with writing(folder / PIXELS) as temporary, open(temporary, "wb") as stream:
             np.save(stream, images)
-    except UserError:
-        pass  # the cache saves time only; a full disk must not stop the work
+
+    share(kept, key, fill)  # the cache saves time only; a full disk must not stop the work
     return images
 
 

@@ -20,8 +20,8 @@ from stillroom.data.splits import checksum_of, labelled_rows, labels_of
 from stillroom.dataset_distillation.matching import gradient_distance, input_gradient, loss_gradients
 from stillroom.dataset_distillation.moving import moved
 from stillroom.dataset_distillation.synthetic import real_inputs
-from stillroom.errors import DataError, ModelError, TrainError, say
-from stillroom.files import fingerprint, write_bytes
+from stillroom.errors import Damaged, DataError, ModelError, TrainError, say
+from stillroom.files import fingerprint, heal, write_bytes
 from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.randomness import draw, permutation, stream
 from stillroom.settings import Synthesis
@@ -296,11 +296,15 @@ class _Making:
         """Bring the state back from ``folder``, if there is one; return how many steps are done.
 
         Raises:
-            TrainError: what is there belongs to another making, or is damaged.
+            TrainError: what is there belongs to another making. What is damaged is moved to ``old/``.
         """
         if folder is None or not (folder / CHECKPOINT).is_file():
             return 0
-        tensors, meta = unpack(folder / CHECKPOINT, error=TrainError)
+        try:
+            tensors, meta = unpack(folder / CHECKPOINT, error=Damaged)
+        except Damaged as error:
+            heal(folder / CHECKPOINT, error)
+            return 0
         if meta.get("inputs") != inputs:
             given = f"other data, settings or networks ({str(meta.get('inputs'))[:12]})"
             do = "Use another folder, or remove the file to begin anew."

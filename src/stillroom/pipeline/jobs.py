@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stillroom.cache import cached, from_cache, publish
 from stillroom.contracts import UNLABELLED, HasBank, Source, Step, Teacher
 from stillroom.data.leaving_out import rows_print
 from stillroom.data.splits import labels_print
+from stillroom.errors import Damaged, TrainError, say
 from stillroom.evaluate import BATCH, answer, plain_ids
 from stillroom.files import (
     begin,
-    cache_folder,
     commit,
     committed,
     copy_step,
     faultpoint,
     fingerprint,
-    publish,
-    read_json,
+    heal,
+    read_sealed,
     write_bytes,
     write_json,
 )
@@ -76,14 +76,23 @@ def train_job(
     inputs: str,
     told: Told,
 ) -> None:
-    """Train ``arm`` with one seed and learning rate into ``folder``, unless it is there or in the cache already."""
+    """Train ``arm`` with one seed and learning rate into ``folder``, unless it is there or in the cache already.
+
+    A training that was stopped half-way goes on; where what it kept is damaged it is set aside and begun anew.
+    """
     if committed(folder, inputs) is not None:
         return
     begin(folder, inputs)
-    if not _from_cache(folder, inputs):
+    if from_cache("jobs", folder, inputs):
+        return
+    try:
         _train(experiment, arm, seed, factor, folder, teacher, told)
-        commit(folder, inputs)
-        publish(folder, _place(inputs), inputs)
+    except Damaged as error:
+        heal(folder, error)
+        begin(folder, inputs)
+        _train(experiment, arm, seed, factor, folder, teacher, told)
+    commit(folder, inputs)
+    publish(folder, cached("jobs", inputs), inputs)
 
 
 def _train(
@@ -97,7 +106,7 @@ def _train(
     total = settings.total_steps(len(rows.labelled))
     marks = sorted({max(1, round(part * total)) for part in settings.evaluate_at})
     log = _Log(folder / "curve.json", max(1, total // LOGGED))
-    scored = _read_or(folder / "marks.json", {})
+    scored = _kept(folder / "marks.json", {})
     for step in train(
         learner,
         data,
@@ -117,10 +126,12 @@ def _train(
                 score = _own_value(learner, data, teacher, seed)
             write_bytes(folder / f"mark-{step.number}.safetensors", pack(state_of(student)))
             scored[str(step.number)] = score
-            write_json(folder / "marks.json", scored)
+            write_json(folder / "marks.json", scored, sealed=True)
         if step.number % 5 == 0 or step.number == total:
             told(step.number, total, f"loss {float(step.losses['loss']):.3f}")
     log.save()
+    if lost := [mark for mark in marks if str(mark) not in scored] or log.kept["step"][:1] != [1]:
+        raise Damaged(f"Damaged folder: {folder} has a checkpoint, but not all that was kept before it ({lost})")
     _finish(experiment, arm, seed, factor, folder, student, scored, settings)
 
 
@@ -136,15 +147,18 @@ def _finish(
 ) -> None:
     """Keep the best moment on validation (the earlier of equals), its answers, and throw the rest away."""
     best = max(sorted(map(int, scored)), key=lambda step: scored[str(step)])
-    tensors, _ = unpack(folder / f"mark-{best}.safetensors")
+    tensors, _ = unpack(folder / f"mark-{best}.safetensors", error=Damaged)
     restore(student, tensors)
     student.eval()
     data = experiment.data
     test, labels = answer(student, data, data.splits["test"], encode=arm.encode)
+    if not bool(torch.isfinite(test).all()):
+        do = "Lower train.lr or set train.clip, then run again."
+        raise TrainError(say(f"The student of '{arm.name}' cannot answer", "NaN or infinite logits", "finite ones", do))
     write_bytes(folder / "answers.safetensors", pack({"test": test}))
     faultpoint("job:answers")
     save_bundle(folder, student, encode=arm.encode, config=dict(arm.config))
-    curve = _read_or(folder / "curve.json", {})
+    curve = _kept(folder / "curve.json", {})
     scores = {
         "seed": seed,
         "factor": factor,
@@ -159,7 +173,7 @@ def _finish(
     if _penalised(experiment):
         scores["weights"] = _weights(student)
         scores["pruned"] = _pruned(student, data, arm)
-    write_json(folder / "scores.json", scores)
+    write_json(folder / "scores.json", scores, sealed=True)
     # In this order a kill in between leaves what can be trained again: marks are never missing while they are listed.
     for rest in [folder / "checkpoint.safetensors", folder / "marks.json", *sorted(folder.glob("mark-*.safetensors"))]:
         rest.unlink(missing_ok=True)
@@ -177,7 +191,7 @@ def choose(experiment: Experiment, arm: ArmPlan, trials: Path) -> float:
         return float(experiment.trials[0])
     seed = experiment.seeds[0]
     scores = {
-        factor: read_json(trials / f"{arm.name}-{seed}-x{factor:g}" / "scores.json")["validation"]
+        factor: read_sealed(trials / f"{arm.name}-{seed}-x{factor:g}" / "scores.json")["validation"]
         for factor in experiment.trials
     }
     return max(sorted(scores, key=lambda factor: abs(factor - 1)), key=lambda factor: scores[factor])
@@ -232,7 +246,7 @@ class _Log:
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
         pull = {"step": [], "cosine": [], "ratio": [], "looked": 0, "against": 0, "last": 0}
-        self.kept: dict[str, Any] = _read_or(path, {"step": [], "terms": {}, "norms": [], "notes": [], "pull": pull})
+        self.kept: dict[str, Any] = _kept(path, {"step": [], "terms": {}, "norms": [], "notes": [], "pull": pull})
 
     def add(self, step: Step) -> None:
         kept = self.kept
@@ -267,7 +281,7 @@ class _Log:
 
     def save(self) -> None:
         """Keep the curve so far."""
-        write_json(self.path, self.kept)
+        write_json(self.path, self.kept, sealed=True)
 
 
 def _weights(student: nn.Module) -> list[dict[str, Any]]:
@@ -300,22 +314,6 @@ def _pruned(student: nn.Module, data: Source, arm: ArmPlan) -> float | None:
     return _accuracy(logits, labels)
 
 
-def _read_or(path: Path, default: Any) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return default
-
-
-def _place(inputs: str) -> Path:
-    return cache_folder() / "jobs" / inputs[:2] / inputs
-
-
-def _from_cache(folder: Path, inputs: str) -> bool:
-    """Bring a finished job from the cache shared by all runs."""
-    kept = _place(inputs)
-    if committed(kept, inputs) is None:
-        return False
-    copy_step(kept, folder)
-    commit(folder, inputs)
-    return True
+def _kept(path: Path, default: dict[str, Any]) -> dict[str, Any]:
+    """Return what an unfinished training kept, ``default`` where it kept nothing yet."""
+    return read_sealed(path) if path.is_file() else default

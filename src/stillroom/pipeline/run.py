@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from typing import Any
 
 from stillroom.contracts import Finding
 from stillroom.errors import UserError
-from stillroom.files import faultpoint, refused, sweep, write_bytes, write_json
+from stillroom.files import faultpoint, note, refused, sweep, take_notes, write_bytes, write_json
 from stillroom.generality.findings import findings as generality_findings
 from stillroom.memory import findings as memory_findings
 from stillroom.memory import headline as memory_headline
@@ -165,11 +167,30 @@ class _Events:
     """Passes on what happens, and keeps beginnings and ends as JSON lines."""
 
     def __init__(self, path: Path, told: Told) -> None:
-        self.path, self.told = path, told
+        self.path: Path | None = path
+        self.told = told
 
     def __call__(self, name: str, done: int, of: int, what: str) -> None:
+        lines: list[dict[str, Any]] = [{"note": text} for text in take_notes()]
         if of in (0, 1):
-            line = json.dumps({"time": round(time.time(), 3), "task": name, "event": "end" if of else "begin"})
-            with open(self.path, "a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
+            lines.append({"task": name, "event": "end" if of else "begin"})
+        if lines and self.path is not None:
+            now = {"time": round(time.time(), 3)}
+            self._write("".join(json.dumps({**now, **line}) + "\n" for line in lines))
         self.told(name, done, of, what)
+
+    def _write(self, lines: str) -> None:
+        """Append ``lines``; a file that cannot take them, or lies elsewhere, is told of and then left alone."""
+        assert self.path is not None
+        try:
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            try:
+                if not stat.S_ISREG(os.fstat(handle).st_mode):
+                    raise OSError(errno.EINVAL, "not a regular file")
+                os.write(handle, lines.encode())
+            finally:
+                os.close(handle)
+        except OSError as error:
+            reason = "it is a link, which is not followed" if self.path.is_symlink() else error.strerror
+            note(f"{self.path} cannot be written ({reason}): the run goes on without its list of events")
+            self.path = None

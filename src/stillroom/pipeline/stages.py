@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from stillroom.contracts import Teacher
+from stillroom.errors import Damaged
 from stillroom.files import write_bytes
 from stillroom.learner import Learner
 from stillroom.pipeline.plan import ArmPlan, Experiment, Told
@@ -41,7 +42,7 @@ def pass_through(
         module = stage.make_student(seed) if stage.assistant else student
         done = part / "model.safetensors"
         if done.is_file():
-            restore(module, unpack(done)[0], source=str(done))
+            restore(module, unpack(done, error=Damaged)[0], source=str(done))
         else:
             _train(experiment, stage, seed, 1.0 if stage.assistant else factor, part, module, teacher, told)
             write_bytes(done, pack(state_of(module)))

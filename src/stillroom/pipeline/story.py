@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stillroom.contracts import Finding
 from stillroom.data.leaving_out import rows_told
-from stillroom.files import read_json
+from stillroom.files import read_sealed
 from stillroom.pipeline.plan import ALONE, Experiment
 from stillroom.pipeline.reasons import why_not
 from stillroom.pipeline.verdict import Answers, test_labels
@@ -39,7 +39,7 @@ def findings_of(
     found += [reasons] if reasons is not None else []
     found.append(run_findings.arms_table(metrics))
     found.append(run_findings.training_curves(_curves(experiment, run), "accuracy"))
-    curve = read_json(run / "arms" / f"{main}-{experiment.seeds[0]}" / "curve.json")
+    curve = read_sealed(run / "arms" / f"{main}-{experiment.seeds[0]}" / "curve.json")
     if (pulled := pull(main, curve["pull"])) is not None:
         found.append(pulled)
     if not experiment.main.answers:  # nobody trained its logits
@@ -65,7 +65,7 @@ def _curves(experiment: Experiment, run: Path) -> dict[str, Any]:
     curves = {}
     for name in experiment.arms:
         folder = run / "arms" / f"{name}-{experiment.seeds[0]}"
-        curve, scores = read_json(folder / "curve.json"), read_json(folder / "scores.json")
+        curve, scores = read_sealed(folder / "curve.json"), read_sealed(folder / "scores.json")
         marks = sorted(map(int, scores["validation_by_step"]))
         curves[name] = {"step": curve["step"], **curve["terms"]}
         if experiment.arms[name].answers and "test" in scores:  # else it was chosen by a loss
@@ -144,7 +144,7 @@ def _changed(experiment: Experiment, answers: Answers, told: Tensor, labels: Ten
 
 def _weights(experiment: Experiment, run: Path) -> list[Finding]:
     scores = {
-        name: read_json(run / "arms" / f"{name}-{experiment.seeds[0]}" / "scores.json") for name in experiment.arms
+        name: read_sealed(run / "arms" / f"{name}-{experiment.seeds[0]}" / "scores.json") for name in experiment.arms
     }
     if not all("weights" in score for score in scores.values()):
         return []

@@ -11,18 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stillroom.cache import cached, from_cache, publish
 from stillroom.contracts import Finding, Source
 from stillroom.dataset_distillation.making import CHECKPOINT, Real, make_examples, making_print
 from stillroom.dataset_distillation.synthetic import load_synthetic, save_synthetic, synthetic_rows, with_synthetic
 from stillroom.files import (
     begin,
-    cache_folder,
     commit,
     committed,
-    copy_step,
     faultpoint,
     fingerprint,
-    publish,
     read_json,
     write_json,
 )
@@ -70,18 +68,16 @@ def make_arm_examples(experiment: Experiment, owner: str, run: Path, told: Told)
     if committed(folder, inputs) is not None:
         return
     begin(folder, inputs)
-    kept = cache_folder() / "distilled-data" / inputs[:2] / inputs
-    if committed(kept, inputs) is not None:
-        copy_step(kept, folder)
-    else:
-        plan, seen = _plan(arm), arm.seen(experiment.data)
-        made = make_examples(seen, plan.make_network, plan.settings, encode=plan.encode, folder=folder, progress=told)
-        save_synthetic(with_synthetic(experiment.data, made.inputs, made.labels), folder / FILE)
-        faultpoint("examples:saved")
-        write_json(folder / CURVE, made.curve)
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+    if from_cache("distilled-data", folder, inputs):
+        return
+    plan, seen = _plan(arm), arm.seen(experiment.data)
+    made = make_examples(seen, plan.make_network, plan.settings, encode=plan.encode, folder=folder, progress=told)
+    save_synthetic(with_synthetic(experiment.data, made.inputs, made.labels), folder / FILE)
+    faultpoint("examples:saved")
+    write_json(folder / CURVE, made.curve)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
     commit(folder, inputs)
-    publish(folder, kept, inputs)
+    publish(folder, cached("distilled-data", inputs), inputs)
 
 
 def examples_are_ready(experiment: Experiment, owner: str, run: Path) -> bool:

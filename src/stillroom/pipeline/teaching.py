@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from stillroom.behaviour import behaviour
+from stillroom.cache import cached, from_cache, private, publish, untrusted
 from stillroom.contracts import Named, Teacher, tap
 from stillroom.data.leaving_out import rows_print
 from stillroom.data.splits import labelled_rows, labels_print
@@ -17,12 +18,10 @@ from stillroom.errors import StoreError
 from stillroom.evaluate import evaluate
 from stillroom.files import (
     begin,
-    cache_folder,
     commit,
     committed,
-    copy_step,
     fingerprint,
-    publish,
+    heal,
     refused,
     set_aside,
     sweep,
@@ -35,7 +34,7 @@ from stillroom.pipeline.code import code_print
 from stillroom.pipeline.plan import Experiment, TeacherPlan, Told, combined
 from stillroom.record import SPLITS, record
 from stillroom.store import Store
-from stillroom.store.manifest import read_manifest
+from stillroom.store.manifest import is_whole
 from stillroom.taps import read
 from stillroom.teachers import Live
 from stillroom.train import Rows, train
@@ -76,16 +75,14 @@ def prepare_teacher(experiment: Experiment, name: str, run: Path, told: Told) ->
     if committed(folder, inputs) is not None:
         return
     begin(folder, inputs)
-    kept = cache_folder() / "teachers" / inputs[:2] / inputs
-    if committed(kept, inputs) is not None:
-        copy_step(kept, folder)
-    else:
-        module = plan.make()
-        if plan.training is not None:
-            _train(experiment, plan, module, folder, told)
-        _keep(experiment, plan, module, folder)
+    if from_cache("teachers", folder, inputs):
+        return
+    module = plan.make()
+    if plan.training is not None:
+        _train(experiment, plan, module, folder, told)
+    _keep(experiment, plan, module, folder)
     commit(folder, inputs)
-    publish(folder, kept, inputs)
+    publish(folder, cached("teachers", inputs), inputs)
 
 
 def teacher_is_ready(experiment: Experiment, name: str, run: Path) -> bool:
@@ -136,6 +133,12 @@ def record_teacher(experiment: Experiment, name: str, run: Path, told: Told) -> 
     module, encode = trained(experiment, name, run)
     taps, prints = experiment.taps(name), _fingerprints(experiment, module, encode)
     kept = _knowledge_place(experiment, name, prints)
+    if why := untrusted(kept):
+        heal(kept, f"{kept} is not trusted ({why})")
+    try:
+        private(kept)
+    except OSError as error:
+        raise refused(kept, error) from error
     sweep(kept, older_than=3600)  # another run may be at work there
     record(
         Live(module, taps, encode=encode, precision=experiment.precision),
@@ -175,10 +178,8 @@ def knowledge_is_whole(experiment: Experiment, name: str, run: Path) -> bool:
         return True
     module, encode = trained(experiment, name, run)
     kept = _knowledge_place(experiment, name, _fingerprints(experiment, module, encode))
-    try:
-        read_manifest(kept)
-    except StoreError:
-        return False  # what is missing is recorded anew
+    if untrusted(kept) or not is_whole(kept):
+        return False  # what is missing or damaged is recorded anew
     return knowledge_folder(run, name).resolve() == kept.resolve()
 
 
@@ -196,7 +197,7 @@ def _knowledge_place(experiment: Experiment, name: str, prints: Mapping[str, str
             "precision": experiment.precision,
         }
     )
-    return cache_folder() / "knowledge" / inputs[:2] / inputs
+    return cached("knowledge", inputs)
 
 
 def _link(place: Path, target: Path) -> None:
@@ -246,7 +247,7 @@ def open_store(experiment: Experiment, name: str, folder: Path) -> Store:
     Raises:
         StoreError: it was recorded from other data or other views, holds fewer taps than the arms read, or is damaged.
     """
-    store = Store.open(folder, verify=True)
+    store = Store.open(folder)
     views = getattr(experiment.data, "views", None)
     store.check(experiment.data, transform_fingerprint=views.fingerprint if views and experiment.views > 1 else None)
     for text in experiment.taps(name):

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from stillroom.contracts import UNLABELLED, Source
 from stillroom.data.splits import labels_known
+from stillroom.errors import Damaged, say
 from stillroom.evaluate import BATCH, plain_ids
-from stillroom.files import read_json
+from stillroom.files import read_sealed
 from stillroom.models.open_box import count_parameters
 from stillroom.pipeline.plan import ALONE, Experiment
 from stillroom.statistics import CLAIM_FROM, Interval, gap_closed, paired
@@ -25,11 +26,21 @@ Answers = dict[str, list[Tensor]]
 
 
 def read_answers(experiment: Experiment, run: Path) -> Answers:
-    """Read every arm's test answers from the run folder."""
-    return {
-        name: [unpack(run / "arms" / f"{name}-{seed}" / "answers.safetensors")[0]["test"] for seed in experiment.seeds]
-        for name in experiment.arms
-    }
+    """Read every arm's test answers from the run folder.
+
+    Raises:
+        StoreError: a file is damaged, or holds numbers that are not finite.
+    """
+    return {name: [_read(run / "arms" / f"{name}-{seed}") for seed in experiment.seeds] for name in experiment.arms}
+
+
+def _read(folder: Path) -> Tensor:
+    file = folder / "answers.safetensors"
+    answers = unpack(file, error=Damaged)[0].get("test")
+    if answers is None or not bool(torch.isfinite(answers).all()):
+        given = "no answers on the test split" if answers is None else "NaN or infinite logits"
+        raise Damaged(say(f"{file} holds no answers", given, "finite logits", f"Remove {folder} and run again."))
+    return answers
 
 
 def teacher_answers(experiment: Experiment, teacher: Any) -> Tensor | None:
@@ -57,7 +68,7 @@ def metrics_of(experiment: Experiment, run: Path, answers: Answers, told: Tensor
     for name, seeds in answers.items():
         models[name] = _entry([measure(part, labels, told) for part in seeds])
         models[name]["parameters"] = _one(count_parameters(experiment.arms[name].make_student(0)))
-        scores = [read_json(run / "arms" / f"{name}-{seed}" / "scores.json") for seed in experiment.seeds]
+        scores = [read_sealed(run / "arms" / f"{name}-{seed}" / "scores.json") for seed in experiment.seeds]
         notes += [f"{name}: {note}" for note in dict.fromkeys(note for score in scores for note in score["notes"])]
         models[name]["learning_rate"] = scores[0]["learning_rate"]
         models[name]["chosen_step"] = {"per_seed": [score["chosen_step"] for score in scores]}

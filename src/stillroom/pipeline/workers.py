@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import queue
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from stillroom.errors import StillroomError, TrainError, UserError
+from stillroom.files import note, take_notes
 from stillroom.pipeline import tether
 from stillroom.pipeline.tasks import Task, Workshop
 
@@ -66,7 +68,7 @@ def _perform_apart(run: Path, tasks: Sequence[Task], processes: int, told: Told)
     context = multiprocessing.get_context("spawn")
     reports = context.Queue()
     pool = ProcessPoolExecutor(processes, context, initializer=tether.tie, initargs=(str(run), os.getpid(), reports))
-    running: dict[Future[None], Task] = {}
+    running: dict[Future[list[str]], Task] = {}
     waiting = list(tasks)
     try:
         while waiting or running:
@@ -81,7 +83,8 @@ def _perform_apart(run: Path, tasks: Sequence[Task], processes: int, told: Told)
             _pass_on(reports, told)
             for future in finished:
                 task = running.pop(future)
-                future.result()
+                for text in future.result():
+                    note(text)
                 told(task.name, 1, 1, "")
     except BrokenProcessPool as error:
         raise TrainError(
@@ -112,10 +115,12 @@ def _stop(pool: ProcessPoolExecutor) -> None:
 # --- in the worker ---------------------------------------------------------------------------------------
 
 
-def _perform(task: Task) -> None:
+def _perform(task: Task) -> list[str]:
+    """Do one task; return the notes to be told by the process that asked."""
     from stillroom.pipeline.recipes import experiment_of
     from stillroom.recipe import read_recipe
 
+    logging.getLogger("stillroom").disabled = True
     if "workshop" not in _worker:
         torch.set_num_threads(1)
         run = Path(tether.given["run"])
@@ -133,6 +138,7 @@ def _perform(task: Task) -> None:
         _worker["workshop"].perform(task, told)
     except UserError as error:
         raise _portable(error) from None
+    return take_notes()
 
 
 def _portable(error: StillroomError) -> StillroomError:

@@ -22,7 +22,7 @@ from stillroom import files
 from stillroom.errors import StoreError, say
 from stillroom.store.encoding import NORM, Column, named
 from stillroom.store.manifest import Manifest
-from stillroom.store.shards import damaged, raw, read_shard
+from stillroom.store.shards import Shard, damaged, intact, raw, read_shard
 
 CHUNK = 8192
 Bytes = NDArray[np.uint8]
@@ -202,12 +202,12 @@ def _table(keys: NDArray[np.int64]) -> NDArray[np.int64] | None:
 class Shelf:
     """What all views of one opened store share: its manifest, its index and its decoded columns."""
 
-    def __init__(self, folder: Path, manifest: Manifest, budget: int) -> None:
-        self.folder, self.manifest, self.budget = folder, manifest, budget
+    def __init__(self, folder: Path, manifest: Manifest, budget: int, *, verify: bool = True) -> None:
+        self.folder, self.manifest, self.budget, self.verify = folder, manifest, budget, verify
         self.used = 0
         self._held: dict[str, Held] = {}
         self._drawn: NDArray[np.int64] | None = None
-        tables = [read_shard(folder / shard.file, ["example", "view"]) for shard in manifest.shards]
+        tables = [self._table(shard, ["example", "view"]) for shard in manifest.shards]
         examples, views = (
             np.concatenate([np.empty(0, np.int64), *(table[name].to_numpy().astype(np.int64) for table in tables)])
             for name in ("example", "view")
@@ -215,10 +215,19 @@ class Shelf:
         self.index = Index(examples, views)
         self._splits: NDArray[np.int8] | None = None
 
+    def _table(self, shard: Shard, columns: list[str]) -> pa.Table:
+        """Read columns of a shard, which has not changed since it was verified."""
+        if self.verify:
+            intact(self.folder, shard)
+        table = read_shard(self.folder / shard.file, columns)
+        if len(table) != shard.rows:
+            raise StoreError(damaged(self.folder / shard.file, f"{len(table):,} rows instead of {shard.rows:,}"))
+        return table
+
     def key(self, name: str) -> Iterator[NDArray[Any]]:
         """Yield the column ``hash`` or ``split`` shard by shard."""
         for shard in self.manifest.shards:
-            yield read_shard(self.folder / shard.file, [name]).column(name).to_numpy()
+            yield self._table(shard, [name]).column(name).to_numpy()
 
     def splits(self) -> NDArray[np.int8]:
         """Return the number of each row's split, -1 for none."""
@@ -263,7 +272,7 @@ class Shelf:
         """Yield a column's bytes; note each row's byte count in ``counts`` where it varies."""
         for shard in self.manifest.shards:
             path, size = self.folder / shard.file, 0
-            for data, lengths in raw(read_shard(path, [name]).column(name)):
+            for data, lengths in raw(self._table(shard, [name]).column(name)):
                 size += len(data)
                 if lengths is not None:
                     counts.append(lengths)

@@ -5,7 +5,7 @@ All bytes of a shard pass through :func:`write_shard` and :func:`read_shard`, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from stillroom import files
 from stillroom.errors import StoreError
@@ -60,16 +60,58 @@ def note_path(folder: Path, number: int) -> Path:
 
 
 def committed(folder: Path, number: int, inputs: str) -> Note | None:
-    """Return the note of shard ``number`` if it is whole on disk and was made from ``inputs``, else None."""
+    """Return the note of shard ``number`` if it was made from ``inputs`` and has the content it had, else None.
+
+    A shard that has another content is told of: who asks records it anew.
+    """
     path = note_path(folder, number)
     if not path.is_file():
         return None
     try:
-        note = Note.model_validate(files.read_json(path))
-        size = (folder / note.shard.file).stat().st_size
-    except (StoreError, ValidationError, OSError):
+        note = Note.model_validate(files.unseal(path, files.read_json(path)))
+    except (StoreError, ValueError, RecursionError):
+        files.note(f"{path} does not match its checksum; the shard is recorded again.")
         return None
-    return note if note.inputs == inputs and size == note.shard.bytes else None
+    if note.inputs != inputs or not plain_name(note.shard.file):
+        return None
+    try:
+        intact(folder, note.shard)
+    except StoreError as error:
+        if (folder / note.shard.file).exists():
+            files.note(f"{str(error).partition('. ')[0]}; it is recorded again.")
+        return None
+    return note
+
+
+def intact(folder: Path, shard: Shard) -> None:
+    """See that a shard has the content it was written with; once a process, while its size and times stay the same.
+
+    Raises:
+        StoreError: it is missing, or a byte in it has changed.
+    """
+    compare(folder, shard, files.known_checksum)
+
+
+def compare(folder: Path, shard: Shard, digest: Callable[[Path], str] = files.checksum) -> None:
+    """See that a shard has the content it was written with, reading every byte of it.
+
+    Raises:
+        StoreError: it is missing, or a byte in it has changed.
+    """
+    path = folder / shard.file
+    try:
+        found = digest(path)
+    except FileNotFoundError as error:
+        raise StoreError(missing(path)) from error
+    except OSError as error:
+        raise StoreError(f"A shard of the store cannot be read: {path} ({error.strerror}). Allow it to be.") from error
+    if found != shard.sha256:
+        raise StoreError(damaged(path, f"SHA-256 {found[:12]}... instead of {shard.sha256[:12]}..."))
+
+
+def plain_name(name: str) -> bool:
+    """Whether ``name`` is that of a file inside a folder, and no path."""
+    return name not in ("", ".", "..") and "\0" not in name and Path(name).name == name
 
 
 # --- the two functions through which all bytes of shards pass ----------------------------------------
@@ -102,8 +144,9 @@ def read_shard(path: Path, columns: Sequence[str]) -> pa.Table:
             return file.read(columns=wanted, use_threads=False).rename_columns(list(columns))
     except FileNotFoundError as error:
         raise StoreError(missing(path)) from error
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
-        raise StoreError(damaged(path, str(error).splitlines()[0])) from error
+    except (OSError, pa.ArrowException, LookupError, TypeError, ValueError, RuntimeError, MemoryError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise StoreError(damaged(path, first)) from error
 
 
 def missing(path: Path) -> str:

@@ -18,7 +18,7 @@ from stillroom.errors import StoreError, TapError, say
 from stillroom.store.decoded import CHUNK, Held, Shelf
 from stillroom.store.encoding import MASK, NORM, Column, encode, named
 from stillroom.store.manifest import MANIFEST, SIDES, Manifest, read_manifest
-from stillroom.store.shards import damaged
+from stillroom.store.shards import compare, intact
 
 
 def memory_budget() -> int:
@@ -44,24 +44,25 @@ class Store:
         self._ready = False
 
     @classmethod
-    def open(cls, folder: str | Path, *, budget: int | None = None, verify: bool = False) -> Store:
+    def open(cls, folder: str | Path, *, budget: int | None = None, verify: bool = True) -> Store:
         """Open the store in ``folder``.
 
         ``budget`` is the memory (bytes) that decoded columns may take, a quarter of the machine's by default;
-        above it they lie in a mapped file. ``verify`` compares every shard's checksum first.
+        above it they lie in a mapped file. Every shard's checksum is compared first, and again before a column is read
+        if the file has changed since; ``verify=False`` leaves that out.
 
         Raises:
             StoreError: no store, partly recorded, of another schema, or a shard is missing or damaged.
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
+        for shard in manifest.shards if verify else ():
+            intact(folder, shard)
         with contextlib.suppress(OSError):
             os.utime(folder / MANIFEST)  # what ``prune`` takes for the last use
         names = [name for name in manifest.signals if not _companion(name, manifest.signals)]
-        store = cls(Shelf(folder, manifest, memory_budget() if budget is None else budget), sorted(names))
-        if verify:
-            store.verify()
-        return store
+        room = memory_budget() if budget is None else budget
+        return cls(Shelf(folder, manifest, room, verify=verify), sorted(names))
 
     # --- what it is ---------------------------------------------------------------------------------
 
@@ -354,10 +355,7 @@ class Store:
         """
         manifest = read_manifest(self.folder)
         for shard in manifest.shards:
-            found = files.checksum(self.folder / shard.file)
-            if found != shard.sha256:
-                found = f"SHA-256 {found[:12]}... instead of {shard.sha256[:12]}..."
-                raise StoreError(damaged(self.folder / shard.file, found))
+            compare(self.folder, shard)
         return {"shards": len(manifest.shards), "bytes": manifest.bytes}
 
 
