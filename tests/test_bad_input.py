@@ -30,6 +30,7 @@ from PIL import Image
 from torch import nn
 
 import stillroom
+from stillroom import files
 from stillroom.cli import app as cli
 from stillroom.errors import UserError
 from stillroom.pipeline.run import locked
@@ -951,7 +952,7 @@ def test_a_disk_that_fills_while_recording_names_the_file(world: World, monkeypa
     assert not [path for path in contents(world.here) if path.endswith(".part")]
 
 
-def test_a_damaged_store_in_the_cache_is_mended_as_the_message_says(
+def test_a_damaged_store_in_the_cache_is_mended_by_the_same_command(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STILLROOM_CACHE", str(world.here / "cache"))
@@ -959,15 +960,14 @@ def test_a_damaged_store_in_the_cache_is_mended_as_the_message_says(
     assert command("run", recipe, "--out", "out", "--quiet")[0] == 0
     wanted = (world.here / "out" / "metrics.json").read_text()
     shard = next((world.here / "out" / "knowledge").resolve().glob("*.parquet"))
-    content = bytearray(shard.read_bytes())
+    content, whole = bytearray(shard.read_bytes()), files.checksum(shard)
     content[100] ^= 64
     shard.write_bytes(bytes(content))
-    code, _, told = command("run", recipe, "--out", "out", "--quiet")
-    assert code == 2 and f"delete {shard.name}" in told
-    assert (world.here / "out" / "metrics.json").read_text() == wanted
-    shard.unlink()
-    code, _, told = command("run", recipe, "--out", "out", "--quiet")
-    assert code == 0, told
+    for harm in (lambda: None, shard.unlink):  # another content, then none
+        harm()
+        code, _, told = command("run", recipe, "--out", "out", "--quiet")
+        assert code == 0, told
+        assert files.checksum(shard) == whole
     assert (
         json.loads((world.here / "out" / "metrics.json").read_text())["models"]["kd"]["score"]
         == (json.loads(wanted)["models"]["kd"]["score"])

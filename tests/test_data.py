@@ -545,7 +545,7 @@ def test_a_folder_of_pictures_is_decoded_once(tmp_path, monkeypatch):
     assert open_source("images", path=root, size=8, channels=1).inputs.shape == (20, 1, 8, 8)
     Image.new("RGB", (9, 7)).save(root / "cat" / "00.png")
     assert (open_source("images", path=root, size=8).inputs[0] == 0).all()  # a changed file is seen
-    for kept in (tmp_path / "cache" / "images").iterdir():
+    for kept in (tmp_path / "cache" / "images").rglob("*.npy"):
         kept.write_bytes(b"damaged")
     assert torch.equal(open_source("images", path=root, size=8).inputs[1:], source.inputs[1:])
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import faults
 from faults import Lab
 
-from stillroom import files
+from stillroom import cache, files
 
 CHOSEN = [
     "file:opened:1",  # the very first file of the run
@@ -102,7 +102,7 @@ def test_a_cache_that_cannot_be_written_stops_nobody(lab: Lab, tmp_path: Path) -
     files.write_bytes(step / "numbers", b"123")
     files.commit(step, "inputs")
     (tmp_path / "wall").write_text("a file where the cache should be")
-    files.publish(step, kept, "inputs")
+    cache.publish(step, kept, "inputs")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step", "wall"]
 
 
@@ -111,10 +111,10 @@ def test_what_stands_damaged_in_the_cache_is_replaced(tmp_path: Path) -> None:
     step.mkdir()
     files.write_bytes(step / "numbers", b"123")
     files.commit(step, "inputs")
-    files.publish(step, kept, "inputs")
-    (kept / "numbers").write_bytes(b"1")
+    cache.publish(step, kept, "inputs")
+    (kept / "numbers").write_bytes(b"321")  # as many bytes
     assert files.committed(kept, "inputs") is None
-    files.publish(step, kept, "inputs")
+    cache.publish(step, kept, "inputs")
     assert files.committed(kept, "inputs") is not None
     assert (kept / "numbers").read_bytes() == b"123"
 

@@ -389,6 +389,102 @@ def test_a_flipped_byte_is_found_in_its_shard_and_mended_by_recording_again(make
     assert verify(store.folder)["shards"] == 3
 
 
+def test_a_store_is_verified_when_it_is_opened_unless_it_is_said_otherwise(make):
+    store = make()
+    flip(store.folder / "shard-00001.parquet", 100)
+    with pytest.raises(StoreError, match=r"shard-00001\.parquet \(SHA-256"):
+        Store.open(store.folder)
+    assert len(Store.open(store.folder, verify=False)) == 40
+    with pytest.raises(StoreError, match="damaged"):
+        verify(store.folder)
+
+
+def test_what_changes_after_a_store_was_opened_is_seen_when_a_column_is_read(make):
+    make()
+    store = Store.open(make().folder)
+    flip(store.folder / "shard-00001.parquet", 100)
+    with pytest.raises(StoreError, match="damaged"):
+        store({"id": pairs(1)})
+
+
+def test_a_column_whose_name_is_no_text_is_damage_whether_verified_or_not(make):
+    store = make()
+    shard = store.folder / "shard-00000.parquet"
+    content = shard.read_bytes()
+    shard.write_bytes(content.replace(b"example", b"ex\xffmple"))
+    for trusting in (True, False):
+        with pytest.raises(StoreError, match="damaged"):
+            Store.open(store.folder, verify=not trusting)
+
+
+def test_a_shard_changed_before_the_store_was_whole_is_recorded_again(make):
+    store = make()
+    before = store({"id": store.rows("test")})["logits"]
+    (store.folder / "manifest.json").unlink()
+    flip(store.folder / "shard-00002.parquet", 100)
+    flip(store.folder / "shard-00001.json", 40)
+    again = make()
+    assert torch.equal(again({"id": again.rows("test")})["logits"], before) and verify(again.folder)["shards"] == 3
+
+
+def test_a_damaged_store_is_mended_by_recording_again(make):
+    store = make()
+    files = {path.name: path.read_bytes() for path in store.folder.iterdir()}
+    flip(store.folder / "shard-00001.parquet", 100)
+    flip(store.folder / "manifest.json", 100)
+    make()
+    assert {path.name: path.read_bytes() for path in store.folder.iterdir()} == files
+
+
+WRONG = {
+    "lacks a size": (lambda m: m["shards"][0]["sizes"].pop("logits"), "differ in logits"),
+    "another type": (lambda m: m["signals"]["logits"].update(dtype="flmat32"), "'flmat32', allowed: float64"),
+    "a size": (lambda m: m["shards"][1]["sizes"].update(logits=7), r"cannot have 7 bytes of 'logits' in 16 rows of 12"),
+    "a shape": (lambda m: m["signals"]["logits"].update(shape=[-3]), "shape below 0"),
+    "no norms": (lambda m: m["signals"]["logits"].update(form="unit"), "lacks its norms"),
+    "rows": (lambda m: m.update(rows=300), "40 rows, not 300"),
+    "a shard less": (lambda m: m["shards"].pop(), "32 rows, not 40"),
+    "above": (lambda m: m["shards"][0].update(file="../shard-00000.parquet"), "a name of its own inside the folder"),
+    "elsewhere": (lambda m: m["shards"][0].update(file="/etc/passwd"), "a name of its own inside the folder"),
+    "twice": (lambda m: m["shards"][1].update(file="shard-00000.parquet"), "a name of its own"),
+    "order": (lambda m: m["shards"].reverse(), "another order"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_manifest_is_held_against_itself(make, case):
+    change, words = WRONG[case]
+    folder = make().folder
+    shutil.copy(folder / "shard-00000.parquet", folder.parent)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match="manifest of the store is damaged.*does not match its checksum"):
+        Store.open(folder)
+    del manifest["checksum"]  # as those were that were written before there was one
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for look in (Store.open, inspect, verify):
+        with pytest.raises(StoreError, match=f"manifest of the store is damaged.*{words}"):
+            look(folder)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"rows": ' + "9" * 5_000 + "}"])
+def test_a_manifest_too_deep_or_too_long_for_json_is_damaged(make, content):
+    folder = make().folder
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(StoreError):
+        Store.open(folder)
+
+
+def test_a_shard_that_is_a_link_out_of_the_folder_is_not_followed(make):
+    folder = make().folder
+    shard = folder / "shard-00001.parquet"
+    shard.rename(folder.parent / shard.name)
+    shard.symlink_to(folder.parent / shard.name)
+    with pytest.raises(StoreError, match=r"shard-00001\.parquet is a link that leads out"):
+        Store.open(folder)
+
+
 def test_a_missing_or_cut_shard_is_named(make):
     store = make()
     shard = store.folder / "shard-00002.parquet"
@@ -416,7 +512,7 @@ def test_what_is_not_a_store_says_so(tmp_path, make):
         Store.open(tmp_path)
     folder = make().folder
     manifest = folder / "manifest.json"
-    good = json.loads(manifest.read_text())
+    good = {key: value for key, value in json.loads(manifest.read_text()).items() if key != "checksum"}
     manifest.write_text(json.dumps(good | {"schema_version": 99}))
     with pytest.raises(StoreError, match="another schema"):
         Store.open(folder)

@@ -20,6 +20,7 @@ from stillroom.objectives import match
 from stillroom.record import record
 from stillroom.settings import Mixed, Training
 from stillroom.teachers import Live, MovingAverage
+from stillroom.tensors import pack, unpack
 from stillroom.train import Rows, bank_rows, fit, learning_rate, optimizer_of, train
 
 ROWS = 40
@@ -288,28 +289,25 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, other, message):
     trained_into(tmp_path)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+def test_a_damaged_checkpoint_is_kept_and_the_training_begun_anew(tmp_path):
     trained_into(tmp_path)
     path = tmp_path / checkpoint.NAME
     content = path.read_bytes()
-    for damaged in (content[:-20], content[:4], b"", b"\x80\x04pickle"):
+    harmed = (content[:-20], content[:4], b"", b"\x80\x04pickle", content[:-1] + bytes([content[-1] ^ 1]))
+    for number, damaged in enumerate(harmed, 1):
         path.write_bytes(damaged)
-        with pytest.raises(TrainError, match=r"checkpoint\.safetensors"):
-            trained_into(tmp_path)
+        trained_into(tmp_path)
+        assert (tmp_path / "old" / f"{checkpoint.NAME}-{number}").read_bytes() == damaged
+        assert path.read_bytes() == content, "the same training, from its beginning"
 
 
 def test_another_number_of_threads_is_noted_and_not_refused(tmp_path):
     trained_into(tmp_path)
     path = tmp_path / checkpoint.NAME
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    note = header["__metadata__"]["stillroom"]
-    changed = note.replace(f'"threads": {torch.get_num_threads()}', '"threads": 63')
-    assert changed != note
-    header["__metadata__"]["stillroom"] = changed
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    held, meta = unpack(path)
+    assert meta["moment"]["threads"] == torch.get_num_threads()
+    meta["moment"]["threads"] = 63
+    path.write_bytes(pack(held, meta))
     learner = Learner(seeded(small), ["labels", "kd"])
     teacher = Live(seeded(lambda: small(10), 3), ["logits"])
     first = next(train(learner, source(), teacher, plain(checkpoint_every=2), folder=tmp_path))

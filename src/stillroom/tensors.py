@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from stillroom.errors import ModelError, UserError, nearest, say
+from stillroom.errors import Damaged, ModelError, UserError, nearest, say
 
 NOTE, SEAL = "stillroom", "sha256"
 _LISTED = 6
@@ -138,7 +138,8 @@ def pack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -
 def unpack(path: Path, *, error: type[UserError] = ModelError) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what :func:`pack` wrote: the tensors under all their names, and the note.
 
-    A safetensors file of another author is read too; its note is empty.
+    A safetensors file of another author is read too, its note is empty; not so with :class:`Damaged` as ``error``,
+    which is for files that Stillroom alone writes: they must carry their checksum.
 
     Raises:
         UserError: of the class ``error``, when the file is absent, cut short, a pickle, or anything else.
@@ -154,7 +155,7 @@ def unpack(path: Path, *, error: type[UserError] = ModelError) -> tuple[dict[str
     try:
         tensors = safetensors.torch.load(content)
         header, note = _header(content)
-        if SEAL in note and note[SEAL] != _digest(content, header, note):
+        if (SEAL in note or issubclass(error, Damaged)) and note.get(SEAL) != _digest(content, header, note):
             raise ValueError("it does not match its checksum")
         aliases, meta = note.get("aliases", {}), note.get("meta", {})
         if not isinstance(meta, dict):
