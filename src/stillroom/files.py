@@ -305,13 +305,14 @@ def begin(folder: Path, inputs: str) -> None:
     begun = folder / BEGUN
     if folder.is_dir() and any(folder.iterdir()):
         try:
-            same = read_json(begun).get("inputs") == inputs
+            same = begun.exists() and read_json(begun).get("inputs") == inputs
         except (StoreError, ValueError, RecursionError, AttributeError):
-            same = False
-        if not same:
-            set_aside(folder)
-        elif os.path.lexists(folder / DONE) and (why := damage(folder, inputs)):
-            heal(folder, f"{folder} was damaged ({why})")
+            heal(folder, f"{begun} is damaged")
+        else:
+            if not same:
+                set_aside(folder)
+            elif os.path.lexists(folder / DONE) and (why := damage(folder, inputs)):
+                heal(folder, f"{folder} was damaged ({why})")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -155,7 +155,9 @@ def unpack(path: Path, *, error: type[UserError] = ModelError) -> tuple[dict[str
     try:
         tensors = safetensors.torch.load(content)
         header, note = _header(content)
-        if (SEAL in note or issubclass(error, Damaged)) and note.get(SEAL) != _digest(content, header, note):
+        if SEAL not in note and issubclass(error, Damaged):
+            raise ValueError("it carries no checksum")
+        if SEAL in note and note[SEAL] != _digest(content, header, note):
             raise ValueError("it does not match its checksum")
         aliases, meta = note.get("aliases", {}), note.get("meta", {})
         if not isinstance(meta, dict):

@@ -280,7 +280,8 @@ def load(folder: Path | str, *, model: nn.Module | None = None, encode: nn.Modul
                 f"{weights} is not the file that {CONFIG} was written for",
                 "another checksum",
                 "both files of one export",
-                "A byte may have changed, or two exports were mixed: copy the folder again, or export again.",
+                "A byte may have changed, or two exports were mixed: copy the folder again, or export again. In a run "
+                "folder, run the recipe again: it makes anew what is damaged.",
             )
         )
     encode = _build_encode(config, folder) if encode is None else encode
