@@ -233,6 +233,14 @@ def test_a_table_goes_on_where_it_was_stopped_and_begins_anew_for_other_features
         asked.clear()
         write_features(extractor, data, target, rows=50, progress=stop)
     assert kept == {path.name: path.stat().st_mtime_ns for path in parts.glob("*.parquet")}
+    content = bytearray((parts / "000001.parquet").read_bytes())
+    content[100] ^= 1  # of the same size, and other numbers
+    (parts / "000001.parquet").write_bytes(bytes(content))
+    write_features(extractor, data, target, rows=50)
+    assert np.array_equal(np.stack(pd.read_parquet(target).features.tolist()), extractor.transform(data))
+    with pytest.raises(KeyboardInterrupt):
+        asked.clear()
+        write_features(extractor, data, target, rows=50, progress=stop)
     write_features(extractor, data, target, rows=50, dtype="int8")
     assert pd.read_parquet(target).features[0].dtype == np.int8 and not parts.exists()
 

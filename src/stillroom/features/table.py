@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stillroom import files
 from stillroom.contracts import Progress, Source
-from stillroom.errors import UserError
+from stillroom.errors import Damaged, UserError
 from stillroom.features.extractor import DType, FeatureExtractor
 
 ROWS = 8192  # rows that are held in memory, and lost when killed
@@ -64,11 +64,12 @@ def write_features(
     starts = range(0, len(examples), rows)
     for number, start in enumerate(starts):
         place = parts / f"{number:06d}.parquet"
-        if not place.is_file():
+        if not _whole(place):
             chosen = slice(start, start + rows)
             table = _table(extractor, source, names, examples[chosen], codes[chosen], (dimensions, dtype, normalise))
             with files.writing(place) as temporary:
                 pq.write_table(table, temporary, compression="zstd")
+            files.write_json(place.with_suffix(".json"), {"sha256": files.checksum(place)}, sealed=True)
             files.faultpoint("features:part")
         if progress is not None:
             progress(min(start + rows, len(examples)), len(examples), "features")
@@ -122,6 +123,17 @@ def _table(
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     columns["features"] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
     return pa.table(columns)
+
+
+def _whole(part: Path) -> bool:
+    """Whether a part is there with the content that was written; where it has changed since, a note says so."""
+    try:
+        if files.read_sealed(part.with_suffix(".json"))["sha256"] == files.known_checksum(part):
+            return True
+        files.note(f"{part} does not match its checksum; it is made again.")
+    except (Damaged, OSError):  # none was written, or its checksum was not
+        pass
+    return False
 
 
 def _join(parts: Path, target: Path, count: int) -> int:

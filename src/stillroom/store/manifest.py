@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from stillroom import files
 from stillroom.errors import Damaged, StoreError
 from stillroom.store.encoding import DTYPES, NORM, Column
-from stillroom.store.shards import Shard, intact, missing, plain_name
+from stillroom.store.shards import Shard, compare, intact, missing, plain_name
 
 SCHEMA = 1
 MANIFEST, PLAN = "manifest.json", "plan.json"
@@ -106,6 +106,18 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def verified(folder: Path) -> dict[str, int]:
+    """Read every byte of a store and compare; return how many shards and bytes there are.
+
+    Raises:
+        StoreError: there is no store, or a byte in it has changed.
+    """
+    manifest = read_manifest(folder)
+    for shard in manifest.shards:
+        compare(folder, shard)
+    return {"shards": len(manifest.shards), "bytes": manifest.bytes}
+
+
 def is_whole(folder: Path) -> bool:
     """Whether ``folder`` holds a store of which every byte is as it was written."""
     try:
@@ -118,8 +130,8 @@ def is_whole(folder: Path) -> bool:
 
 def _damaged(path: Path, why: str) -> str:
     return (
-        f"The manifest of the store is damaged: {path} ({why}). Bring it back from a copy, or delete it and run the "
-        "same record again: whole shards are kept."
+        f"The manifest of the store is damaged: {path} ({why}). Bring it back from a copy, or run the same "
+        "record again: whole shards are kept."
     )
 
 

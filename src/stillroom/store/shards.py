@@ -160,8 +160,8 @@ def missing(path: Path) -> str:
 def damaged(path: Path, found: str) -> str:
     """Say that a shard is not what was written."""
     return (
-        f"A shard of the store is damaged: {path} ({found}). Bring it back from a copy, or delete {path.name} and run "
-        "the same record again: only this shard is recorded anew."
+        f"A shard of the store is damaged: {path} ({found}). Bring it back from a copy, or run the same record again: "
+        "only this shard is recorded anew."
     )
 
 

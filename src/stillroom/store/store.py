@@ -17,8 +17,8 @@ from stillroom.contracts import SPANS, Batch, Signals, Source, State, Teacher, p
 from stillroom.errors import StoreError, TapError, say
 from stillroom.store.decoded import CHUNK, Held, Shelf
 from stillroom.store.encoding import MASK, NORM, Column, encode, named
-from stillroom.store.manifest import MANIFEST, SIDES, Manifest, read_manifest
-from stillroom.store.shards import compare, intact
+from stillroom.store.manifest import MANIFEST, SIDES, Manifest, read_manifest, verified
+from stillroom.store.shards import intact
 
 
 def memory_budget() -> int:
@@ -353,10 +353,7 @@ class Store:
         Raises:
             StoreError: a shard is missing or a byte in it has changed.
         """
-        manifest = read_manifest(self.folder)
-        for shard in manifest.shards:
-            compare(self.folder, shard)
-        return {"shards": len(manifest.shards), "bytes": manifest.bytes}
+        return verified(self.folder)
 
 
 def _companion(name: str, signals: Mapping[str, Any]) -> bool:
