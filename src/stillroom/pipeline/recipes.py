@@ -44,8 +44,8 @@ def experiment_of(recipe: Recipe) -> Experiment:
     arms = {name: _arm(recipe.arm(name), name, making) for name in recipe.arms}
     first = next(iter(arms.values()))
     if recipe.control and teachers and first.reads_labels:
-        labels = next(one for one in recipe.arm(first.name).objectives if one.use == "labels")
-        arms = {ALONE: control_of(first, lambda: match("labels", **labels.options)), **arms}
+        options = _labels_options(recipe.arm(first.name))
+        arms = {ALONE: control_of(first, lambda: match("labels", **options)), **arms}
     trainings = [plan.training for plan in teachers.values() if plan.training is not None]
     trainings += [part.training for arm in arms.values() for part in (*arm.before, arm)]
     for asked in (training.views for training in trainings):
@@ -71,6 +71,13 @@ def experiment_of(recipe: Recipe) -> Experiment:
         recipe.evaluate.rows if recipe.evaluate else 2000,
         recipe.record.precision,
     )
+
+
+def _labels_options(recipe: Recipe) -> dict[str, Any]:
+    """Return the options of the last ``labels`` that the student is trained on, in whichever stage; none: defaults."""
+    entries = [stage.objectives or recipe.objectives for stage in recipe.stages if stage.student is None]
+    found = [one for part in reversed(entries or [recipe.objectives]) for one in part if one.use == "labels"]
+    return dict(found[0].options) if found else {}
 
 
 def open_data(block: Data, views: int = 1) -> Source:
