@@ -774,10 +774,13 @@ CALLS: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
         lambda w: _distill(objectives=["labels", lambda: stillroom.match("hint", "first", "frist")]),
         ("frist", "'first'", "the teacher"),
     ),
-    "a student of other classes": (lambda w: _distill(student=lambda: Small(classes=5)), ("(4, 5)", "(4, 3)", "'kd'")),
+    "a student of other classes": (
+        lambda w: _distill(student=lambda: Small(classes=5)),
+        ("(4, 5)", "(4, 3)", "student"),
+    ),
     "labels beyond the network": (
         lambda w: _distill(teacher=Small(classes=2), student=lambda: Small(classes=2)),
-        ("labels", "[2]", "0 to 1"),
+        ("labels", "(4, 2)", "0, 1, 2"),
     ),
     "a student that cannot take the rows": (
         lambda w: _distill(student=lambda: Small(width=7)),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError, ModelError, UserError, say
+from stillroom.errors import ModelError, UserError, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -160,9 +160,6 @@ def _teacher(place: Path, source: Source, load: Load, fits: Fits) -> Teacher | n
         return store
     deployed = load(place)
     fits(deployed, source)
-    here, there = [str(name) for name in source.classes or ()], list(deployed.classes or ())
-    if here and there and here != there:
-        raise DataError(say(f"{place} knows other classes than the data", ", ".join(there[:10]), ", ".join(here[:10])))
     return deployed
 
 

@@ -28,6 +28,7 @@ from stillroom.progress import err, ticking
 from stillroom.randomness import forked
 from stillroom.settings import Training
 from stillroom.store import Store
+from stillroom.tasks import check_names
 
 MakeStudent = Callable[[], nn.Module]
 TRIALS = (0.3, 1.0, 3.0)
@@ -163,6 +164,7 @@ def _teacher(teacher: nn.Module | Store, source: Source) -> TeacherPlan:
         return TeacherPlan({"store": str(teacher.folder)}, store=str(teacher.folder))
     if not isinstance(teacher, nn.Module):
         raise ModelError(say("This cannot teach", type(teacher).__name__, "an nn.Module or a Store"))
+    check_names(getattr(teacher, "classes", None), source.classes, "The teacher")
     network, encode = _network(teacher), _encode(teacher, source)
     return TeacherPlan(
         {"module": fingerprint_of(teacher)}, lambda: network, encode, None, None, _config(network, source, encode)

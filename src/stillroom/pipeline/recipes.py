@@ -21,6 +21,7 @@ from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, SynthesisPlan, T
 from stillroom.recipe import Data, Own, Recipe, Stage, Teacher, written
 from stillroom.recipe import Objective as ObjectiveEntry
 from stillroom.settings import Ramp
+from stillroom.tasks import check_names
 
 
 def experiment_of(recipe: Recipe) -> Experiment:
@@ -200,6 +201,7 @@ def _teacher(block: Teacher, making: Making) -> TeacherPlan:
     if block.load is not None:
         deployed = load(block.load)
         check_columns(deployed.encode, making.data)
+        check_names(deployed.classes, making.data.classes, f"The model in {block.load}")
         config = {key: value for key, value in deployed.config.items() if key in ("model", "shape", "input", "classes")}
         return TeacherPlan(
             {"load": fingerprint_of(deployed)}, lambda: deployed.model, deployed.encode, None, None, config

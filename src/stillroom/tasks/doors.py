@@ -37,18 +37,18 @@ def check_answers(
         UserError: of the class ``error``: no row of logits an example, fewer than two classes, or another number of
             classes than the data has.
     """
-    shape = tuple(answers.shape)
+    shape, allowed = tuple(answers.shape), f"logits ({rows}, classes), at least 2 classes"
     given = f"answers of shape {shape} to {rows} rows from {whose}"
     if answers.dim() != 2 or len(answers) != rows:
         kind = " (a sequence a row)" if answers.dim() == 3 else " (a number a row)" if answers.dim() == 1 else ""
-        raise error(say(MEASURED, given + kind, ALLOWED, INSTEAD))
+        raise error(say(MEASURED, given + kind, allowed, INSTEAD))
     if shape[1] < 2:
-        raise error(say(MEASURED, f"{given} (a number a row, as of a regression)", ALLOWED, INSTEAD))
+        raise error(say(MEASURED, f"{given} (a number a row, as of a regression)", allowed, INSTEAD))
     if not answers.is_floating_point():
         kind = str(answers.dtype).removeprefix("torch.")
         raise error(say(MEASURED, f"{given}, {kind}", "logits, which are floating numbers", INSTEAD))
     if classes is not None and len(classes) != shape[1]:
-        do = f"Give a model with {len(classes)} outputs."
+        do = f"Give a model with {len(classes)} outputs, one for each class of the labels."
         if shape[1] > len(classes):
             do += (
                 " Where the labels at hand do not reach the last class, name all of them: "
@@ -58,7 +58,7 @@ def check_answers(
             say(
                 f"The data has {len(classes)} classes, and the model answers {shape[1]}",
                 given,
-                f"{len(classes)} logits a row, for {listed(classes)}",
+                f"({rows}, {len(classes)}), the classes {listed(classes)}",
                 do,
             )
         )
@@ -126,9 +126,16 @@ def check_known(labels: Tensor | None, classes: Sequence[str] | None) -> None:
 
 
 def check_names(
-    theirs: Sequence[str] | None, data: Sequence[str] | None, whose: str, *, error: type[UserError] = DataError
+    theirs: Sequence[str] | None,
+    data: Sequence[str] | None,
+    whose: str,
+    *,
+    numbers: bool = True,
+    error: type[UserError] = DataError,
 ) -> None:
-    """See that a model's logits stand for the data's classes, in the same order; plain numbers are no names.
+    """See that a model's logits stand for the data's classes, in the same order.
+
+    With ``numbers`` 0, 1, 2, ... fit any names of as many classes: so classes are called that nobody named.
 
     Raises:
         UserError: of the class ``error``: the classes are others, or stand in another order; says which.
@@ -136,7 +143,8 @@ def check_names(
     if theirs is None or data is None:
         return
     there, here = [str(name) for name in theirs], [str(name) for name in data]
-    if len(there) == len(here) and (there == here or _numbers(there) or _numbers(here)):
+    unnamed = numbers and len(there) == len(here) and (_numbers(there) or _numbers(here))
+    if there == here or unnamed:
         return
     if sorted(there) == sorted(here):
         place = next(number for number, name in enumerate(there) if here[number] != name)
