@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from stillroom.contracts import UNLABELLED, Batch, Signals, Tap, Teacher
 from stillroom.errors import ModelError, say
 from stillroom.taps import Takes, read
 from stillroom.tasks import check_answers
+from stillroom.tensors import copy_of
 
 
 class Live:
@@ -157,7 +157,7 @@ class _Follower:
         self, student: nn.Module, taps: Iterable[str | Tap], encode: Callable[..., Any] | None, takes: Takes
     ) -> None:
         self.student = student
-        self.copy = copy.deepcopy(student).eval().requires_grad_(False)
+        self.copy = copy_of(student, "A student that is to teach itself").eval().requires_grad_(False)
         self.live = Live(self.copy, taps, encode=encode, takes=takes)
 
     @torch.no_grad()

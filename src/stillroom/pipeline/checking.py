@@ -66,7 +66,7 @@ def check_shapes(experiment: Experiment, processes: int | None = None) -> dict[s
         shown |= {f"{name}/{key}" if name else key: value for key, value in answers.items()}
         if name:
             shown["logits"] = answers["logits"]
-        if plan.training is None and probabilities(answers["logits"]):
+        if plan.training is None and experiment.reads_logits and probabilities(answers["logits"]):
             facts[f"teacher {name}".strip()] = softened_twice("it")
     processes = _processes(experiment) if processes is None else processes
     for name, arm in experiment.arms.items():
@@ -102,9 +102,8 @@ def _answers(experiment: Experiment, name: str, batch: Batch) -> Signals:
 
 def _learns(module: nn.Module, plan: TeacherPlan, settings: Training, whose: str, batch: Batch) -> None:
     """Try a step of a teacher that is to be trained; it is made anew when it is."""
-    with blaming(whose, batch, module):
-        learner = Learner(module, ["labels"], encode=plan.encode, precision=settings.precision)
-        try_step(learner, batch, {}, settings)
+    learner = Learner(module, ["labels"], encode=plan.encode, precision=settings.precision)
+    try_step(learner, whose, batch, {}, settings)
 
 
 def _targets(experiment: Experiment, arm: ArmPlan) -> None:
@@ -170,15 +169,17 @@ def _part(
         with blaming(whose, batch, student), torch.no_grad():
             learner(dict(batch), shown | extra)
     note = ""
-    with blaming(whose, batch, student):
-        if learner.reader.derives:
+    if learner.reader.derives:
+        with blaming(whose, batch, student):
             note = "; " + _room(title, learner, batch, shown | extra, settings, at_once)
-        try_step(learner, batch, shown | extra, settings)
+    try_step(learner, whose, batch, shown | extra, settings)
     return learner, note
 
 
 def _copied(student: nn.Module) -> nn.Module:
     """Return a copy that a step may spoil; a fresh student that cannot be copied (weight_norm) is taken itself."""
+    if isinstance(student, torch.jit.ScriptModule):  # of a copy no parameter can be trained
+        return student
     try:
         return copy.deepcopy(student)
     except (RuntimeError, TypeError):

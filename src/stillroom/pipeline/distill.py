@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from stillroom.randomness import forked
 from stillroom.settings import Training
 from stillroom.store import Store
 from stillroom.tasks import check_names
+from stillroom.tensors import copy_of
 
 MakeStudent = Callable[[], nn.Module]
 TRIALS = (0.3, 1.0, 3.0)
@@ -179,11 +179,11 @@ def _arm(
     labels: int | None,
     seeds: Sequence[int],
 ) -> ArmPlan:
-    start = copy.deepcopy(student) if isinstance(student, nn.Module) else None
+    start = copy_of(student, "The student") if isinstance(student, nn.Module) else None
 
     def whole(seed: int) -> nn.Module:
         if start is not None:
-            return copy.deepcopy(start)
+            return copy_of(start, "The student")
         with forked(seed, "weights"):
             made = student()
         if not isinstance(made, nn.Module):

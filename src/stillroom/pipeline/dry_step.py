@@ -39,16 +39,19 @@ REMEDIES: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def try_step(learner: Learner, batch: Batch, teacher: Signals, settings: Training) -> None:
+def try_step(learner: Learner, whose: str, batch: Batch, teacher: Signals, settings: Training) -> None:
     """Train a sized learner for one step in training mode, on as many rows as a batch will have.
 
     The learner is spoilt by it; PyTorch's generator stays as it was. The few rows of ``batch`` are repeated.
+
+    Raises:
+        UserError: it cannot be trained so; says ``whose`` it is.
     """
     rows = torch.arange(rows_tried(learner, settings)) % len(batch["id"])
-    optimizer = optimizer_of(learner, settings)
-    with forked(0, "dry step"), learner.reader:
+    optimizer, some = optimizer_of(learner, settings), taken(batch, rows)
+    with blaming(f"a step of training {whose}", some, learner.student), forked(0, "dry step"), learner.reader:
         learner.train()
-        losses = learner(taken(batch, rows), taken(teacher, rows))
+        losses = learner(some, taken(teacher, rows))
         if losses["loss"].requires_grad:
             with trained_through(learner.reader.taps):
                 losses["loss"].backward()

@@ -222,6 +222,13 @@ class Experiment:
         return torch.cat([*(Rows.of(arm.seen(self.data)).labelled for arm in pupils), *rest]).unique()
 
     @property
+    def reads_logits(self) -> bool:
+        """Whether some objective reads the logits of a teacher."""
+        parts = [part for arm in self.arms.values() for part in (*arm.before, arm)]
+        places = [one for part in parts for objective in part.objectives() for one in objective.places("teacher")]
+        return any(str(one.tap) == "logits" for one in places)
+
+    @property
     def main(self) -> ArmPlan:
         """The first arm that is not the control: what metrics call ``distilled``."""
         return next(arm for name, arm in self.arms.items() if name != ALONE)
