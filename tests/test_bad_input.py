@@ -314,7 +314,7 @@ def _other_classes(w: World) -> Arguments:
     return ["run", recipe, "--out", "out", "--quiet"]
 
 
-case("a teacher of other classes", _other_classes, "(4, 3)", "(4, 4)", "classes")
+case("a teacher of other classes", _other_classes, "4 classes", "3 classes", "done/teacher")
 
 
 def _npz(**change: Any) -> Callable[[World], Arguments]:

@@ -222,6 +222,26 @@ def test_every_door_of_python_compares_the_names_of_classes(tmp_path):
     untrained(tmp_path)
 
 
+def test_recipes_and_commands_compare_the_names_of_classes(tmp_path):
+    from stillroom.cli.models import _fits
+    from stillroom.models.bundle import load, save_bundle
+    from stillroom.models.encode import encode_for
+    from stillroom.models.zoo import build
+    from stillroom.pipeline.making import input_of
+
+    recipe = {**STAGED, "objectives": [LABELS, KD]}
+    source = experiment_of(read_recipe(recipe)).data
+    names = list(source.classes)
+    for wrong, said in ((names[::-1], "in another order"), ([*names[1:], "hat"], "other classes than the data")):
+        model = build("net", shape=(1, 28, 28), classes=10, hidden=8)
+        about = {"model": {"use": "net", "options": {"hidden": 8}}, "shape": [1, 28, 28], "input": input_of(source)}
+        folder = tmp_path / said.replace(" ", "-")
+        save_bundle(folder, model, encode=encode_for(source), config={**about, "classes": wrong})
+        loaded = {**recipe, "teacher": {"load": str(folder)}}
+        refuses(said, lambda: experiment_of(read_recipe(loaded)), DataError)  # noqa: B023
+        refuses(said, lambda: _fits(load(folder), source), DataError)  # noqa: B023
+
+
 # --- stages -----------------------------------------------------------------------------------------------
 
 STAGED = {
@@ -253,6 +273,25 @@ def test_the_objectives_of_an_earlier_stage_are_tried_too():
     hint = {"use": "hint", "student": "nowhere"}
     recipe = {**STAGED, "objectives": [LABELS], "stages": [{"objectives": [hint]}, {"objectives": [KD]}]}
     refuses("nowhere", lambda: check_shapes(experiment_of(read_recipe(recipe))))
+
+
+def own_targets(student_logits, targets):
+    return -(student_logits.log_softmax(1) * targets).sum(1).mean()
+
+
+@pytest.mark.parametrize(
+    "data, objectives, more, why",
+    [
+        ({"inputs": X, "labels": Y, "targets": torch.eye(2)[Y]}, ["labels", own_targets], {}, "is itself the student"),
+        ((X, Y), ["labels", "kd"], {"control": False}, "control: false"),
+        ((X, Y), ["kd"], {"labels": 0}, "the student sees no label"),
+        (X, ["kd"], {}, "the data has no labels"),
+    ],
+    ids=["nothing reads the teacher", "control", "labels", "data"],
+)
+def test_a_run_without_a_control_says_why(data, objectives, more, why, tmp_path):
+    result = distill(nn.Linear(6, 2), lambda: nn.Linear(6, 2), data, objectives, steps=2, out=tmp_path, **more)
+    assert why in result.metrics["reason"] and why in result.verdict
 
 
 def test_too_few_test_rows_for_a_graph_are_found_before_training():

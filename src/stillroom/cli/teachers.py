@@ -152,6 +152,8 @@ def _run_of(places: Sequence[Path]) -> Path | None:
 
 
 def _teacher(place: Path, source: Source, load: Load, fits: Fits) -> Teacher | nn.Module:
+    from stillroom.tasks import check_names
+
     if (place / MANIFEST).is_file():
         from stillroom.store import Store
 
@@ -160,6 +162,7 @@ def _teacher(place: Path, source: Source, load: Load, fits: Fits) -> Teacher | n
         return store
     deployed = load(place)
     fits(deployed, source)
+    check_names(deployed.classes, source.classes, str(place), numbers=False)
     return deployed
 
 

@@ -243,6 +243,22 @@ class Experiment:
         return list(dict.fromkeys(wanted))
 
 
+def without_control(experiment: Experiment) -> str:
+    """Say why a run with a teacher has no control."""
+    main = experiment.main
+    if not main.reads_teacher:
+        why = f"no objective reads the teacher: '{main.name}' is itself the student alone"
+    elif not experiment.data.classes:
+        why = "the data has no labels to learn from alone"
+    elif main.labels == 0:
+        why = "the student sees no label"
+    elif experiment.recipe and not main.reads_labels:
+        why = "no objective reads labels"
+    else:
+        why = "control: false"
+    return f"there is no control in this run ({why}), so the gap is not known"
+
+
 def combined(stores: Mapping[str, Teacher]) -> Teacher | None:
     """Return one teacher for the arms: the store itself, or several with their names before their signals."""
     from stillroom.teachers import Average
