@@ -275,6 +275,12 @@ def test_the_objectives_of_an_earlier_stage_are_tried_too():
     refuses("nowhere", lambda: check_shapes(experiment_of(read_recipe(recipe))))
 
 
+def test_a_stage_that_reads_a_teacher_needs_one():
+    recipe = {**STAGED, "objectives": [LABELS], "stages": [{"objectives": [KD]}, {}]}
+    del recipe["teacher"]
+    refuses("read a teacher: got none", lambda: check_shapes(experiment_of(read_recipe(recipe))))
+
+
 def own_targets(student_logits, targets):
     return -(student_logits.log_softmax(1) * targets).sum(1).mean()
 

@@ -139,6 +139,19 @@ def test_what_a_module_raises_is_quoted_with_its_type(who, error, words, tmp_pat
     assert words in said and f"the {who}" in said and "inputs (" in said
 
 
+def test_a_function_that_fails_to_make_a_student_is_quoted(tmp_path):
+    said = told(tmp_path, student=nn.Linear)
+    assert "the function that makes the student: got 'TypeError" in said and "in_features" in said
+
+
+def test_a_student_without_a_gradient_is_found_before_training(tmp_path):
+    class Detached(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs).detach()
+
+    assert "a Detached whose answers do not depend on its weights" in told(tmp_path, student=lambda: Detached(8, 2))
+
+
 @pytest.mark.parametrize(
     "teacher, data, words",
     [

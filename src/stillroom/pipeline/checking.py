@@ -156,6 +156,9 @@ def _part(
         student = _copied(plan.make_student(0)).eval()
     with blaming(whose, batch, student):
         learner = Learner(student, plan.objectives(), encode=plan.encode, precision=settings.precision)
+        if learner.teacher_places and not shown:
+            needs = [place.key for place in learner.teacher_places]
+            raise TrainError(say(f"Objectives of arm '{title}' read a teacher", "none", needs, "Give one: teacher:."))
         extra = {f"{name}.bank": shown[name][:2] for name in learner.banks}
         extra |= {f"{name}.bank.mask": torch.ones(len(batch["id"]), 2, dtype=torch.bool) for name in learner.banks}
         seen = learner.reader(dict(batch), shown | extra)

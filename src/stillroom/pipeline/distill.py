@@ -19,6 +19,7 @@ from stillroom.models.bundle import Deployed, load
 from stillroom.models.encode import encode_for
 from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.objectives import Given, Objective, match, objectives_of
+from stillroom.pipeline.dry_step import blaming
 from stillroom.pipeline.making import input_of
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, TeacherPlan, control_of
 from stillroom.pipeline.run import perform
@@ -184,7 +185,7 @@ def _arm(
     def whole(seed: int) -> nn.Module:
         if start is not None:
             return copy_of(start, "The student")
-        with forked(seed, "weights"):
+        with forked(seed, "weights"), blaming("the function that makes the student", {}):
             made = student()
         if not isinstance(made, nn.Module):
             raise ModelError(

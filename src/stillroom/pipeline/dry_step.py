@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.contracts import Batch, Signals
-from stillroom.errors import ModelError, StillroomError, TapError
+from stillroom.errors import ModelError, StillroomError, TapError, say
 from stillroom.learner import Learner, taken
 from stillroom.randomness import forked
 from stillroom.settings import Training
@@ -52,10 +52,14 @@ def try_step(learner: Learner, whose: str, batch: Batch, teacher: Signals, setti
     with blaming(f"a step of training {whose}", some, learner.student), forked(0, "dry step"), learner.reader:
         learner.train()
         losses = learner(some, taken(teacher, rows))
-        if losses["loss"].requires_grad:
-            with trained_through(learner.reader.taps):
-                losses["loss"].backward()
-            optimizer.step()
+        if not losses["loss"].requires_grad:
+            kind = type(learner.student).__name__
+            given = f"a {kind} whose answers do not depend on its weights by anything with a derivative"
+            do = "Take no_grad, detach() and rounding out of its forward."
+            raise ModelError(say(f"Nothing can be learnt by {whose}", given, "a forward with a gradient", do))
+        with trained_through(learner.reader.taps):
+            losses["loss"].backward()
+        optimizer.step()
     learner.eval()
 
 
@@ -96,7 +100,8 @@ def _told(whose: str, signals: Mapping[str, Tensor], module: nn.Module | None, e
     else:
         told = [(allowed, do) for words, allowed, do in REMEDIES if re.search(words, str(error))]
         allowed, do = told[0] if told else ("a forward that takes such a batch in both modes", "Mend it.")
-    return f"A first try failed in {whose}: got {given} and '{reason}'. Allowed: {allowed}. {do}"
+    given += " and " if given else ""
+    return f"A first try failed in {whose}: got {given}'{reason}'. Allowed: {allowed}. {do}"
 
 
 def _name(dtype: torch.dtype) -> str:
