@@ -53,8 +53,9 @@ def check_shapes(experiment: Experiment, processes: int | None = None) -> dict[s
     data = experiment.data
     for name in ("train", "validation", "test"):
         if len(data.splits.get(name, ())) == 0:
+            given = f"0 of {len(data):,} examples (of copies one is kept)"
             raise DataError(
-                say(f"The data has no {name} rows", "0", "at least 1", "Choose another split or more data.")
+                say(f"The data has no {name} rows", given, "at least 1", "Choose another split or more data.")
             )
     _exported(experiment)
     check_known(labels_known(data), data.classes)
