@@ -315,7 +315,7 @@ def _other_classes(w: World) -> Arguments:
     return ["run", recipe, "--out", "out", "--quiet"]
 
 
-case("a teacher of other classes", _other_classes, "(4, 3)", "(4, 4)", "classes")
+case("a teacher of other classes", _other_classes, "4 classes", "3 classes", "done/teacher")
 
 
 def _npz(**change: Any) -> Callable[[World], Arguments]:
@@ -775,10 +775,13 @@ CALLS: dict[str, tuple[Callable[[World], Any], tuple[str, ...]]] = {
         lambda w: _distill(objectives=["labels", lambda: stillroom.match("hint", "first", "frist")]),
         ("frist", "'first'", "the teacher"),
     ),
-    "a student of other classes": (lambda w: _distill(student=lambda: Small(classes=5)), ("(4, 5)", "(4, 3)", "'kd'")),
+    "a student of other classes": (
+        lambda w: _distill(student=lambda: Small(classes=5)),
+        ("(4, 5)", "(4, 3)", "student"),
+    ),
     "labels beyond the network": (
         lambda w: _distill(teacher=Small(classes=2), student=lambda: Small(classes=2)),
-        ("labels", "[2]", "0 to 1"),
+        ("labels", "(4, 2)", "0, 1, 2"),
     ),
     "a student that cannot take the rows": (
         lambda w: _distill(student=lambda: Small(width=7)),

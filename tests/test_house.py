@@ -27,8 +27,8 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0 words, with types", ("contracts",)),
     ("1 ground", ("behaviour", "files", "progress", "randomness", "settings", "utf8")),
     ("1 with files", ("cache",)),
-    ("2 tools", ("tensors", "order", "statistics", "taps", "losses", "data")),
-    ("3 parts", ("objectives", "models", "store", "teachers", "tasks")),
+    ("2 tools", ("tensors", "order", "statistics", "taps", "tasks", "losses", "data")),
+    ("3 parts", ("objectives", "models", "store", "teachers")),
     ("4", ("learner", "checkpoint", "attacks")),
     ("4 with a learner", ("gradients",)),
     (

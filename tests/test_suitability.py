@@ -292,7 +292,7 @@ def test_what_cannot_be_asked_is_refused_in_words(data, teachers):
         ({"teachers": {1: make(), 2: make()}}, UserError, r"names \[1, 2\]"),
         ({"teachers": {"a": "cnn", "b": make()}}, ModelError, "'a' cannot be a teacher: got 'cnn'"),
         ({"teachers": {"a": lambda batch: 3, "b": make()}}, ModelError, "got a int.*signals with logits"),
-        ({"teachers": {"a": Told(torch.zeros(400)), "b": make()}}, ModelError, r"got \(80,\).*\(80, classes\)"),
+        ({"teachers": {"a": Told(torch.zeros(400)), "b": make()}}, ModelError, r"shape \(80,\).*\(80, classes\)"),
         ({"teachers": {"a": nn.Linear(7, 4), "b": make()}}, ModelError, "the teacher 'a' failed.*80x6 and 7x4"),
         ({"student": "cnn"}, ModelError, "'cnn'.*a function without arguments"),
         ({"student": lambda width: make()}, ModelError, "width.*a function without arguments"),

@@ -17,6 +17,7 @@ from stillroom.contracts import UNLABELLED, Batch, Progress, Source, Teacher
 from stillroom.errors import DataError, ModelError, UserError, say
 from stillroom.randomness import uniform
 from stillroom.taps import Reader, Takes, read
+from stillroom.tasks import check_answers, check_labels
 
 End = float | Sequence[float] | Tensor  # of a range: one for all inputs, or one for each column of a table
 CHUNK = 250  # examples attacked at once when a model is measured
@@ -247,11 +248,10 @@ class PGD:
             do = "A module is asked about tensors, a teacher about a Batch: wrap it, teacher=Live(module, ['logits'])."
             raise ModelError(say("This is no teacher", f"a bare {type(self.teacher).__name__}", allowed, do)) from error
         logits = shown.get("logits") if isinstance(shown, Mapping) else None
-        if logits is None or logits.dim() != 2 or len(logits) != len(batch["id"]):
+        if logits is None:
             given = f"signals {', '.join(shown)}" if isinstance(shown, Mapping) else f"a {type(shown).__name__}"
-            given += "" if logits is None else f", logits of shape {tuple(logits.shape)}"
             raise ModelError(say("The teacher of an attack shows no logits of classes", given, allowed))
-        return logits.detach().float()
+        return check_answers(logits, "the teacher of an attack", len(batch["id"])).detach().float()
 
 
 def _number(value: object) -> bool:
@@ -287,7 +287,8 @@ def _slope(reader: Reader, batch: Batch, moved: Tensor, away: Callable[[Tensor],
     """Return the gradient of what is driven up, for every row its own: rows do not meet in eval mode."""
     with torch.enable_grad():
         asked = moved.detach().requires_grad_().view_as(moved)  # no leaf: operations could not be counted
-        pushed = away(reader(batch | {"inputs": asked})["logits"].float())
+        shown = reader(batch | {"inputs": asked})["logits"]
+        pushed = away(check_answers(shown, type(reader.module).__name__, len(asked)).float())
         slope = None
         if pushed.requires_grad:
             (slope,) = torch.autograd.grad(pushed, asked, allow_unused=True)
@@ -355,14 +356,15 @@ def under_attack(
             part = examples[start : start + CHUNK]
             batch = data.batch(torch.stack([part, torch.zeros_like(part)], 1))
             labels = batch.get("labels")
+            check_labels(labels, len(part))
             if labels is None or bool((labels == UNLABELLED).any()):
                 raise DataError(say("Accuracy needs labels", f"rows of '{split}' without one", "a labelled split"))
+            with torch.no_grad():
+                answers = check_answers(reader(batch)["logits"], type(model).__name__, len(part), data.classes)
             moved = seeded.find(model, batch)
             with torch.no_grad():
-                right = [
-                    reader(batch | {"inputs": inputs})["logits"].argmax(1) == labels
-                    for inputs in (batch["inputs"], moved)
-                ]
+                told = reader(batch | {"inputs": moved})["logits"]
+            right = [shown.argmax(1) == labels for shown in (answers, told)]
             plain.append(right[0])
             attacked.append(right[0] & right[1])
             if progress is not None:

@@ -335,7 +335,7 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A name for the raw examples: equal for equal examples."""
+        """A name for the raw examples: equal for equal examples. ``as_source`` derives it for a source without one."""
         ...
 
     def __len__(self) -> int: ...

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stillroom.contracts import Progress, Source, Teacher
 from stillroom.errors import DataError, say
 from stillroom.taps import Takes, read
-from stillroom.tasks import measure
+from stillroom.tasks import check_answers, check_labels, check_names, measure
 
 BATCH = 500
 
@@ -33,6 +33,9 @@ def answer(
     """Return the model's logits (rows, classes) on the plain examples and their labels; its mode comes back.
 
     Labels are None when the source has none.
+
+    Raises:
+        UserError: the answers are no logits of classes, or the labels no class numbers.
     """
     reader = read(module, ["logits"], encode, takes=takes)
     modes = [part for part in module.modules() if part.training]
@@ -42,8 +45,10 @@ def answer(
         with torch.no_grad():
             for start in range(0, len(examples), BATCH):
                 batch = data.batch(plain_ids(examples[start : start + BATCH]))
-                logits.append(reader(batch)["logits"].float())
+                shown = reader(batch)["logits"]
+                logits.append(check_answers(shown, type(module).__name__, len(batch["id"])).float())
                 if "labels" in batch:
+                    check_labels(batch["labels"], len(batch["id"]))
                     labels.append(batch["labels"])
                 if progress is not None:
                     progress(min(start + BATCH, len(examples)), len(examples), "evaluate")
@@ -62,7 +67,12 @@ def evaluate(
     encode: Callable[..., Any] | None = None,
     takes: Takes = ("inputs",),
 ) -> dict[str, float]:
-    """Return accuracy, calibration error and, with a teacher, agreement and KL(teacher || student) on a split."""
+    """Return accuracy, calibration error and, with a teacher, agreement and KL(teacher || student) on a split.
+
+    Raises:
+        DataError: the split has no rows, the labels are no class numbers, or the model knows other classes by name.
+        ModelError: the model or the teacher does not answer logits of the data's classes.
+    """
     if split not in data.splits or not len(data.splits[split]):
         raise DataError(
             say(
@@ -71,10 +81,12 @@ def evaluate(
                 [name for name, rows in data.splits.items() if len(rows)],
             )
         )
-    examples = data.splits[split]
+    examples, name = data.splits[split], type(module).__name__
+    check_names(getattr(module, "classes", None), data.classes, name)
     logits, labels = answer(module, data, examples, encode=encode, takes=takes)
+    check_answers(logits, name, len(examples), data.classes)
     told = None
     if teacher is not None:
         parts = [teacher(data.batch(plain_ids(part)))["logits"].float() for part in examples.split(BATCH)]
-        told = torch.cat(parts)
+        told = check_answers(torch.cat(parts), "the teacher", len(examples), data.classes)
     return measure(logits, labels, told)

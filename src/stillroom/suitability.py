@@ -24,6 +24,7 @@ from stillroom.randomness import draw, forked, permutation
 from stillroom.settings import Training
 from stillroom.store import Store
 from stillroom.taps import Reader, Takes, read
+from stillroom.tasks import check_answers, check_labels, check_names
 from stillroom.teachers import Average, Live
 from stillroom.train import Rows, fit
 
@@ -188,6 +189,7 @@ def _teacher(one: Teacher | nn.Module, source: Source) -> Teacher:
     if isinstance(one, Store):
         return one.use("logits")
     if isinstance(one, Deployed):
+        check_names(one.classes, source.classes, "A teacher")
         return Live(one.model, encode=one.encode)
     return Live(one, encode=encode_for(source)) if isinstance(one, nn.Module) else one
 
@@ -225,6 +227,7 @@ def _asked(teachers: Mapping[str, Teacher], source: Source, rows: int, seed: int
             say("These teachers know other classes than each other", widths, "as many for all", "Leave one out.")
         )
     batch = source.batch(_plain(held))
+    check_labels(batch.get("labels"), len(held))
     truth = batch.get("labels", torch.full((len(held),), UNLABELLED))
     own = truth[: len(validation)]
     checked = validation[own != UNLABELLED]
@@ -260,10 +263,7 @@ def _logits(teacher: Teacher, source: Source, examples: Tensor, name: str = "") 
         if not isinstance(shown, Mapping) or "logits" not in shown:
             given = str(sorted(shown)) if isinstance(shown, Mapping) else f"a {type(shown).__name__}"
             raise ModelError(say("A teacher shows no logits", given, "signals with logits", "Record or show them."))
-        shape = tuple(shown["logits"].shape)
-        if len(shape) != 2 or shape[0] != len(part):
-            raise ModelError(say("A teacher's logits are not those of classes", shape, f"({len(part)}, classes)"))
-        parts.append(shown["logits"].float())
+        parts.append(check_answers(shown["logits"], f"the teacher '{name}'", len(part)).float())
     return torch.cat(parts)
 
 
@@ -285,7 +285,8 @@ def _mean(answers: Mapping[str, Tensor]) -> Tensor:
 def _same_classes(module: nn.Module, encode: Callable[..., Any] | None, takes: Takes, answers: _Answers) -> None:
     first = {name: value[:1] for name, value in answers.rows.items()}
     with _resting(module), torch.no_grad(), _asking("the student"):
-        mine = int(read(module, ["logits"], encode, takes=takes)(first)["logits"].shape[1])
+        shown = read(module, ["logits"], encode, takes=takes)(first)["logits"]
+        mine = int(check_answers(shown, "the student", 1).shape[1])
     theirs = int(next(iter(answers.told.values())).shape[1])
     if mine != theirs:
         raise ModelError(

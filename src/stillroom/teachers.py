@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 from stillroom.contracts import UNLABELLED, Batch, Signals, Tap, Teacher
 from stillroom.errors import ModelError, say
 from stillroom.taps import Takes, read
+from stillroom.tasks import check_answers
+from stillroom.tensors import copy_of
 
 
 class Live:
@@ -88,7 +89,8 @@ class Average:
     https://arxiv.org/abs/2201.00007); examples without a label weigh the teachers equally.
 
     Raises:
-        ModelError: no teacher, or weights that do not fit.
+        ModelError: no teacher, or weights that do not fit; when asked, teachers that do not answer logits of as many
+            classes each.
     """
 
     def __init__(
@@ -115,10 +117,20 @@ class Average:
     def __call__(self, batch: Batch) -> Signals:
         """Return every teacher's signals, prefixed, and their combination as ``logits``."""
         signals = self.together(batch)
-        logits = torch.stack([signals[f"{name}/logits"].float() for name in self.names])
+        logits = torch.stack([self._answers(signals, name, len(batch["id"])) for name in self.names])
         weights = self._confidence(logits, batch) if self.weights is None else self._fixed(logits)
         mixture = (weights[..., None] * logits.softmax(2)).sum(0)
         return signals | {"logits": mixture.clamp(min=torch.finfo(mixture.dtype).tiny).log()}
+
+    def _answers(self, signals: Signals, name: str, rows: int) -> Tensor:
+        """Return one teacher's logits: only of classes, and as many of them as the first teacher's, is there a mean."""
+        logits = check_answers(signals[f"{name}/logits"], f"the teacher '{name}'", rows)
+        first = signals[f"{self.names[0]}/logits"]
+        if logits.shape != first.shape:
+            given = f"{logits.shape[1]} from '{name}' and {first.shape[1]} from '{self.names[0]}'"
+            do = "Leave one of them out, or read them by name ('big/logits') without an average."
+            raise ModelError(say("An average is of teachers with as many classes", given, "as many of each", do))
+        return logits.float()
 
     def _fixed(self, logits: Tensor) -> Tensor:
         assert self.weights is not None
@@ -145,7 +157,7 @@ class _Follower:
         self, student: nn.Module, taps: Iterable[str | Tap], encode: Callable[..., Any] | None, takes: Takes
     ) -> None:
         self.student = student
-        self.copy = copy.deepcopy(student).eval().requires_grad_(False)
+        self.copy = copy_of(student, "A student that is to teach itself").eval().requires_grad_(False)
         self.live = Live(self.copy, taps, encode=encode, takes=takes)
 
     @torch.no_grad()

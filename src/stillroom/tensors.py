@@ -8,6 +8,7 @@ of everything in the file, which is compared when it is read.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from stillroom.errors import Damaged, ModelError, UserError, nearest, say
 
@@ -29,10 +31,30 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and persistent buffer of ``module`` by name, detached and not copied.
 
     Raises:
-        ModelError: the module keeps state that is not a tensor.
+        ModelError: the module keeps state that is not a tensor, or has parameters without a shape yet.
     """
+    lazy = sorted(name for name, value in module.named_parameters() if is_lazy(value))
+    if lazy:
+        raise ModelError(
+            say(
+                f"{type(module).__name__} has parameters whose shape is not known yet",
+                f"{_some(lazy)}, of a lazy module",
+                "a module that has seen its inputs once",
+                "Run it on one batch before it is handed over: made = Net(); made(inputs[:2]); return made.",
+            )
+        )
     state = {name: value for name, value in module.state_dict().items() if value is not None}
     odd = sorted(name for name, value in state.items() if not isinstance(value, Tensor))
+    if any("_packed_params" in name for name in odd):
+        raise ModelError(
+            say(
+                "A quantised module keeps its weights packed, not as tensors",
+                f"{_some(odd)} of {type(module).__name__}",
+                "a module of floating weights, or what it answered",
+                "Give the network as it was before it was quantised (an export can be: int8), or wrap it in a function "
+                "that returns {'logits': ...} and record that: stillroom.record.",
+            )
+        )
     if odd:
         raise ModelError(
             say(
@@ -43,6 +65,27 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
             )
         )
     return {name: value.detach() for name, value in state.items()}
+
+
+def copy_of(module: nn.Module, whose: str) -> nn.Module:
+    """Return a copy of a module that shares nothing with it.
+
+    Raises:
+        ModelError: PyTorch cannot copy it, as where tensors computed from others are kept as attributes.
+    """
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        raise ModelError(
+            say(
+                f"{whose} cannot be copied",
+                f"a {type(module).__name__} ('{type(error).__name__}: {reason}')",
+                "modules whose tensors are parameters and buffers",
+                "Pass a function that makes it, or use torch.nn.utils.parametrizations.weight_norm in the place of "
+                "torch.nn.utils.weight_norm.",
+            )
+        ) from error
 
 
 def restore(

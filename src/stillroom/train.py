@@ -413,12 +413,17 @@ class _Run:
 
     def _not_finite(self, step: int, batch: Batch, losses: Mapping[str, Tensor]) -> TrainError:
         terms = ", ".join(f"{name} = {float(value.detach()):.4g}" for name, value in losses.items())
+        takes = self.learner.reader.takes
+        read = {*(takes.values() if isinstance(takes, Mapping) else takes)}
+        read |= {slot.name for one in self._objectives() for slot in one.reads.sides("column")}
         bad = [
-            name for name, value in batch.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())
+            name
+            for name, value in batch.items()
+            if name in read and value.is_floating_point() and not bool(torch.isfinite(value).all())
         ]
         ids = batch["id"]
         if bad:
-            broken = ~torch.isfinite(batch[bad[0]].flatten(1)).all(1)
+            broken = ~torch.isfinite(batch[bad[0]].reshape(len(ids), -1)).all(1)
             ids = ids[broken]
         where = f"the column '{bad[0]}' is not finite in examples" if bad else "the batch begins with examples"
         return TrainError(

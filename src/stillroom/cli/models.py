@@ -292,6 +292,7 @@ def _fits(deployed: Deployed, source: Source) -> None:
     """See that a model takes the rows of a source, and knows its classes."""
     from stillroom.models.table_encode import check_columns
     from stillroom.pipeline.making import input_of
+    from stillroom.tasks import check_names
 
     wanted, given = dict(deployed.config["input"]), input_of(source)
     if list(wanted["shape"]) != list(given["shape"]) or wanted["dtype"] != given["dtype"]:
@@ -304,16 +305,7 @@ def _fits(deployed: Deployed, source: Source) -> None:
             )
         )
     check_columns(deployed.encode, source)
-    here, there = list(source.classes or ()), list(deployed.classes or ())
-    if here and there and len(here) != len(there):
-        raise DataError(
-            say(
-                "This data has other classes than the model",
-                f"{len(here)} classes",
-                f"{len(there)} classes ({', '.join(there[:10])})",
-                "Name the data it was trained for with --data.",
-            )
-        )
+    check_names(deployed.classes, source.classes, "The model")
 
 
 def _rows(input_: Mapping[str, Any]) -> str:

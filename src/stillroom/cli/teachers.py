@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError, ModelError, UserError, say
+from stillroom.errors import ModelError, UserError, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -152,6 +152,8 @@ def _run_of(places: Sequence[Path]) -> Path | None:
 
 
 def _teacher(place: Path, source: Source, load: Load, fits: Fits) -> Teacher | nn.Module:
+    from stillroom.tasks import check_names
+
     if (place / MANIFEST).is_file():
         from stillroom.store import Store
 
@@ -160,9 +162,7 @@ def _teacher(place: Path, source: Source, load: Load, fits: Fits) -> Teacher | n
         return store
     deployed = load(place)
     fits(deployed, source)
-    here, there = [str(name) for name in source.classes or ()], list(deployed.classes or ())
-    if here and there and here != there:
-        raise DataError(say(f"{place} knows other classes than the data", ", ".join(there[:10]), ", ".join(here[:10])))
+    check_names(deployed.classes, source.classes, str(place), numbers=False)
     return deployed
 
 

@@ -23,6 +23,8 @@ from stillroom.data.columns import (
     given_splits,
     no_such_example,
 )
+from stillroom.data.known import known
+from stillroom.data.loaders import taken_apart
 from stillroom.data.splits import NAMES, by_hash, checksum_of, trim
 from stillroom.data.texts import TextSource, texts_given, texts_in_splits
 from stillroom.data.views import Views
@@ -41,9 +43,9 @@ class ArraySource:
     """A source over tensors or arrays: rows are examples.
 
     Images are uint8, (N, C, H, W); uint8 (N, H, W) and (N, H, W, channels) are turned to that. Other inputs are kept
-    (float64 and float16 as float32). ``labels``: int64 (N,), -1 = unlabelled. ``splits``: example numbers of train,
-    validation and test, taken as they are; without them the rows are split 80/10/10 by hash. ``columns``: further
-    columns by name, N rows each.
+    (float64, float16 and bfloat16 as float32). ``labels``: int64 (N,), -1 = unlabelled. ``splits``: example numbers of
+    train, validation and test, taken as they are; without them the rows are split 80/10/10 by hash. ``columns``:
+    further columns by name, N rows each.
 
     Raises:
         DataError: unequal lengths, labels out of range, inputs that are not finite, unknown splits.
@@ -164,7 +166,7 @@ def _row_prints(values: Tensor) -> Tensor:
 
 
 def from_dataset(dataset: Any, *, name: str = "dataset", **options: Any) -> ArraySource:
-    """Read a map-style Dataset once into an :class:`ArraySource`; a DataLoader is taken apart.
+    """Read a map-style Dataset once into an :class:`ArraySource`; a DataLoader gives the rows it draws from.
 
     Items are ``(input, label)``, an input alone, or a dictionary with ``inputs``; ``options`` go to ArraySource.
 
@@ -177,6 +179,9 @@ def from_dataset(dataset: Any, *, name: str = "dataset", **options: Any) -> Arra
 def as_source(data: Any, *, name: str = "arrays", **options: Any) -> Source:
     """Return ``data`` as a source; what can be given is listed in ``INSTEAD``. A source is returned as it is.
 
+    A source of one's own has ``len``, ``batch``, ``hashes``, ``show``, ``splits`` and ``classes``; a fingerprint, where
+    it has none, is derived from these.
+
     A dictionary of train, validation, test keeps those splits; validation, where absent, is cut from train by hash.
 
     Raises:
@@ -184,6 +189,8 @@ def as_source(data: Any, *, name: str = "arrays", **options: Any) -> Source:
     """
     if isinstance(data, Source):
         return data
+    if (own := known(data)) is not None:
+        return own
     if isinstance(data, Mapping) and data and set(data) <= set(NAMES):
         texts = {split: found for split in NAMES if split in data and (found := texts_given(data[split])) is not None}
         if len(texts) == len(data):
@@ -237,8 +244,8 @@ def _join(parts: Sequence[Any], column: str) -> Tensor:
 def _columns_of(data: Any) -> dict[str, Any]:
     """Return ``inputs``, ``labels`` and ``columns`` of anything as_source takes, as tensors or arrays."""
     if isinstance(data, DataLoader):
-        data = data.dataset
-    if isinstance(data, (Tensor, np.ndarray)):
+        data = taken_apart(data)
+    if isinstance(data, (Tensor, np.ndarray)) or _is_frame(data):
         return {"inputs": data}
     if isinstance(data, TensorDataset):
         data = data.tensors
@@ -265,7 +272,12 @@ def _columns_of(data: Any) -> dict[str, Any]:
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, (Tensor, np.ndarray)) or (isinstance(value, list) and not isinstance(value, str))
+    return isinstance(value, (Tensor, np.ndarray, list)) or _is_frame(value)
+
+
+def _is_frame(value: Any) -> bool:
+    """Whether it is a table or a column of one that turns into an array by itself, as those of pandas do."""
+    return hasattr(value, "__array__") and hasattr(value, "__len__")
 
 
 def _is_indexed(data: Any) -> bool:

@@ -38,7 +38,7 @@ def as_tensor(values: ArrayLike | Tensor, column: str) -> Tensor:
         raise DataError(
             say(f"Column '{column}' holds no examples", f"shape {tuple(tensor.shape)}", "one row an example")
         )
-    if tensor.dtype in (torch.float64, torch.float16):
+    if tensor.dtype in (torch.float64, torch.float16, torch.bfloat16):
         return tensor.to(torch.float32)
     return tensor
 
@@ -97,10 +97,15 @@ def class_names(labels: Tensor | None, classes: Sequence[str] | None) -> list[st
     """Return the class names (numbers as text where none are given), after checking that every label has one.
 
     Raises:
-        DataError: a label is below -1 or has no class.
+        DataError: a label is below -1 or has no class, or there are -1 and one class alone.
     """
     if labels is None:
         return None if classes is None else [str(name) for name in classes]
+    seen = labels.unique().tolist()
+    if len(seen) == 2 and seen[0] == UNLABELLED:
+        do = "Where both are classes, number them from 0: labels = (labels > 0).long(). Leave labels out for none."
+        given = f"-1, which stands for an example without a label, and {seen[1]} alone"
+        raise DataError(say("These labels tell no classes apart", given, "0, 1, ... and -1 where unknown", do))
     known = len(classes) if classes is not None else min(int(labels.max()) + 1, _MOST_CLASSES)
     if int(labels.min()) < UNLABELLED or int(labels.max()) >= known:
         wrong = ((labels < UNLABELLED) | (labels >= known)).nonzero()[:, 0]

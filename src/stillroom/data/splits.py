@@ -82,7 +82,7 @@ def by_hash(
     first of several equal rows is kept.
 
     Raises:
-        DataError: a split's size does not fit.
+        DataError: a split's size does not fit, or nothing is left of one since its rows are copies of another's.
     """
     official = dict(official or {})
     taken: NDArray[np.uint64] = np.empty(0, np.uint64)
@@ -96,7 +96,9 @@ def by_hash(
         else:
             continue
         if name != "test":
-            rows = distinct(rows, hashes, taken)
+            given, rows = len(rows), distinct(rows, hashes, taken)
+            if given and not len(rows):
+                raise _all_copies(name, given, [other for other in found if len(found[other])])
         found[name] = rows
         taken = np.union1d(taken, hashes[rows])
     for name, size in (("test", test), ("validation", validation)):
@@ -104,6 +106,14 @@ def by_hash(
             found[name] = choose(labels, found["train"], amount(size, len(found["train"]), name), seed, f"split {name}")
             found["train"] = np.setdiff1d(found["train"], found[name])
     return {name: torch.from_numpy(found[name]) for name in NAMES}
+
+
+def _all_copies(name: str, rows: int, others: Sequence[str]) -> DataError:
+    given = f"{rows:,} rows, each a copy of one in {' or '.join(others)}"
+    do = "Give each split rows of its own; a copy in training would make the score mean nothing."
+    if name == "validation":
+        do += " Without a validation split, one is cut from the training rows."
+    return DataError(say(f"No row of '{name}' is left", given, "rows that no other split holds", do))
 
 
 def distinct(rows: Rows, hashes: NDArray[np.uint64], taken: NDArray[np.uint64]) -> Rows:

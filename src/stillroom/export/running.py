@@ -113,7 +113,7 @@ def _run(session: Any, feeds: Feeds) -> Tensor:
                 "An ONNX graph does not take these rows",
                 ", ".join(f"{name}: {value.dtype} {tuple(value.shape)}" for name, value in feeds.items()),
                 ", ".join(f"{one.name}: {one.type} {one.shape}" for one in session.get_inputs()),
-                first_line(error),
+                f"{first_line(error)}. A forward that asks len(x) fixes the number of rows: let it ask x.size(0).",
             )
         ) from error
 

@@ -25,7 +25,7 @@ AGREEMENT = 0.98
 
 
 def export(
-    deployed: Deployed,
+    deployed: nn.Module,
     folder: Path | str,
     *,
     examples: Tensor,
@@ -38,6 +38,7 @@ def export(
 ) -> dict[str, Any]:
     """Write the bundle, ``model.onnx`` and, asked for, ``model.int8.onnx`` to ``folder``; return what they measure.
 
+    ``deployed`` is a model with its encode, or a network that takes the raw inputs itself.
     ``examples`` (rows x ..., raw inputs of training, some 256) give the graph its shape and int8 its ranges;
     ``check`` are real rows and their labels (-1 or None: unknown), on which each graph is compared with the
     network. ``config`` goes into the bundle (see :func:`stillroom.models.bundle.save_bundle`; by default the
@@ -58,6 +59,7 @@ def export(
         MissingPart: onnx, onnxscript or onnxruntime is not installed.
     """
     need()
+    deployed = deployed if isinstance(deployed, Deployed) else Deployed(deployed)
     folder, encode = Path(folder), outside(deployed)
     tell = progress or (lambda done, of, what: None)
     steps = 3 if int8 else 2

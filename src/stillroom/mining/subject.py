@@ -20,6 +20,7 @@ from stillroom.randomness import forked, permutation
 from stillroom.taps import read
 from stillroom.taps.places import find_logits
 from stillroom.taps.reader import Reader
+from stillroom.tasks import check_answers, check_names
 
 ROWS = 5000  # of a split that are asked about
 TEXTS = 64  # that are asked together, of like length, so that little is padding
@@ -36,7 +37,8 @@ class Subject:
     model of which only outputs are known. ``module`` and ``encode`` are there for models that can be looked into.
 
     Raises:
-        DataError: the source has no classes, or answers and classes differ in number.
+        DataError: the source has no classes, or the model knows others by name.
+        ModelError: when asked, answers that are no logits of the source's classes.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Subject:
         if not data.classes:
             raise DataError(say("Mining tells classes apart", "data without classes", "a source with labels"))
         self.classes = [str(one) for one in data.classes]
+        check_names(getattr(module, "classes", None), self.classes, f"The {name}")
 
     # --- the data ------------------------------------------------------------------------------------
 
@@ -103,7 +106,8 @@ class Subject:
 
     def _answered(self, part: Tensor) -> Tensor:
         with torch.no_grad():
-            return (self.forward(part) if self._answer is None else self._answer(part)).detach().float()
+            answers = self.forward(part) if self._answer is None else self._answer(part)
+            return check_answers(answers, f"the {self.name}", len(part), self.classes).detach().float()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits of raw inputs with their graph; for models that can be looked into alone.
@@ -213,6 +217,8 @@ class Subject:
             for part in order.split(size):
                 shown = reader(self.data.batch(plain_ids(examples[part])))
                 values = {tap: shown[tap].float() for tap in taps}
+                if "logits" in values:
+                    check_answers(values["logits"], f"the {self.name}", len(part), self.classes)
                 if take is not None:
                     values = {tap: take(tap, value, shown.get(f"{tap}.mask")) for tap, value in values.items()}
                 if any(len(value) != len(part) for value in values.values()):

@@ -4,97 +4,162 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from stillroom.contracts import Batch, Segments, Signals
 from stillroom.data.leaving_out import rows_told
-from stillroom.errors import DataError, ModelError, TapError, TrainError, say
+from stillroom.data.splits import labels_known
+from stillroom.errors import DataError, ExportError, ModelError, TrainError, say
 from stillroom.evaluate import plain_ids
 from stillroom.gradients.room import room_for
 from stillroom.learner import Learner
 from stillroom.models.open_box import count_parameters
-from stillroom.pipeline.plan import ArmPlan, Experiment
+from stillroom.pipeline.dry_step import blaming, try_step
+from stillroom.pipeline.plan import ArmPlan, Experiment, TeacherPlan
 from stillroom.pipeline.teaching import open_store, recorded, taps_are_known
 from stillroom.record import estimate
 from stillroom.settings import Training
+from stillroom.taps import read
+from stillroom.tasks import (
+    check_answers,
+    check_known,
+    check_labels,
+    check_objective,
+    check_targets,
+    probabilities,
+    softened_twice,
+)
 from stillroom.teachers import Live
 
 ROWS = 4
+TARGETS = 256  # rows whose targets are looked at
 
 
 def check_shapes(experiment: Experiment, processes: int | None = None) -> dict[str, str]:
-    """Read a few rows with the untrained models and size every arm's objectives on them; return what was seen.
+    """Read a few rows with the untrained models, try a step of every training; return what was seen.
 
+    Refused is what Stillroom does not measure (see :mod:`stillroom.tasks`) and what would fail later: no rows, no tap,
+    shapes or classes that do not fit, a step that its model does not take. No model that is trained is touched.
     ``processes``: how many tasks are performed at once, for the memory of steps with derivatives; by default what the
     recipe asks for.
 
     Raises:
-        UserError: a tap is not in its model, shapes do not fit, or there are too few rows.
+        UserError: of the kind that fits what was refused.
         TrainError: a step with derivatives would need more memory than is free.
     """
     data = experiment.data
     for name in ("train", "validation", "test"):
         if len(data.splits.get(name, ())) == 0:
+            given = f"0 of {len(data):,} examples (of copies one is kept)"
             raise DataError(
-                say(f"The data has no {name} rows", "0", "at least 1", "Choose another split or more data.")
+                say(f"The data has no {name} rows", given, "at least 1", "Choose another split or more data.")
             )
+    _exported(experiment)
+    check_known(labels_known(data), data.classes)
     batch = data.batch(plain_ids(data.splits["train"][:ROWS]))
-    shown: Signals = {}
-    for name in experiment.teachers:
+    check_labels(batch.get("labels"), len(batch["id"]))
+    facts, shown = {"data": rows_told(data)}, Signals()
+    for name, plan in experiment.teachers.items():
         answers = _answers(experiment, name, batch)
         shown |= {f"{name}/{key}" if name else key: value for key, value in answers.items()}
         if name:
             shown["logits"] = answers["logits"]
-    facts = {"data": rows_told(data)}
+        if plan.training is None and experiment.reads_logits and probabilities(answers["logits"]):
+            facts[f"teacher {name}".strip()] = softened_twice("it")
     processes = _processes(experiment) if processes is None else processes
     for name, arm in experiment.arms.items():
+        _targets(experiment, arm)
         facts[name] = _arm(arm, experiment, batch, shown, _at_once(experiment, arm, processes))
     return facts
 
 
+def _exported(experiment: Experiment) -> None:
+    """See that there are rows enough to make a graph from and to hold it against."""
+    counts = {name: len(experiment.data.splits[name]) for name in ("train", "test")}
+    if experiment.onnx and (counts["train"] < 2 or counts["test"] < 3):
+        given = f"{counts['train']} rows of train and {counts['test']} of test"
+        do = "Give more data or a larger test split, or write no graph: export: {onnx: false}."
+        raise ExportError(say("Too few rows to export with", given, "at least 2 of train and 3 of test", do))
+
+
 def _answers(experiment: Experiment, name: str, batch: Batch) -> Signals:
-    """What a teacher, trained or not, shows on a few rows."""
-    plan = experiment.teachers[name]
+    """What a teacher, trained or not, shows on a few rows; one that is still to be trained tries a step as well."""
+    plan, whose = experiment.teachers[name], f"the teacher {name}".strip()
     if plan.make is None:
-        return open_store(experiment, name, Path(str(plan.store))).use(experiment.taps(name))(batch)
-    module = plan.make()
-    with _blaming(f"the teacher {name}".strip(), batch):
-        taps_are_known(experiment, name, module, plan.encode)
-        return Live(module, experiment.taps(name), encode=plan.encode)(batch)
+        answers = open_store(experiment, name, Path(str(plan.store))).use(experiment.taps(name))(batch)
+    else:
+        module = plan.make()
+        with blaming(whose, batch, module):
+            taps_are_known(experiment, name, module, plan.encode)
+            answers = Live(module, experiment.taps(name), encode=plan.encode)(batch)
+        if plan.training is not None:
+            _learns(module, plan, plan.training, whose, batch)
+    check_answers(answers["logits"], whose, len(batch["id"]), experiment.data.classes)
+    return answers
 
 
-@contextmanager
-def _blaming(whose: str, signals: Mapping[str, Tensor]) -> Iterator[None]:
-    """Say in words whose computing failed, and on which shapes: PyTorch alone knows neither.
+def _learns(module: nn.Module, plan: TeacherPlan, settings: Training, whose: str, batch: Batch) -> None:
+    """Try a step of a teacher that is to be trained; it is made anew when it is."""
+    learner = Learner(module, ["labels"], encode=plan.encode, precision=settings.precision)
+    try_step(learner, whose, batch, {}, settings)
+
+
+def _targets(experiment: Experiment, arm: ArmPlan) -> None:
+    """Without classes, see that what an arm learns from in their place is not of another task.
 
     Raises:
-        UserError: of the kind that fits.
+        DataError: it is.
     """
-    try:
-        yield
-    except TapError as error:
-        raise TapError(f"In {whose}: {error}") from error
-    except (RuntimeError, IndexError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
-        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in signals.items() if name != "id")
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise ModelError(
-            f"A first try on {ROWS} rows failed in {whose}: got {shapes} and '{reason}'. Allowed: shapes that it is "
-            "made for. "
-            "Give inputs of the shape it takes, taps whose shapes fit, or as many outputs as there are classes."
-        ) from error
+    data = experiment.data
+    if data.classes is not None:
+        return
+    batch = data.batch(plain_ids(data.splits["train"][:TARGETS]))
+    for objective in (one for part in (*arm.before, arm) for one in part.objectives()):
+        for slot in objective.reads.sides("column"):
+            if slot.name in batch and not slot.mask:
+                check_targets(batch[slot.name], slot.name, objective.name)
+        check_objective(objective.loss.__name__)
 
 
 def _arm(arm: ArmPlan, experiment: Experiment, batch: Batch, shown: Signals, at_once: int) -> str:
     visible = arm.data(experiment.data)
-    settings, rows = arm.settings(visible), arm.rows(visible)
-    student = copy.deepcopy(arm.make_student(0)).eval()
-    with _blaming(f"the student of arm '{arm.name}'", batch):
-        learner = Learner(student, arm.objectives(), encode=arm.encode, precision=settings.precision)
+    for number, stage in enumerate(arm.before, 1):
+        whose = f"the {'assistant' if stage.assistant else 'student'} of arm '{arm.name}', stage {number}"
+        title = f"{arm.name}, {stage.name}"
+        learner, _ = _part(stage, title, whose, batch, shown, (stage.settings(visible), at_once))
+        _classes(learner, stage, whose, batch, shown, experiment)
+        if stage.assistant:
+            with blaming(whose, batch, learner.student):
+                shown = Live(learner.student, arm.taps_after(number), encode=stage.encode)(batch)
+    whose, settings, rows = f"the student of arm '{arm.name}'", arm.settings(visible), arm.rows(visible)
+    learner, note = _part(arm, arm.name, whose, batch, shown, (settings, at_once))
+    _classes(learner, arm, whose, batch, shown, experiment)
+    transfer = "" if rows.transfer is None else f" + transfer set of {len(rows.transfer):,}"
+    terms = ", ".join(f"{weight:g} {name}" for name, weight in learner.weights().items())
+    return (
+        f"{count_parameters(learner.student):,} parameters, {terms}; {settings.steps:,} steps of {settings.rows} from "
+        f"{len(rows.labelled):,} {'rows' if arm.distilled is None else 'synthetic examples'}{transfer}{note}"
+    )
+
+
+def _part(
+    plan: ArmPlan, title: str, whose: str, batch: Batch, shown: Signals, training: tuple[Training, int]
+) -> tuple[Learner, str]:
+    """Size one part of an arm on a few rows and try a step of it; return its learner, and what derivatives keep.
+
+    ``training``: its settings, and how many trainings of it go on at once.
+    """
+    settings, at_once = training
+    with blaming(whose, batch):
+        student = _copied(plan.make_student(0)).eval()
+    with blaming(whose, batch, student):
+        learner = Learner(student, plan.objectives(), encode=plan.encode, precision=settings.precision)
+        if learner.teacher_places and not shown:
+            needs = [place.key for place in learner.teacher_places]
+            raise TrainError(say(f"Objectives of arm '{title}' read a teacher", "none", needs, "Give one: teacher:."))
         extra = {f"{name}.bank": shown[name][:2] for name in learner.banks}
         extra |= {f"{name}.bank.mask": torch.ones(len(batch["id"]), 2, dtype=torch.bool) for name in learner.banks}
         seen = learner.reader(dict(batch), shown | extra)
@@ -102,21 +167,42 @@ def _arm(arm: ArmPlan, experiment: Experiment, batch: Batch, shown: Signals, at_
         told = {f"student's {key}": value for key, value in seen.items()} | {
             f"teacher's {key}": value for key, value in shown.items()
         }
-        with _blaming(f"the objective '{objective.name}' of arm '{arm.name}'", told):
+        with blaming(f"the objective '{objective.name}' of arm '{title}'", told):
             objective.size(seen, shown | extra, dict(batch))  # type: ignore[operator]
     if any(isinstance(one, Segments) for one in learner.reader.taps):  # where a stretch starts is known only once sized
-        with _blaming(f"the student of arm '{arm.name}'", batch), torch.no_grad():
+        with blaming(whose, batch, student), torch.no_grad():
             learner(dict(batch), shown | extra)
     note = ""
     if learner.reader.derives:
-        with _blaming(f"the student of arm '{arm.name}'", batch):
-            note = "; " + _room(arm.name, learner, batch, shown | extra, settings, at_once)
-    transfer = "" if rows.transfer is None else f" + transfer set of {len(rows.transfer):,}"
-    terms = ", ".join(f"{weight:g} {name}" for name, weight in learner.weights().items())
-    return (
-        f"{count_parameters(student):,} parameters, {terms}; {settings.steps:,} steps of {settings.rows} from "
-        f"{len(rows.labelled):,} {'rows' if arm.distilled is None else 'synthetic examples'}{transfer}{note}"
-    )
+        with blaming(whose, batch, student):
+            note = "; " + _room(title, learner, batch, shown | extra, settings, at_once)
+    try_step(learner, whose, batch, shown | extra, settings)
+    return learner, note
+
+
+def _copied(student: nn.Module) -> nn.Module:
+    """Return a copy that a step may spoil; a fresh student that cannot be copied (weight_norm) is taken itself."""
+    if isinstance(student, torch.jit.ScriptModule):  # of a copy no parameter can be trained
+        return student
+    try:
+        return copy.deepcopy(student)
+    except (RuntimeError, TypeError):
+        return student
+
+
+def _classes(learner: Learner, plan: ArmPlan, whose: str, batch: Batch, shown: Signals, experiment: Experiment) -> None:
+    """See that a student answers the data's classes or, without labels, as many as its teacher.
+
+    Raises:
+        ModelError: it does not.
+    """
+    with blaming(whose, batch, learner.student), torch.no_grad():
+        logits = read(learner.student, ["logits"], plan.encode)(batch)["logits"]
+    check_answers(logits, whose, len(batch["id"]), experiment.data.classes)
+    theirs = shown.get("logits")
+    if theirs is not None and theirs.shape[1] != logits.shape[1]:
+        given = f"{logits.shape[1]} from {whose} and {theirs.shape[1]} from the teacher"
+        raise ModelError(say("Student and teacher answer other numbers of classes", given, "as many of both"))
 
 
 def _room(name: str, learner: Learner, batch: Batch, shown: Signals, settings: Training, at_once: int) -> str:

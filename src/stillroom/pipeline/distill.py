@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from stillroom.models.bundle import Deployed, load
 from stillroom.models.encode import encode_for
 from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.objectives import Given, Objective, match, objectives_of
+from stillroom.pipeline.dry_step import blaming
 from stillroom.pipeline.making import input_of
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, TeacherPlan, control_of
 from stillroom.pipeline.run import perform
@@ -28,6 +28,8 @@ from stillroom.progress import err, ticking
 from stillroom.randomness import forked
 from stillroom.settings import Training
 from stillroom.store import Store
+from stillroom.tasks import check_names
+from stillroom.tensors import copy_of
 
 MakeStudent = Callable[[], nn.Module]
 TRIALS = (0.3, 1.0, 3.0)
@@ -163,6 +165,7 @@ def _teacher(teacher: nn.Module | Store, source: Source) -> TeacherPlan:
         return TeacherPlan({"store": str(teacher.folder)}, store=str(teacher.folder))
     if not isinstance(teacher, nn.Module):
         raise ModelError(say("This cannot teach", type(teacher).__name__, "an nn.Module or a Store"))
+    check_names(getattr(teacher, "classes", None), source.classes, "The teacher")
     network, encode = _network(teacher), _encode(teacher, source)
     return TeacherPlan(
         {"module": fingerprint_of(teacher)}, lambda: network, encode, None, None, _config(network, source, encode)
@@ -177,12 +180,12 @@ def _arm(
     labels: int | None,
     seeds: Sequence[int],
 ) -> ArmPlan:
-    start = copy.deepcopy(student) if isinstance(student, nn.Module) else None
+    start = copy_of(student, "The student") if isinstance(student, nn.Module) else None
 
     def whole(seed: int) -> nn.Module:
         if start is not None:
-            return copy.deepcopy(start)
-        with forked(seed, "weights"):
+            return copy_of(start, "The student")
+        with forked(seed, "weights"), blaming("the function that makes the student", {}):
             made = student()
         if not isinstance(made, nn.Module):
             raise ModelError(

@@ -209,7 +209,8 @@ def adopt(trial: Path, folder: Path, inputs: str) -> None:
 
 
 def _penalised(experiment: Experiment) -> bool:
-    return any(one.role == "penalty" for plan in experiment.arms.values() for one in plan.objectives())
+    parts = [part for arm in experiment.arms.values() for part in arm.own_parts]
+    return any(one.role == "penalty" for part in parts for one in part.objectives())
 
 
 def _accuracy(logits: Tensor, labels: Tensor | None) -> float | None:

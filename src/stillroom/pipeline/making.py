@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from stillroom.contracts import Source
-from stillroom.errors import ModelError, say
+from stillroom.errors import DataError, ModelError, say
 from stillroom.evaluate import plain_ids
 from stillroom.models.encode import encode_for
 from stillroom.models.hugging_face import Pretrained, from_folder
@@ -142,5 +141,8 @@ def input_of(data: Source) -> dict[str, Any]:
     """Return dtype and shape of one raw example, as a bundle's configuration notes it; a text has no shape."""
     if reads_texts(data):
         return {"dtype": "text", "shape": []}
-    first = data.batch(plain_ids(torch.tensor([int(data.splits["train"][0])])))["inputs"]
+    train = data.splits["train"]
+    if not len(train):
+        raise DataError(say("The data has no train rows", "0", "at least 1", "Choose another split or more data."))
+    first = data.batch(plain_ids(train[:1]))["inputs"]
     return {"dtype": str(first.dtype).removeprefix("torch."), "shape": list(first.shape[1:])}

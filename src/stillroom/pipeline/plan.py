@@ -98,15 +98,27 @@ class ArmPlan:
         return self.distils or any(stage.reads_teacher for stage in self.before)
 
     @property
+    def own_parts(self) -> tuple[ArmPlan, ...]:
+        """Every part in which its own student is trained, the last one behind; assistants are others."""
+        return (*(stage for stage in self.before if not stage.assistant), self)
+
+    @property
     def reads_labels(self) -> bool:
-        """Whether any of its objectives needs labels."""
-        return any(one.role == "task" for one in self.objectives())
+        """Whether any objective of its own student needs labels, in whichever part."""
+        return any(one.role == "task" for part in self.own_parts for one in part.objectives())
 
     @property
     def answers(self) -> bool:
-        """Whether its logits are trained: some objective reads them. Without, it makes features alone."""
-        shown = [str(one.tap) for objective in self.objectives() for one in objective.places("student")]
+        """Whether its logits are trained: some objective of some part reads them. Else it makes features alone."""
+        trained = [objective for part in self.own_parts for objective in part.objectives()]
+        shown = [str(one.tap) for objective in trained for one in objective.places("student")]
         return any(text in ("logits", "output") or text.startswith(("output[", "logits@")) for text in shown)
+
+    def taps_after(self, number: int) -> list[str]:
+        """Return what the parts behind stage ``number`` (from 1) read of an assistant that was trained in it."""
+        later = [*self.before[number:], self]
+        places = [one for plan in later for objective in plan.objectives() for one in objective.places("teacher")]
+        return list(dict.fromkeys(["logits", *(str(one.tap) for one in places)]))
 
     @property
     def learns_from(self) -> int | None:
@@ -164,8 +176,8 @@ def control_of(arm: ArmPlan, make_labels: Callable[[], Objective]) -> ArmPlan:
     """
 
     def objectives() -> list[Objective]:
-        kept = [one for one in arm.objectives() if one.role == "penalty"]
-        return [make_labels(), *kept]
+        kept = {one.name: one for part in arm.own_parts for one in part.objectives() if one.role == "penalty"}
+        return [make_labels(), *kept.values()]
 
     # What the teacher's objectives are does not matter to it: a sweep over them pays for the control once.
     dropped = ("objectives", "stages", "record", "distilled_data")
@@ -210,6 +222,13 @@ class Experiment:
         return torch.cat([*(Rows.of(arm.seen(self.data)).labelled for arm in pupils), *rest]).unique()
 
     @property
+    def reads_logits(self) -> bool:
+        """Whether some objective reads the logits of a teacher."""
+        parts = [part for arm in self.arms.values() for part in (*arm.before, arm)]
+        places = [one for part in parts for objective in part.objectives() for one in objective.places("teacher")]
+        return any(str(one.tap) == "logits" for one in places)
+
+    @property
     def main(self) -> ArmPlan:
         """The first arm that is not the control: what metrics call ``distilled``."""
         return next(arm for name, arm in self.arms.items() if name != ALONE)
@@ -222,6 +241,22 @@ class Experiment:
                 wanted += [str(one.tap) for one in objective.places("teacher") if one.owner == owner]
         wanted += [str(place(text).tap) for text in self.also if place(text).owner == owner]
         return list(dict.fromkeys(wanted))
+
+
+def without_control(experiment: Experiment) -> str:
+    """Say why a run with a teacher has no control."""
+    main = experiment.main
+    if not main.reads_teacher:
+        why = f"no objective reads the teacher: '{main.name}' is itself the student alone"
+    elif not experiment.data.classes:
+        why = "the data has no labels to learn from alone"
+    elif main.labels == 0:
+        why = "the student sees no label"
+    elif experiment.recipe and not main.reads_labels:
+        why = "no objective reads labels"
+    else:
+        why = "control: false"
+    return f"there is no control in this run ({why}), so the gap is not known"
 
 
 def combined(stores: Mapping[str, Teacher]) -> Teacher | None:

@@ -82,7 +82,7 @@ def _enough_labels(experiment: Experiment, arm: ArmPlan, lead: float) -> list[st
 
 def _temperature(arm: ArmPlan, told: Tensor) -> list[str]:
     found = []
-    for objective in arm.objectives():
+    for objective in (one for part in arm.own_parts for one in part.objectives()):
         temperature = objective.options.get("temperature", 4.0 if objective.loss.__name__ == "kd" else None)
         if objective.loss.__name__ not in ("kd", "lskd", "dkd") or temperature is None:
             continue

@@ -21,6 +21,7 @@ from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, SynthesisPlan, T
 from stillroom.recipe import Data, Own, Recipe, Stage, Teacher, written
 from stillroom.recipe import Objective as ObjectiveEntry
 from stillroom.settings import Ramp
+from stillroom.tasks import check_names
 
 
 def experiment_of(recipe: Recipe) -> Experiment:
@@ -44,8 +45,8 @@ def experiment_of(recipe: Recipe) -> Experiment:
     arms = {name: _arm(recipe.arm(name), name, making) for name in recipe.arms}
     first = next(iter(arms.values()))
     if recipe.control and teachers and first.reads_labels:
-        labels = next(one for one in recipe.arm(first.name).objectives if one.use == "labels")
-        arms = {ALONE: control_of(first, lambda: match("labels", **labels.options)), **arms}
+        options = _labels_options(recipe.arm(first.name))
+        arms = {ALONE: control_of(first, lambda: match("labels", **options)), **arms}
     trainings = [plan.training for plan in teachers.values() if plan.training is not None]
     trainings += [part.training for arm in arms.values() for part in (*arm.before, arm)]
     for asked in (training.views for training in trainings):
@@ -71,6 +72,13 @@ def experiment_of(recipe: Recipe) -> Experiment:
         recipe.evaluate.rows if recipe.evaluate else 2000,
         recipe.record.precision,
     )
+
+
+def _labels_options(recipe: Recipe) -> dict[str, Any]:
+    """Return the options of the last ``labels`` that the student is trained on, in whichever stage; none: defaults."""
+    entries = [stage.objectives or recipe.objectives for stage in recipe.stages if stage.student is None]
+    found = [one for part in reversed(entries or [recipe.objectives]) for one in part if one.use == "labels"]
+    return dict(found[0].options) if found else {}
 
 
 def open_data(block: Data, views: int = 1) -> Source:
@@ -193,6 +201,7 @@ def _teacher(block: Teacher, making: Making) -> TeacherPlan:
     if block.load is not None:
         deployed = load(block.load)
         check_columns(deployed.encode, making.data)
+        check_names(deployed.classes, making.data.classes, f"The model in {block.load}")
         config = {key: value for key, value in deployed.config.items() if key in ("model", "shape", "input", "classes")}
         return TeacherPlan(
             {"load": fingerprint_of(deployed)}, lambda: deployed.model, deployed.encode, None, None, config

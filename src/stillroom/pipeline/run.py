@@ -95,7 +95,7 @@ def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Tol
     add_costs(experiment, metrics, facts)
     elsewhere = generality_of(experiment, folder, lambda done, of, what: told("report", done, of, what))
     add_generality(experiment, folder, metrics, elsewhere)
-    metrics["notes"] += notes_of(experiment)
+    metrics["notes"] += notes_of(experiment, teacher)
     remembered = memory_of_run(experiment, folder, lambda done, of, what: told("report", done, of, what))
     if remembered is not None:
         metrics["memory"] = remembered | {"sentence": memory_headline(remembered, experiment.main.name)}

@@ -247,7 +247,7 @@ def _derives(experiment: Experiment) -> bool:
 def _sight(experiment: Experiment) -> Sight | None:
     """Return the first explanation maps that an objective compares: the student's tap and the teacher's."""
     for arm in experiment.arms.values():
-        for objective in arm.objectives():
+        for objective in (one for part in (*arm.before, arm) for one in part.objectives()):
             ours, theirs = ([one.tap for one in objective.places(side)] for side in ("student", "teacher"))  # type: ignore[arg-type]
             pair = [next((tap for tap in taps if isinstance(tap, GradCam)), None) for taps in (ours, theirs)]
             if pair[0] is not None and pair[1] is not None:

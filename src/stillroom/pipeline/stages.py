@@ -80,9 +80,7 @@ def _train(
 
 def _ask(experiment: Experiment, arm: ArmPlan, number: int, stage: ArmPlan, part: Path, module: nn.Module) -> Teacher:
     """Record what an assistant shows through every tap that the stages after it read."""
-    later = [*arm.before[number:], arm]
-    places = [one for plan in later for objective in plan.objectives() for one in objective.places("teacher")]
-    taps = list(dict.fromkeys(["logits", *(str(one.tap) for one in places)]))
+    taps = arm.taps_after(number)
     with torch.no_grad():
         return record(
             Live(module, taps, encode=stage.encode),

@@ -186,7 +186,7 @@ def summary_of(metrics: Mapping[str, Any]) -> list[tuple[str, object]]:
     if gap:
         shown.append(("gap closed", f"{100 * gap['mean']:.0f} %"))
     for name, label in (("teacher", "teacher"), (ALONE, "alone"), ("distilled", f"distilled ({metrics['main']})")):
-        if "score" in models.get(name, {}):  # a teacher has none where there are no labels
+        if models.get(name, {}).get("score"):  # a teacher has none where there are no labels
             shown.append((label, f"{100 * models[name]['score']['mean']:.1f} %"))
     agreement = models["distilled"].get("agreement")
     if agreement:

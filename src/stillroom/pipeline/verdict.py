@@ -16,7 +16,7 @@ from stillroom.errors import Damaged, say
 from stillroom.evaluate import BATCH, plain_ids
 from stillroom.files import read_sealed
 from stillroom.models.open_box import count_parameters
-from stillroom.pipeline.plan import ALONE, Experiment
+from stillroom.pipeline.plan import ALONE, Experiment, without_control
 from stillroom.statistics import CLAIM_FROM, Interval, gap_closed, paired
 from stillroom.tasks import measure
 from stillroom.tensors import unpack
@@ -85,6 +85,8 @@ def metrics_of(experiment: Experiment, run: Path, answers: Answers, told: Tensor
         "notes": notes,
     }
     found |= _compared(answers, told, labels, main, _comparable(experiment))
+    if told is not None and ALONE not in answers:
+        found["reason"] = without_control(experiment)
     found["verdict"] = verdict(found)
     return found
 
@@ -135,9 +137,7 @@ def _compared(
     if told is None:
         reason = "there is no teacher in this recipe, so there is no gap to close"
     elif ALONE not in answers:
-        reason = (
-            "there is no control in this run (no objective reads labels, or control: false), so the gap is not known"
-        )
+        reason = "there is no control in this run"
     if reason:
         none = {"gap_closed": None, "agreement_gain": None, "reason": reason}
         return none

@@ -19,6 +19,7 @@ from stillroom.store.decoded import CHUNK, Held, Shelf
 from stillroom.store.encoding import MASK, NORM, Column, encode, named
 from stillroom.store.manifest import MANIFEST, SIDES, Manifest, read_manifest, verified
 from stillroom.store.shards import intact
+from stillroom.tasks import check_names
 
 
 def memory_budget() -> int:
@@ -297,12 +298,8 @@ class Store:
             self._check_canary(source, canary)
 
     def _check_classes(self, source: Source) -> None:
-        there, here = self.classes, getattr(source, "classes", None)
-        if there is not None and here is not None and there != [str(name) for name in here]:
-            raise StoreError(
-                f"The store {self.folder} knows other classes than the data: got {_few(here)}, recorded {_few(there)}. "
-                "Use the data it was recorded with, or record again."
-            )
+        here = getattr(source, "classes", None)
+        check_names(self.classes, here, f"The store {self.folder}", numbers=False, error=StoreError)
 
     def _check_hashes(self, source: Source) -> None:
         start, size, differing = 0, len(source), []
@@ -395,11 +392,6 @@ def _of_memory(name: str, folder: Path, manifest: Manifest) -> list[str]:
 def _pairs(ids: Tensor) -> Tensor:
     ids = torch.as_tensor(ids, dtype=torch.int64).cpu()
     return ids if ids.dim() == 2 else torch.stack([ids, torch.zeros_like(ids)], dim=1)
-
-
-def _few(names: Iterable[object]) -> str:
-    shown = [str(name) for name in names]
-    return ", ".join(shown[:5]) + (f", ... ({len(shown)})" if len(shown) > 5 else "")
 
 
 def _stored(held: Held, rows: Tensor, column: Column) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -16,10 +17,13 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
     """Return the submodule at ``path``.
 
     Raises:
-        TapError: there is none; names the nearest paths.
+        TapError: there is none, and names the nearest paths; or it is TorchScript.
     """
+    refuse_script(module, path)
     try:
-        return module.get_submodule(path)
+        found = module.get_submodule(path)
+        refuse_script(found, path)
+        return found
     except AttributeError as error:
         paths = [name for name, _ in module.named_modules(remove_duplicate=False) if name]
         raise TapError(
@@ -30,6 +34,33 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
                 "Name one of these, or logits, features or output." if paths else "",
             )
         ) from error
+
+
+def refuse_script(module: nn.Module, where: str) -> None:
+    """See that a module can be looked into.
+
+    Raises:
+        TapError: it is TorchScript, in which nothing listens.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        do = "Tap the logits or a part of the output, or give the module that the script was made of."
+        raise TapError(say("A TorchScript module cannot be looked into", f"'{where}'", "logits, output[part]", do))
+
+
+def never_ran(module: nn.Module, text: str, path: str) -> TapError:
+    """Return the error of a tap whose module was not called in a pass: compiled, or no module that runs."""
+    failed, steps = f"The tap '{text}' saw nothing", path.split(".")
+    for count in range(len(steps) + 1):
+        above = ".".join(steps[:count])
+        part = module.get_submodule(above)
+        if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
+            given = f"a compiled module ('{above}')" if above else "a compiled module"
+            do = "Hand the module over before it is compiled, or compile the whole: torch.compile(module)."
+            return TapError(say(failed, f"{given}, inside which no hook is called", "a place outside of it", do))
+    kind = type(submodule(module, path)).__name__
+    given = f"a pass in which '{path}' ({kind}) was never called"
+    allowed = "modules whose forward runs (not a ModuleList, nor a layer used only for its weights)"
+    return TapError(say(failed, given, allowed, "Tap a place before or after it."))
 
 
 def pick(value: Any, part: str | int | None, where: str) -> Any:
@@ -107,9 +138,7 @@ def find_logits(output: Any, model: str) -> Tensor:
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(named, Tensor):
         return named
-    parts = (
-        dict(output) if isinstance(output, Mapping) else dict(enumerate(output)) if isinstance(output, Sequence) else {}
-    )
+    parts = _parts(output)
     flat = {
         key: part
         for key, part in parts.items()
@@ -122,8 +151,37 @@ def find_logits(output: Any, model: str) -> Tensor:
         f"Cannot tell which part of {model}'s answer is the logits: got {type(output).__name__} "
         f"({shapes or 'no tensors'}). "
         "Allowed: a tensor, something with .logits, or exactly one floating 2-D tensor. "
-        "Name the part, for example the tap 'output[0]' or 'output[scores]'."
+        "Let its forward name them, for example return {'logits': first, 'other': second}; an objective reads any part "
+        "by its tap, 'output[0]' or 'output[other]'."
     )
+
+
+def _parts(output: Any) -> dict[Any, Any]:
+    """Return what a model returned by its keys, fields or positions; nothing where it is none of these."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    if is_dataclass(output) and not isinstance(output, type):
+        return {one.name: getattr(output, one.name) for one in fields(output)}
+    return dict(enumerate(output)) if isinstance(output, Sequence) else {}
+
+
+def refuse_other_rows(module: nn.Module, shown: Signals, rows: int, paths: Mapping[str, str]) -> None:
+    """See that what was shown of ``rows`` examples has the example for its first axis; ``paths`` says whose it is.
+
+    Raises:
+        TapError: a tap gives other than a row for each example; says what to do.
+    """
+    for name, path in paths.items():
+        value = shown.get(name)
+        if value is None or (value.dim() and len(value) == rows):
+            continue
+        part = submodule(module, path)
+        do = "Tap a place whose first axis is the example, or turn the axes in the model's forward."
+        if isinstance(part, nn.RNNBase | nn.Transformer | nn.TransformerEncoderLayer | nn.MultiheadAttention):
+            do = f"Make the {type(part).__name__} with batch_first=True, as its input then must be"
+            do += f", or tap '{path}@h', which stands batch first." if isinstance(part, nn.RNNBase) else "."
+        given = f"shape {tuple(value.shape)} of {rows} examples"
+        raise TapError(say(f"The tap '{name}' does not give a row for each example", given, f"({rows}, ...)", do))
 
 
 def leaves(module: nn.Module) -> dict[str, nn.Module]:

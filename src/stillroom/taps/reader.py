@@ -31,7 +31,16 @@ from stillroom.randomness import forked
 from stillroom.taps.derivatives import Derivatives
 from stillroom.taps.following import without_owner
 from stillroom.taps.options import refuse_options
-from stillroom.taps.places import as_signals, find_logits, leaves, pick, submodule
+from stillroom.taps.places import (
+    as_signals,
+    find_logits,
+    leaves,
+    never_ran,
+    pick,
+    refuse_other_rows,
+    refuse_script,
+    submodule,
+)
 from stillroom.taps.recurrent import StateReading, refuse_cells
 from stillroom.taps.segments import refuse_segments, segments
 from stillroom.taps.timing import Timing, timing
@@ -82,6 +91,8 @@ class Reader:
         self._untimed: set[str] = set()
         self._open: ExitStack | None = None
         self._listens = False
+        if self._wants_features:
+            refuse_script(self.module, "features")
         for one in self._inner:
             target = submodule(self.module, one.path)
             if isinstance(one, State) and one.part == "c":
@@ -212,7 +223,7 @@ class Reader:
 
     def _memory(self, one: State | Segments) -> Signals:
         if f"{one.path}@h" not in self._states:
-            raise _never_ran(self.module, one)
+            raise never_ran(self.module, str(one), one.path)
         parts = ("h", "c") if one.part == "state" else (one.part,)
         names = [f"{one.path}@{part}" for part in parts] if isinstance(one, State) else [str(one)]
         return {key: self._states[key] for name in names for key in (name, f"{name}.mask") if key in self._states}
@@ -258,7 +269,7 @@ class Reader:
         key = _key(place)
         calls = self._seen.get(key, [])
         if not calls:
-            raise _never_ran(self.module, place)
+            raise never_ran(self.module, str(place), place.path)
         call = place.call if isinstance(place, Hidden) else None
         if call is None and len(calls) > 1:
             raise TapError(
@@ -371,17 +382,39 @@ class Reader:
         with sizing(self.module):
             if self._wants_features and self._features is None:
                 self._features = self._find_features(batch)
-            with self._hooks(), self._listening():
-                self._run(batch)
-                self._fragile |= {
-                    key
-                    for key, calls in self._seen.items()
-                    for value, version in calls
-                    if isinstance(value, Tensor) and not value.is_inference() and value._version != version
-                }
+            with self._hooks():
+                with self._listening():
+                    self._run(batch)
+                    self._fragile |= {
+                        key
+                        for key, calls in self._seen.items()
+                        for value, version in calls
+                        if isinstance(value, Tensor) and not value.is_inference() and value._version != version
+                    }
+                self._rows_come_first(batch)
         self._ready = True
         if was_open:
             self.__enter__()
+
+    def _rows_come_first(self, batch: Batch) -> None:
+        """Read other numbers of rows: an axis that is as long as the batch by chance is as long then too.
+
+        Raises:
+            TapError: a tap does not give a row for each example.
+        """
+        taps = {str(one): one.path for one in self._inner if isinstance(one, Hidden | Attention)}
+        if self._features is not None:
+            taps["features"] = self._features.path
+        skipped = frozenset(one for one in self.taps if str(one) not in taps)
+        for rows in (2, 3) if taps else ():
+            chosen = torch.arange(rows) % len(batch["id"])
+            some, self._time = {name: value[chosen.to(value.device)] for name, value in batch.items()}, None
+            with self._listening(skipped):
+                try:
+                    output = self._run(some)
+                except Exception:  # a model for batches of one size: its rows cannot be told apart
+                    return
+                refuse_other_rows(self.module, self._collect(output, some, {}, skipped), rows, taps)
 
     def place_of_features(self, batch: Batch) -> Hidden:
         """Return the place that ``features`` stands for: what enters the layer that makes the logits.
@@ -461,16 +494,6 @@ def _one_reading_a_memory(states: Sequence[State]) -> None:
                 f"The memory of '{one.path}' is read at two spacings: got '{one}' and '{others[0]}'. "
                 "Allowed: one. Write the same number behind every '/'."
             )
-
-
-def _never_ran(module: nn.Module, place: Hidden | Attention | State | Segments) -> TapError:
-    return TapError(
-        f"The tap '{place}' saw nothing: got a pass in which '{place.path}' "
-        f"({type(submodule(module, place.path)).__name__}) "
-        "was never called. Allowed: modules whose forward runs (not a ModuleList, nor a layer used only for its "
-        "weights). "
-        "Tap a place before or after it."
-    )
 
 
 __all__ = ["Encode", "Reader", "Takes", "read", "sizing"]

@@ -1,4 +1,4 @@
-"""What a task measures of a model."""
+"""What a task measures of a model, and what is refused because it is another task."""
 
 from stillroom.tasks.classification import (
     accuracy,
@@ -9,5 +9,31 @@ from stillroom.tasks.classification import (
     recall_by_class,
     reliability,
 )
+from stillroom.tasks.doors import (
+    check_answers,
+    check_known,
+    check_labels,
+    check_names,
+    check_objective,
+    check_targets,
+    probabilities,
+    softened_twice,
+)
 
-__all__ = ["accuracy", "agreement", "correct", "divergence", "measure", "recall_by_class", "reliability"]
+__all__ = [
+    "accuracy",
+    "agreement",
+    "check_answers",
+    "check_known",
+    "check_labels",
+    "check_names",
+    "check_objective",
+    "check_targets",
+    "correct",
+    "divergence",
+    "measure",
+    "probabilities",
+    "recall_by_class",
+    "reliability",
+    "softened_twice",
+]
