@@ -123,7 +123,7 @@ def test_the_gap_is_divided_by_the_teachers_lead_and_seeds_widen_it_by_the_delta
 
 
 def test_rows_paired_wrongly_make_another_interval():
-    """Two models that differ in ten of 400 rows: paired, they are told apart; with one's rows shuffled, they are not."""
+    """Two models that differ in ten of 400 rows: paired they are told apart; with one's rows shuffled they are not."""
     shared = hits(2, 400, 0.7)
     better = shared.copy()
     better[np.flatnonzero(shared == 0)[:10]] = 1

@@ -171,8 +171,10 @@ def test_answers_are_read_by_arm_and_seed_and_the_teachers_in_the_order_of_the_r
 
 def told(low, mean, high, seeds, gap=None, **more):
     """Return the verdict of a student that went from 80 % by ``mean``, under a teacher at 90 %."""
-    models = {name: {"score": {"mean": value}, "score_name": "accuracy"} for name, value in
-              ((ALONE, 0.8), ("teacher", 0.9), ("distilled", 0.8 + mean), ("kd", 0.8 + mean))}
+    models = {
+        name: {"score": {"mean": value}, "score_name": "accuracy"}
+        for name, value in ((ALONE, 0.8), ("teacher", 0.9), ("distilled", 0.8 + mean), ("kd", 0.8 + mean))
+    }
     held = {
         "models": models, "main": "kd", "arms": ["kd"], "seeds": list(range(seeds)),
         "score_gain": {"mean": mean, "low": low, "high": high, "n": seeds, "method": "by hand"},
@@ -184,7 +186,7 @@ def told(low, mean, high, seeds, gap=None, **more):
 @pytest.mark.parametrize(
     ("seeds", "helped", "worse"),
     [
-        (1, "Distilling helped with this one seed: ", "Distilling made the student worse in this one seed: "),
+        (1, "Distilling helped with this one seed: ", "Distilling made the student worse with this one seed: "),
         (2, "Distilling helped in these 2 seeds: ", "Distilling made the student worse in these 2 seeds: "),
         (4, "Distilling helped in these 4 seeds: ", "Distilling made the student worse in these 4 seeds: "),
         (5, "Distilling helped: ", "Distilling made the student worse: "),
