@@ -43,7 +43,7 @@ def classes_of(names: Sequence[str], answers: Sequence[Tensor], told: Tensor | N
 
     def kind(which: Tensor) -> dict[str, Any]:
         places = which.nonzero()[:, 0].tolist()
-        worst = sorted(places, key=lambda place: (float(recall[place]), -int(rows[place]), place))
+        worst = sorted(places, key=lambda place: (float(recall[place].nan_to_num()), -int(rows[place]), place))
         return {"count": len(places), "classes": [one(place) for place in worst[:KEPT]]}
 
     never = (answered == 0) & (rows > 0)

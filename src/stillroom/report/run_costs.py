@@ -7,7 +7,7 @@ from typing import Any
 
 from stillroom.contracts import Finding
 from stillroom.report.numbers import DASH, finite, number, size
-from stillroom.report.readings import hundred, main_arm, model_order, change, quoted, reading
+from stillroom.report.readings import change, hundred, main_arm, model_order, quoted, reading
 
 
 def sizes(metrics: Mapping[str, Any]) -> Finding:
