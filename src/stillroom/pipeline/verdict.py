@@ -16,6 +16,7 @@ from stillroom.errors import Damaged, say
 from stillroom.evaluate import BATCH, plain_ids
 from stillroom.files import read_sealed
 from stillroom.models.open_box import count_parameters
+from stillroom.pipeline.baselines import baseline_notes, baselines_of
 from stillroom.pipeline.classes import class_notes, classes_of
 from stillroom.report.readings import share_of_gap, shown
 from stillroom.statistics import Interval, gap_closed, in_seeds, paired, points
@@ -92,6 +93,7 @@ def metrics_of(experiment: Experiment, run: Path, answers: Answers, told: Tensor
     if labels is not None and experiment.main.answers:
         named = [str(name) for name in experiment.data.classes or ()]
         found["classes"] = classes_of(named, answers[main], told, labels)
+        found["baseline"] = baselines_of(experiment, labels)
     found["verdict"] = verdict(found)
     return found
 
@@ -128,6 +130,11 @@ def _differences(hits: Mapping[str, np.ndarray], main: str) -> dict[str, Any]:
     return found
 
 
+def right_of(answers: Mapping[str, list[Tensor]], labels: Tensor | None) -> dict[str, np.ndarray]:
+    """Return which labelled test rows each model answers rightly: 1 or 0, (seeds x rows)."""
+    return {} if labels is None else {name: _correct(parts, labels) for name, parts in answers.items()}
+
+
 def _correct(logits: list[Tensor], labels: Tensor) -> np.ndarray:
     known = labels >= 0
     return np.stack([(part[known].argmax(1) == labels[known]).double().numpy() for part in logits])
@@ -152,7 +159,7 @@ def _compared(
 ) -> dict[str, Any]:
     """The two headline numbers, or why there are none; every arm's share of the gap where the control is its own."""
     reason = ""
-    score = {name: _correct(one, labels) for name, one in answers.items()} if labels is not None else {}
+    score = right_of(answers, labels)
     if labels is None and told is not None:
         score = {name: _agrees(one, told) for name, one in answers.items()}
     found = _differences(score, main)
@@ -181,19 +188,21 @@ def verdict(metrics: Mapping[str, Any]) -> str:
     """Say whether distilling helped, whichever way it went, and which classes the student must not be trusted with."""
     models, main = metrics["models"], metrics["main"]
     score = _percent(models["distilled"]["score"]["mean"])
-    notes = "".join(f" {note}" for note in class_notes(metrics.get("classes")))
+    said = [*class_notes(metrics.get("classes"))]
+    said += baseline_notes(metrics.get("baseline"), models["distilled"]["score"]["mean"])
+    notes = "".join(f" {note}" for note in said)
     if metrics.get("score_gain") is None:
         reason = metrics.get("reason", "it was not compared")
         return f"'{shown(main)}' reaches {models['distilled']['score_name']} {score}; {reason}.{notes}"
     gain = Interval(**metrics["score_gain"])
     alone, teacher = _percent(models[ALONE]["score"]["mean"]), _percent(models["teacher"]["score"]["mean"])
     numbers = f"alone {alone}, {shown(main)} {score}, teacher {teacher}: {points(gain.mean, gain.low, gain.high)}"
-    said = "Whether distilling helped cannot be told from chance"
+    sure = "Whether distilling helped cannot be told from chance"
     if gain.low is not None and gain.low > 0:
-        said = f"Distilling helped{in_seeds(len(metrics['seeds']))}"
+        sure = f"Distilling helped{in_seeds(len(metrics['seeds']))}"
     elif gain.high is not None and gain.high < 0:
-        said = f"Distilling made the student worse{in_seeds(len(metrics['seeds']))}"
-    return f"{said}: {numbers}. {share_of_gap(metrics)[1]}{notes}"
+        sure = f"Distilling made the student worse{in_seeds(len(metrics['seeds']))}"
+    return f"{sure}: {numbers}. {share_of_gap(metrics)[1]}{notes}"
 
 
 def _percent(value: float) -> str:
