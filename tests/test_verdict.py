@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from stillroom.cli import screen
 from stillroom.contracts import UNLABELLED
 from stillroom.data.arrays import ArraySource
 from stillroom.files import write_json
@@ -15,6 +17,8 @@ from stillroom.objectives import match
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment
 from stillroom.pipeline.story import summary_of
 from stillroom.pipeline.verdict import metrics_of, read_answers, teacher_answers, verdict
+from stillroom.report.readings import share_of_gap
+from stillroom.report.run_findings import arms_table, verdict_dots
 from stillroom.settings import Training
 from stillroom.tensors import pack
 
@@ -213,3 +217,102 @@ def test_the_head_of_the_report_shows_the_first_arm(measured):
     assert head["teacher"] == "87.5 %" and head[ALONE] == "50.0 %"
     assert [value for label, value in head.items() if label.startswith(("distilled", "kd"))] == ["81.2 %"]
     assert head["agrees with the teacher"] == "80.0 %"
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "short", "sentence"),
+    [
+        (0.86, 0.71, 1.03, "86 % [71, 103]", "It closed 86 % [71, 103] of the gap to the teacher."),
+        (0.2, -0.05, 0.5, "20 % [−5, 50]", "It closed 20 % [−5, 50] of the gap to the teacher."),
+        (0.6, -0.4, 2.3, "not known", "What share of the gap to the teacher it closed cannot be told from this run."),
+        (1.67, 1.05, 5.83, "above the teacher", "The student is above the teacher."),
+        (1.2, 0.8, 1.6, "above the teacher", "The student is above the teacher, by no more than chance."),
+        (-0.36, -1.1, 0.4, "wider", "The gap to the teacher widened, which may be chance."),
+        (-0.36, -0.6, -0.1, "wider", "The gap to the teacher widened."),
+    ],
+)
+def test_a_share_of_the_gap_is_a_number_only_where_that_makes_sense(mean, low, high, short, sentence):
+    gap = {"mean": mean, "low": low, "high": high, "n": 3, "method": "by hand"}
+    assert told(0.01, 0.05, 0.09, 5, gap).endswith(sentence)
+    assert share_of_gap({"gap_closed": gap}) == (short, sentence)
+
+
+def test_a_fall_has_one_minus_sign_everywhere():
+    said = told(-0.104, -0.034, 0.035, 3)
+    assert "−3.4 points [−10.4, +3.5]" in said and "-" not in said
+
+
+# --- one difference, one interval -----------------------------------------------------------------------------------
+
+
+def test_head_panel_and_table_print_the_same_interval(tmp_path, capsys):
+    """Seeds that agree, so that the bootstrap is the wider: the panel once printed that over seeds, 11.0 to 11.9."""
+    answers = {ALONE: ANSWERS[ALONE], "main": [ANSWERS["kd"][0]] * 2, "last": ANSWERS["last"]}
+    found = measure(tmp_path, answers, main=arm("main"))
+    gain = found["score_gain"]
+    assert "bootstrap" in gain["method"] and found["gains"]["main"] == gain and set(found["gains"]) == {"main", "last"}
+    low, high = (f"{100 * gain[end]:.1f}" for end in ("low", "high"))
+    assert f"+25.0 points [+{low}, +{high}]" in found["verdict"]
+    panel = verdict_dots(found)
+    assert f"+25.0 points (95 % interval {low} to {high}, bootstrap over 80 test examples;" in panel.sentence
+    assert panel.sentence.startswith("Yes, in these 2 seeds.") and "in these 2 seeds: " in found["verdict"]
+    row = panel.figure["figures"][1]["rows"][0]
+    assert (row["low"], row["high"]) == (pytest.approx(100 * gain["low"]), pytest.approx(100 * gain["high"]))
+    others = panel.figure["figures"][1]["rows"][1]
+    assert others["name"] == "last" and others["mean"] == pytest.approx(-25.0)
+    assert others["low"] == pytest.approx(100 * found["gains"]["last"]["low"])
+
+
+def test_the_best_other_arm_is_compared_with_the_first_by_the_same_rule(measured):
+    lead = measured["leads"]["last"]
+    assert lead["mean"] == pytest.approx(0.25 - 0.8125) and lead["n"] == 2  # seeds: -0.375 and -0.75
+    assert lead["low"] == pytest.approx(-0.5625 - HALF_OF_TWO * 0.1875)
+    assert "'last', is not told apart from it" in arms_table(measured).sentence
+
+
+def test_a_model_has_one_name(tmp_path, capsys):
+    """The plain arm of a Python run is called main inside and distilled wherever a person reads of it."""
+    found = measure(tmp_path, {ALONE: ANSWERS[ALONE], "main": ANSWERS["kd"]}, main=arm("main"))
+    assert "distilled 81.2 %" in found["verdict"] and "main" not in found["verdict"]
+    assert "'distilled' differs" in verdict_dots(found).sentence
+    assert [row[0] for row in arms_table(found).figure["rows"]][:3] == ["teacher", ALONE, "distilled"]
+    assert dict(summary_of(found))["distilled"] == "81.2 %"
+    screen.show_metrics(found)
+    assert any(line.split()[:1] == ["distilled"] for line in capsys.readouterr().out.splitlines())
+    other = measure(tmp_path, {ALONE: ANSWERS[ALONE], "kd": ANSWERS["kd"]})
+    assert "kd 81.2 %" in other["verdict"] and "distilled " not in other["verdict"]
+
+
+def test_the_terminal_prints_half_an_interval_and_says_so(measured, capsys):
+    screen.show_metrics(measured)
+    lines = capsys.readouterr().out.splitlines()
+    cells = next(line for line in lines if line.split()[:1] == ["kd"]).split()
+    half = 100 * HALF_OF_TWO * 0.0625  # 75.0 and 87.5 %
+    assert cells[1:5] == ["81.2", "%", "±", f"{half:.1f}"]
+    assert any(line.startswith("±: half the 95 % interval of the mean over seeds (Student's t)") for line in lines)
+    row = next(row for row in arms_table(measured).figure["rows"] if row[0] == "kd")
+    assert row[1]["high"] - row[1]["mean"] == pytest.approx(half)
+    assert screen.share(measured["models"]["kd"]["score"], spread=True) == f"81.2 % ± {half:.1f}"
+    assert screen.share(measured["models"]["teacher"]["score"], spread=True) == "87.5 %"
+
+
+def test_a_narrow_terminal_cuts_no_number(measured, capsys, monkeypatch):
+    monkeypatch.setattr(screen.out, "width", 40)
+    screen.show_metrics(measured)
+    assert "…" not in capsys.readouterr().out
+
+
+def test_baselines_and_silent_classes_are_in_the_verdict_the_table_and_the_report(tmp_path, capsys):
+    """The student answers three of the four classes, and is right no more often than always the first would be."""
+    labels = [0, 0, 0, 0, 0, 1, 2, 3, UNLABELLED, UNLABELLED]
+    student = [[0, 0, 1, 1, 0, 1, 2, 0, 0, 0]] * 2
+    found = measure(tmp_path, {ALONE: student, "kd": student}, labels=labels)
+    assert found["baseline"]["constant"] == {"name": "always 'a'", "accuracy": 5 / 8, "labels": 10}
+    assert "The student never answers 'd' (recall 0 %" in found["verdict"]
+    assert "always 'a'" not in found["verdict"], "62.5 % is less than its own 5 of 8"
+
+
+def test_every_key_is_told_in_the_docs(measured):
+    text = (Path(__file__).parents[1] / "docs" / "runs.md").read_text()
+    for key in [*measured, "teacher_check", *measured["models"]["kd"]]:
+        assert f"`{key}`" in text, key

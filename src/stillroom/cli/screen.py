@@ -36,7 +36,8 @@ def show_table(columns: list[str], rows: list[list[str]], title: str = "") -> No
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    out.print(table, width=max(out.width, WIDE), crop=False)  # a number is never cut, however narrow the terminal
+    # On a console as wide as the table needs: a number is never cut, however narrow the terminal.
+    Console(file=out.file, width=max(out.width, WIDE), highlight=False).print(table)
 
 
 def show_metrics(metrics: Mapping[str, Any]) -> None:

@@ -118,15 +118,17 @@ def _one(value: float) -> dict[str, Any]:
 
 
 def _differences(hits: Mapping[str, np.ndarray], main: str) -> dict[str, Any]:
-    """Return every arm's score minus the control's (``gains``) and minus the first arm's (``leads``), each an interval.
+    """Return every arm's score minus the control's (``gains``), the best other arm's minus the first's (``leads``).
 
-    Where the test examples have no labels the score is agreement with the teacher.
+    Each is an interval. Where the test examples have no labels the score is agreement with the teacher.
     """
     found: dict[str, Any] = {}
-    for key, base in (("gains", ALONE), ("leads", main)):
-        others = [name for name in hits if name not in (ALONE, base)]
-        if base in hits:
-            found[key] = {name: paired(hits[name], hits[base]).plain() for name in others}
+    others = [name for name in hits if name not in (ALONE, main)]
+    if ALONE in hits:
+        found["gains"] = {name: paired(hits[name], hits[ALONE]).plain() for name in hits if name != ALONE}
+    if others:
+        best = max(others, key=lambda name: hits[name].mean())
+        found["leads"] = {best: paired(hits[best], hits[main]).plain()}
     return found
 
 

@@ -133,7 +133,8 @@ def helped(found: Mapping[str, Any]) -> str:
     low, high = found["low"], found["high"]
     if low is None or high is None or low <= 0 <= high:
         return "Not to be told from chance."
-    return f"{'Yes' if low > 0 else 'No, it made the student worse'}{in_seeds(found['n'])}."
+    where = in_seeds(found["n"])
+    return (f"Yes,{where}." if where else "Yes.") if low > 0 else f"No, it made the student worse{where}."
 
 
 def share_of_gap(metrics: Mapping[str, Any]) -> tuple[str, str]:
