@@ -309,7 +309,12 @@ def test_baselines_and_silent_classes_are_in_the_verdict_the_table_and_the_repor
     found = measure(tmp_path, {ALONE: student, "kd": student}, labels=labels)
     assert found["baseline"]["constant"] == {"name": "always 'a'", "accuracy": 5 / 8, "labels": 10}
     assert "The student never answers 'd' (recall 0 %" in found["verdict"]
-    assert "always 'a'" not in found["verdict"], "62.5 % is less than its own 5 of 8"
+    assert "To answer always 'a' is right in 62.5 % of cases, no less than the student." in found["verdict"]
+    assert ["always 'a'", 62.5] in [row[:2] for row in arms_table(found).figure["rows"]]
+    screen.show_metrics(found)
+    said = capsys.readouterr().out
+    assert "always 'a'" in said and "balanced: accuracy as the mean recall" in said
+    assert found["models"]["kd"]["balanced_accuracy"]["mean"] == pytest.approx((3 / 5 + 1 + 1 + 0) / 4)
 
 
 def test_every_key_is_told_in_the_docs(measured):
