@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from stillroom import files
 from stillroom.contracts import UNLABELLED
 from stillroom.data.arrays import ArraySource
 from stillroom.models.bundle import Deployed
@@ -16,7 +17,6 @@ from stillroom.pipeline.distill import distill
 from stillroom.pipeline.plan import ArmPlan, Experiment, TeacherPlan
 from stillroom.pipeline.reasons import why_not
 from stillroom.pipeline.teacher_check import LOOK, TRAIN, doubt, ready_made
-from stillroom.progress import Lines, err
 from stillroom.settings import Training
 
 NAMES = ["cat", "dog", "owl", "bee"]
@@ -123,6 +123,7 @@ def student() -> nn.Module:
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "_told", set())  # what is told once a process is told in every test
 
 
 def run(teacher, tmp_path, **more):
@@ -131,7 +132,8 @@ def run(teacher, tmp_path, **more):
 
 def notes(folder):
     lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    return [(place, line) for place, line in enumerate(lines) if line["event"] == "note"], lines
+    doubts = [(place, line) for place, line in enumerate(lines) if "The teacher" in line.get("note", "")]
+    return doubts, lines
 
 
 def test_a_teacher_that_normalises_what_is_normalised_already_is_named_first(tmp_path):
@@ -142,8 +144,8 @@ def test_a_teacher_that_normalises_what_is_normalised_already_is_named_first(tmp
     )
     assert result.metrics["teacher_check"] in said and result.metrics["models"]["teacher"]["score"]["mean"] < 0.3
     found, lines = notes(result.folder)
-    assert len(found) == 1 and found[0][1]["what"] == result.metrics["teacher_check"]
-    trained = [place for place, line in enumerate(lines) if line["task"].startswith("trial main")]
+    assert len(found) == 1 and found[0][1]["note"] == result.metrics["teacher_check"]
+    trained = [place for place, line in enumerate(lines) if line.get("task", "").startswith("trial main")]
     assert found[0][0] < min(trained), "told before a student learns from it"
     advice = " ".join(one.figure.get("text", "") for one in result.findings if one.title == "Why it did not help")
     assert "longer" not in advice and LOOK in advice
@@ -162,10 +164,11 @@ def test_permuted_classes_are_told_in_a_run(tmp_path):
 
 def test_a_recording_that_was_there_before_is_checked_before_its_students(tmp_path):
     first = run(Quarters(), tmp_path)
+    files._told.clear()
     again = distill(Quarters(), student, pictures(), ["labels", "kd"], steps=30, out=first.folder)
     found, lines = notes(again.folder)
-    assert len(found) == 2 and "at chance" in found[1][1]["what"]
-    later = [line["task"] for line in lines[found[1][0] :]]
+    assert len(found) == 2 and "at chance" in found[1][1]["note"]
+    later = [line.get("task", "") for line in lines[found[1][0] :]]
     assert any(task.startswith("trial main") for task in later)
 
 
@@ -188,9 +191,3 @@ def test_advice_to_train_longer_is_for_teachers_that_were_trained_here(training,
     held["teacher_check"] = "The teacher answers at chance."
     told = why_not(experiment, held, torch.randn(10, 4))
     assert told.sentence == "The teacher answers at chance." and "longer" not in told.figure["text"]
-
-
-def test_a_note_is_printed_where_there_is_no_terminal():
-    with err.capture() as told:
-        Lines(3, {"record": "record teacher"})("record", -1, -1, "The teacher answers at chance.")
-    assert told.get() == "note: The teacher answers at chance.\n"

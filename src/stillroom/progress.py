@@ -27,12 +27,10 @@ class Ticker:
         self.whole = progress.add_task("all", total=tasks, what="") if progress is not None else None
 
     def __call__(self, name: str, done: int, of: int, what: str) -> None:
-        """Note that a task begins (of = 0), moves on, or ends (done = of = 1); of = -1 says what a person must read."""
+        """Note that a task begins (of = 0), moves on, or ends (done = of = 1)."""
         if self.progress is None or self.whole is None:
             return
-        if of < 0:
-            self.progress.console.print(f"note: {what}", markup=False)
-        elif of == 0:
+        if of == 0:
             title = self.titles.get(name, name)
             self.bars[name] = self.progress.add_task(title, total=None, what="")
         elif of == 1 and done == 1:
@@ -74,9 +72,7 @@ class Lines(Ticker):
         self.count, self.tasks = 0, tasks
 
     def __call__(self, name: str, done: int, of: int, what: str) -> None:
-        """Note that a task begins (of = 0), moves on, or ends (done = of = 1); of = -1 says what a person must read."""
-        if of < 0:
-            err.print(f"note: {what}", markup=False)
+        """Note that a task begins (of = 0), moves on, or ends (done = of = 1)."""
         if of == 1 and done == 1:
             self.count += 1
             note = f" ({what})" if what else ""

@@ -74,7 +74,7 @@ def perform(experiment: Experiment, folder: Path, *, processes: int = 1, told: T
         for task in tasks:
             if task not in left:
                 told(task.name, 1, 1, "done before")
-        _tell_of_teachers(workshop, left, events)
+        _tell_of_teachers(workshop, left)
         if left and processes > 1:
             perform_apart(folder, left, processes, events)
         else:
@@ -82,7 +82,7 @@ def perform(experiment: Experiment, folder: Path, *, processes: int = 1, told: T
         return conclude(experiment, workshop, folder, events)
 
 
-def _tell_of_teachers(workshop: Workshop, left: Sequence[Task], told: Told) -> None:
+def _tell_of_teachers(workshop: Workshop, left: Sequence[Task]) -> None:
     """Tell what is suspicious in a teacher that was recorded before, ahead of the students that are left to train."""
     experiment = workshop.experiment
     if any(task.kind in ("teacher", "record") for task in left) or not any(
@@ -91,7 +91,7 @@ def _tell_of_teachers(workshop: Workshop, left: Sequence[Task], told: Told) -> N
         return
     teacher = workshop.knowledge()[0]
     if teacher is not None and (found := checked(experiment, teacher)) is not None:
-        told("record", -1, -1, found)
+        note(found)
 
 
 def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Told) -> Outcome:
@@ -192,8 +192,6 @@ class _Events:
         lines: list[dict[str, Any]] = [{"note": text} for text in take_notes()]
         if of in (0, 1):
             lines.append({"task": name, "event": "end" if of else "begin"})
-        elif of < 0:
-            lines.append({"task": name, "note": what})
         if lines and self.path is not None:
             now = {"time": round(time.time(), 3)}
             self._write("".join(json.dumps({**now, **line}) + "\n" for line in lines))

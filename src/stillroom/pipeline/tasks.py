@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from stillroom.contracts import Teacher
-from stillroom.files import committed
+from stillroom.files import committed, note
 from stillroom.pipeline.jobs import adopt, choose, job_inputs, train_job
 from stillroom.pipeline.plan import Experiment, Told
 from stillroom.pipeline.synthesis import (
@@ -105,7 +105,7 @@ class Workshop:
             record_teacher(self.experiment, task.owner, self.run, told)
             store = Store.open(knowledge_folder(self.run, task.owner))
             if (found := checked(self.experiment, store, task.owner)) is not None:
-                told(-1, -1, found)  # at once, before a student learns from it
+                note(found)  # at once, before a student learns from it
         elif task.kind == "examples":
             make_arm_examples(self.experiment, task.owner, self.run, told)
         else:

@@ -22,7 +22,7 @@ from stillroom.pipeline import tether
 from stillroom.pipeline.tasks import Task, Workshop
 
 Told = Callable[[str, int, int, str], None]
-"""Told (task name, done, of, what); of = 0 means begun, done = of = 1 finished, of = -1 that ``what`` is a note."""
+"""Told (task name, done, of, what); of = 0 means begun, done = of means finished."""
 
 # glibc otherwise gives a network's maps back to the system and fetches them again at each step: a tenth of the time.
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**31), "MALLOC_MMAP_THRESHOLD_": str(2**31)}
