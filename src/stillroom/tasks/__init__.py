@@ -3,6 +3,8 @@
 from stillroom.tasks.classification import (
     accuracy,
     agreement,
+    class_counts,
+    confusions,
     correct,
     divergence,
     measure,
@@ -29,6 +31,8 @@ __all__ = [
     "check_names",
     "check_objective",
     "check_targets",
+    "class_counts",
+    "confusions",
     "correct",
     "divergence",
     "measure",
