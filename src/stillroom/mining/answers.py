@@ -14,7 +14,7 @@ from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
 from stillroom.mining.wording import percent
 from stillroom.statistics import LEVEL, of_share
-from stillroom.tasks import accuracy, recall_by_class, reliability
+from stillroom.tasks import accuracy, by_rows, recall_by_class, reliability, top_share
 
 HARDEST, NAMED = 10, 3  # classes that are shown, and that a sentence names
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures between which the best is looked for
@@ -53,7 +53,7 @@ def answers(subject: Subject, budget: Budget) -> Panel:
         "accuracy": right,
         "majority_class": {"class": subject.classes[usual], "accuracy": guess},
         "ece": before.ece,
-        "mean_confidence": float(logits.double().softmax(1).amax(1).mean()),
+        "mean_confidence": float(top_share(logits).mean()),
         "temperature": temperature,
         "ece_repaired": None if after is None else after.ece,
         "recall": dict(zip(subject.classes, recalls, strict=True)),
@@ -85,7 +85,7 @@ def validation(subject: Subject, fitted: tuple[float, float, float] | None) -> d
     return {
         "examples": len(labels),
         "accuracy": accuracy(logits, labels),
-        "mean_confidence": float(logits.double().softmax(1).amax(1).mean()),
+        "mean_confidence": float(top_share(logits).mean()),
         "ece": reliability(logits, labels).ece,
         "recall": dict(zip(subject.classes, recalls, strict=True)),
         "rows": dict(zip(subject.classes, rows, strict=True)),
@@ -114,10 +114,13 @@ def _temperature(subject: Subject) -> tuple[float, float, float] | None:
     labels, logits = _validation(subject)
     if len(labels) < 2:
         return None
-    logits, ends = logits.double(), (math.log(COLDEST), math.log(HOTTEST))
+    ends = (math.log(COLDEST), math.log(HOTTEST))
 
     def cost(place: float) -> float:
-        return float(F.cross_entropy(logits / math.exp(place), labels, reduction="sum"))
+        def losses(part: Tensor, of: Tensor) -> Tensor:
+            return F.cross_entropy(part.double() / math.exp(place), of, reduction="none")
+
+        return float(by_rows(losses, logits, labels).sum())
 
     best = float(minimize_scalar(cost, bounds=ends, method="bounded").x)
     least = cost(best) + UNLIKELY
@@ -139,19 +142,15 @@ def _ends(logits: Tensor, labels: Tensor, classes: list[str]) -> dict[str, list[
 
 def _confusions(logits: Tensor, labels: Tensor, classes: list[str]) -> list[dict[str, Any]]:
     """The pairs that are mistaken most: the true class, what was answered, how often."""
-    count = len(classes)
-    table = torch.bincount(labels * count + logits.argmax(1), minlength=count * count).view(count, count)
-    of = table.sum(1)
-    table = table - torch.diag(table.diag())
-    order = table.flatten().argsort(descending=True, stable=True)[:HARDEST].tolist()
+    count, answered = len(classes), logits.argmax(1)
+    wrong = answered != labels
+    of = torch.bincount(labels, minlength=count)
+    pairs, often = (labels[wrong] * count + answered[wrong]).unique(return_counts=True)  # no table: classes squared
     found = []
-    for place in order:
-        true, told = divmod(place, count)
-        if table[true, told]:
-            share = float(table[true, told]) / float(of[true])
-            found.append(
-                {"true": classes[true], "answered": classes[told], "count": int(table[true, told]), "share": share}
-            )
+    for place in often.argsort(descending=True, stable=True)[:HARDEST].tolist():
+        true, told = divmod(int(pairs[place]), count)
+        share = float(often[place]) / float(of[true])
+        found.append({"true": classes[true], "answered": classes[told], "count": int(often[place]), "share": share})
     return found
 
 

@@ -24,6 +24,7 @@ from stillroom.statistics import one_more, over_seeds
 TEMPERATURE = 2.0
 DRAWS = 50  # bootstrap samples of the examples
 PAIRS = 10
+MOST, DRAWN = 100, 40  # classes that are compared, that the matrix shows: classes squared are worked on
 STABLE = 0.8  # of a measure that is 1 for always the same
 NETWORKS, SHARED_OUT = 5, 20  # with random weights; times that what is left is shared out at random
 FOLLOWS = 0.5  # correlation with random weights, below which their mean must lie with its interval
@@ -50,14 +51,16 @@ def similarity(subject: Subject, budget: Budget, *, temperature: float = TEMPERA
     if not temperature > 0:
         raise DataError(say("The temperature of likenesses does not fit", temperature, "above 0, such as 2"))
     logits = subject.logits("test")
-    count = logits.shape[1]
-    if count < 3:
+    if logits.shape[1] < 3:
         return Panel("similarity", notes=["with two classes there is nothing beside the first choice and the other"])
+    classes, compared = subject.classes, _most_answered(logits)
+    logits, classes = _among(logits, compared), [classes[place] for place in compared.tolist()]
+    count = len(classes)
     own = _likeness(logits, temperature)
     known: NDArray[np.bool_] = np.bincount(logits.argmax(1).numpy(), minlength=count) > 0
     if known.sum() < 3:
         return Panel("similarity", notes=[f"it answers only {int(known.sum())} of its {count} classes"])
-    names = [name for name, there in zip(subject.classes, known.tolist(), strict=True) if there]
+    names = [name for name, there in zip(classes, known.tolist(), strict=True) if there]
     own = own[np.ix_(known, known)]
     again = [_resampled(logits, known, temperature, draw, subject.seed) for draw in range(DRAWS)]
     pairs, groups = _pairs(own), _groups(own)
@@ -68,7 +71,8 @@ def similarity(subject: Subject, budget: Budget, *, temperature: float = TEMPERA
 
     level = _level(logits)
     if subject.module is not None:
-        random = _compared(alike(level), [alike(_level(one)) for one in _random_weights(subject, budget, notes)])
+        others = (_level(_among(one, compared)) for one in _random_weights(subject, budget, notes))
+        random = _compared(alike(level), [alike(one) for one in others])
     chance = _compared(alike(level), [alike(one) for one in _shared_out(subject, level, budget)])
     levelled = float(alike(level)[pairs[0]])
     numbers: dict[str, Any] = {
@@ -84,9 +88,11 @@ def similarity(subject: Subject, budget: Budget, *, temperature: float = TEMPERA
         "shared_out": chance,
         "levelled": None if math.isnan(levelled) else levelled,
         "verdict": _verdict(levelled, chance, random),
-        "validation": _validation(subject, temperature),
-        "left_out": [name for name in subject.classes if name not in names],
+        "validation": _validation(subject, temperature, compared),
+        "left_out": [name for name in classes if name not in names],
     }
+    if count < len(subject.classes):
+        notes.insert(0, f"the {count} classes answered most often were compared, of {len(subject.classes):,}")
     if numbers["left_out"]:
         notes.insert(0, f"never answered, so not compared: {', '.join(numbers['left_out'])}")
     findings = [_alike(numbers, own, names, subject.module is not None), _grouped(numbers, own, names)]
@@ -94,9 +100,24 @@ def similarity(subject: Subject, budget: Budget, *, temperature: float = TEMPERA
     return Panel("similarity", findings, numbers, files, notes)
 
 
-def _validation(subject: Subject, temperature: float) -> dict[str, Any] | None:
+def _most_answered(logits: Tensor) -> Tensor:
+    """The classes that are compared, in their order: all, or where they are many those that are answered most."""
+    count = logits.shape[1]
+    often = torch.bincount(logits.argmax(1), minlength=count)
+    return often.argsort(descending=True, stable=True)[: min(count, MOST)].sort().values
+
+
+def _among(logits: Tensor, classes: Tensor) -> Tensor:
+    """The logits of some classes, of rows whose first choice is one of them."""
+    if len(classes) == logits.shape[1]:
+        return logits
+    return logits[torch.isin(logits.argmax(1), classes)][:, classes]
+
+
+def _validation(subject: Subject, temperature: float, compared: Tensor) -> dict[str, Any] | None:
     """How firm likenesses are on validation examples alone; None where fewer than three classes are answered there."""
-    logits = subject.logits("validation") if len(subject.examples("validation")) else torch.zeros(0, 3)
+    there = len(subject.examples("validation"))
+    logits = _among(subject.logits("validation"), compared) if there else torch.zeros(0, len(compared))
     known: NDArray[np.bool_] = np.bincount(logits.argmax(1).numpy(), minlength=logits.shape[1]) > 0
     if known.sum() < 3:
         return None
@@ -123,6 +144,8 @@ def _likeness(logits: Tensor, temperature: float) -> Values:
 def _level(logits: Tensor) -> Tensor:
     """Logits without what each class gets on average; nought where all examples get the same answer."""
     values = logits.double()
+    if not len(values):
+        return values
     values = values.clamp(min=float(values[values.isfinite()].min()))  # a probability of 0 has no mean logit
     apart = values - values.mean(0)
     return apart * (float(apart.abs().max()) > 1e-5 * float(values.abs().max()))  # less is rounding
@@ -271,6 +294,9 @@ def _correlation(own: Values, control: Values) -> float | None:
 
 def _alike(numbers: dict[str, Any], own: Values, names: list[str], opened: bool) -> Finding:
     most, order = numbers["pairs"][0], _order(own)
+    if len(order) > DRAWN:  # those of the strongest pairs
+        strongest = set(np.argsort(-own.max(1), kind="stable")[:DRAWN].tolist())
+        order = [place for place in order if place in strongest]
     one, other = most["classes"]
     times = most["likeness"] / numbers["even"]
     sentence = f"Most alike to it are '{one}' and '{other}': where it answers one, the other gets "
@@ -287,7 +313,8 @@ def _alike(numbers: dict[str, Any], own: Values, names: list[str], opened: bool)
         "kind": "matrix",
         "labels": [names[place] for place in order],
         "values": [[None if i == j else round(100 * float(own[i, j]), 1) for j in order] for i in order],
-        "note": "Per cent of what an answer leaves to other classes; classes that are alike stand side by side.",
+        "note": "Per cent of the probability left to the other classes; similar classes stand side by side."
+        + (f" The {len(order)} classes of the strongest pairs, of {len(names)}." if len(order) < len(names) else ""),
     }
     words = f"An even share: {percent(numbers['even'])}. "
     if numbers["levelled"] is not None:
@@ -369,7 +396,12 @@ def _shares(ends: Sequence[float]) -> str:
 def _grouped(numbers: dict[str, Any], own: Values, names: list[str]) -> Finding:
     groups, again = numbers["groups"], numbers["groups_again"]
     firm = again >= STABLE and numbers["verdict"] == "beyond"
-    if firm:
+    together = [group for group in groups if len(group) > 1]
+    if firm and 2 * len(groups) > len(names):  # most of them are one class
+        shown = "; ".join(", ".join(group) for group in together)
+        sentence = f"Most classes stand alone: of {len(names)} only these are grouped, the same on other draws of the "
+        sentence += f"examples: {shown}."
+    elif firm:
         shown = "; ".join(", ".join(group) for group in groups)
         sentence = f"It sees {len(groups)} families of classes, the same on other draws of the examples: {shown}."
     elif again < STABLE:

@@ -3,11 +3,14 @@
 from stillroom.tasks.classification import (
     accuracy,
     agreement,
+    by_rows,
     correct,
     divergence,
     measure,
     recall_by_class,
     reliability,
+    share_of,
+    top_share,
 )
 from stillroom.tasks.doors import (
     check_answers,
@@ -23,6 +26,7 @@ from stillroom.tasks.doors import (
 __all__ = [
     "accuracy",
     "agreement",
+    "by_rows",
     "check_answers",
     "check_known",
     "check_labels",
@@ -35,5 +39,7 @@ __all__ = [
     "probabilities",
     "recall_by_class",
     "reliability",
+    "share_of",
     "softened_twice",
+    "top_share",
 ]

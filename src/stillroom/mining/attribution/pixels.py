@@ -261,10 +261,11 @@ def _classes(subject: Subject, found: Maps) -> list[Finding]:
     chosen = [one for one in counts.argsort(descending=True, stable=True).tolist() if counts[one] >= LEAST][:CLASSES]
     if len(chosen) < 2:
         return []
-    rows: list[list[dict[str, Any]]] = []
+    rows: list[list[dict[str, Any] | None]] = []
     for start in range(0, len(chosen), IN_A_ROW):
         part = chosen[start : start + IN_A_ROW]
-        above, below = [], []
+        above: list[dict[str, Any] | None] = []
+        below: list[dict[str, Any] | None] = []
         for one in part:
             mine, name = found.classes == one, subject.classes[one]
             mean = found.inputs[mine].double().mean(0)
@@ -272,9 +273,8 @@ def _classes(subject: Subject, found: Maps) -> list[Finding]:
             values = found.pixels[mine].double().mean(0).tolist()
             about = f"what speaks for {name}"
             below.append({"pixels": map_picture(values), "text": f"{name} ({int(counts[one])})", "about": about})
-        empty = {"pixels": [[0]], "text": "", "about": ""}
-        missing = min(IN_A_ROW, len(chosen)) - len(part)
-        rows += [[*above, *[empty] * missing], [*below, *[empty] * missing]]
+        missing = [None] * (min(IN_A_ROW, len(chosen)) - len(part))
+        rows += [[*above, *missing], [*below, *missing]]
     middle = torch.stack([found.pixels[found.classes == one].double().mean(0) for one in chosen])
     apart = torch.corrcoef(middle.flatten(1))
     apart = apart - torch.eye(len(chosen))
@@ -293,11 +293,22 @@ def _classes(subject: Subject, found: Maps) -> list[Finding]:
         "kind": "sheet",
         "columns": [""] * min(IN_A_ROW, len(chosen)),
         "rows": rows,
-        "note": "Above, the mean of the pictures with this answer; below, the mean of their maps (how many).",
+        "note": "Above: the mean of the pictures with this answer. Below: the mean of their maps (number of pictures). "
+        + _left_out(subject, chosen, counts),
         "width": 128,
     }
     control = "the mean picture of the same answers, above each map."
     return [Finding("What speaks for each answer", sentence, float(apart.max()), control, figure)]
+
+
+def _left_out(subject: Subject, chosen: list[int], counts: Tensor) -> str:
+    """Say which classes are not shown, and why."""
+    count, seen = len(subject.classes), int((counts >= LEAST).sum())
+    if len(chosen) == count:
+        return ""
+    told = f"Shown are {len(chosen)} of {count:,} classes: those answered at least {LEAST} times in the "
+    told += f"{int(counts.sum())} explained pictures"
+    return f"{told}; {seen - len(chosen):,} more are not drawn." if seen > len(chosen) else f"{told}."
 
 
 def _six(subject: Subject, found: Maps, twin: Tensor | None) -> Finding:

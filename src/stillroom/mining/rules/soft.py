@@ -38,7 +38,7 @@ def soft(subject: Subject, ground: Ground, budget: Budget) -> Drawn:
     alike = None
     if known.any():
         budget.progress(1, trees, "soft tree")
-        labels = torch.eye(answers.shape[1])[torch.from_numpy(ground.rows.labels[known])]
+        labels = torch.nn.functional.one_hot(torch.from_numpy(ground.rows.labels[known]), answers.shape[1]).float()
         pixels = ground.rows.pixels[torch.from_numpy(known)]
         alike = train(pixels, labels, steps=steps, depth=depth, seed=subject.seed)
     numbers = {

@@ -21,7 +21,8 @@ from stillroom.statistics import Interval, over_examples
 
 SIDES, WORDS, NAMED = 6, 12, 5  # classes whose words are shown; of each; named in the sentence
 SHORT = 40  # letters of a condition
-SHOWN = 24  # rules in the table, those that cover most
+SHOWN, FEWER = 24, 8  # rules in the table, those that cover most; where they only come near the model
+USEFUL = 0.5  # of what a constant answer gets wrong: rules that get less of it right are neither shown nor offered
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,13 @@ class Chosen:
         """The model's commonest answer to training rows, and how often it gives it to held-out ones."""
         top = Counter(self.ground.rows.top.tolist()).most_common(1)[0][0]
         return self.classes[top], float((self.ground.held.top == top).mean())
+
+    @property
+    def useful(self) -> bool:
+        """Whether the rules reach what was asked for, or get half of what a constant answer misses."""
+        constant = self.constant[1]
+        beyond = (self.held - constant) / (1 - constant) if constant < 1 else 0.0
+        return self.size > 1 and (self.reached or beyond >= USEFUL)
 
     @cached_property
     def by_chance(self) -> float:
@@ -133,13 +141,9 @@ class Chosen:
 def told_of_tree(chosen: Chosen) -> Finding:
     """Return the finding with the tree itself."""
     text = as_text(chosen.tree, chosen.ground.reading, chosen.classes)
-    return Finding(
-        _title(chosen),
-        _sentence(chosen),
-        chosen.held,
-        _control(chosen),
-        {"kind": "text", "text": text, "title": "The rules as a tree", "note": chosen.counted},
-    )
+    figure: dict[str, Any] = {"kind": "text", "text": text, "title": "The rules as a tree", "note": chosen.counted}
+    figure |= {} if chosen.reached else {"folded": True}
+    return Finding(_title(chosen), _sentence(chosen), chosen.held, _control(chosen), figure if chosen.useful else {})
 
 
 def _title(chosen: Chosen) -> str:
@@ -184,14 +188,17 @@ def _more(chosen: Chosen) -> str:
     """Say what more rules would do, and what to make of those there are."""
     name, constant = chosen.constant
     if chosen.held <= constant + 0.02:
-        return (
-            f"That is no more than always answering '{name}' ({percent(constant)}): do not explain the model by these."
-        )
+        told = f"That is no more than always answering '{name}' ({percent(constant)}): these rules do not explain the "
+        return f"{told}model, and are not shown."
     sizes, held = chosen.grown.both.curve(chosen.ground.held)
     enough = [size for size, found in zip(sizes, held, strict=True) if found >= chosen.fidelity]
-    if enough:
-        return f"About {enough[0]} would be needed: read these as a summary."
-    return f"Up to {sizes[-1]} agree on {percent(max(held))} at most: read these as a summary, not as the model."
+    told = (
+        f"About {enough[0]} would be needed" if enough else f"Up to {sizes[-1]} agree on {percent(max(held))} at most"
+    )
+    if chosen.useful:
+        return f"{told}: read these as a summary, not as the model."
+    told += f". Always answering '{name}' agrees on {percent(constant)}; of the remaining rows these rules get less "
+    return f"{told}than {percent(USEFUL, 0)}, so they are not shown."
 
 
 def _control(chosen: Chosen) -> str:
@@ -314,7 +321,7 @@ def trusted(chosen: Chosen) -> Finding:
         sentence += f"{percent(weakest['fidelity'])} of {rows}."
     if unseen := len(chosen.each) - len(held):
         sentence += f" {unseen} cover{'s' * (unseen == 1)} no {ground.split} row."
-    shown = sorted(chosen.each, key=lambda one: -one["coverage"])[:SHOWN]
+    shown = sorted(chosen.each, key=lambda one: -one["coverage"])[: SHOWN if chosen.reached else FEWER]
     rows_ = [
         [
             f"{one['rule']}. {one['answer']}",
@@ -332,7 +339,7 @@ def trusted(chosen: Chosen) -> Finding:
         columns.insert(1, columns.pop())
         rows_ = [[row[0], row[-1], *row[1:-1]] for row in rows_]
     figure: dict[str, Any] = {"kind": "table", "columns": columns, "rows": rows_, "title": "Rules, widest first"}
-    if len(chosen.each) > SHOWN:
-        figure["note"] = f"The {SHOWN} widest of {len(chosen.each)}; all are in rules.json."
+    if len(chosen.each) > len(shown):
+        figure["note"] = f"The {len(shown)} widest of {len(chosen.each)}; all are in rules.json."
     control = f"The same answers dealt to the rows at random would agree on {percent(chosen.by_chance)}."
     return Finding("Which rules to trust", sentence, share, control, figure)
