@@ -60,6 +60,7 @@ def answers(subject: Subject, budget: Budget) -> Panel:
         "rows": dict(zip(subject.classes, torch.bincount(labels, minlength=len(recalls)).tolist(), strict=True)),
         "recall_ends": ends,
         "harder": [name for name, (_, high) in ends.items() if high < right],
+        "never_answered": _never_answered(logits, labels, subject.classes),
         "confusions": _confusions(logits, labels, subject.classes),
         "validation": validation(subject, fitted),
     }
@@ -138,6 +139,13 @@ def _ends(logits: Tensor, labels: Tensor, classes: list[str]) -> dict[str, list[
     there = sorted((place for place, count in enumerate(rows) if count), key=lambda place: right[place] / rows[place])
     sure = 1 - (1 - LEVEL) / len(there)
     return {classes[place]: list(of_share(right[place], rows[place], sure)) for place in there}
+
+
+def _never_answered(logits: Tensor, labels: Tensor, classes: list[str]) -> list[str]:
+    """The classes that test examples have and the model never answers, the most frequent first."""
+    rows, told = (torch.bincount(one, minlength=len(classes)) for one in (labels, logits.argmax(1)))
+    order = rows.argsort(descending=True, stable=True).tolist()
+    return [classes[place] for place in order if rows[place] and not told[place]]
 
 
 def _confusions(logits: Tensor, labels: Tensor, classes: list[str]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from stillroom.contracts import Finding
 from stillroom.data.leaving_out import rows_told
 from stillroom.files import read_sealed
+from stillroom.pipeline.head import settings_told, version_of
 from stillroom.pipeline.plan import ALONE, Experiment
 from stillroom.pipeline.reasons import why_not
 from stillroom.pipeline.verdict import Answers, test_labels
@@ -199,15 +200,10 @@ def summary_of(metrics: Mapping[str, Any]) -> list[tuple[str, object]]:
 
 
 def facts_of(experiment: Experiment) -> dict[str, object]:
-    """Return what the run stood on: recipe, versions, machine."""
-    from importlib.metadata import PackageNotFoundError, version
-
+    """Return what the run stood on: data, recipe or settings, versions, machine."""
     versions: dict[str, object] = {"Python": platform.python_version()}
-    for package in ("stillroom", "torch", "numpy", "pyarrow", "onnxruntime"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
+    packages = ("stillroom", "torch", "numpy", "pyarrow", "onnxruntime")
+    versions |= {package: version_of(package) for package in packages}
     data = experiment.data
     machine = {
         "processor": platform.machine(),
@@ -219,7 +215,7 @@ def facts_of(experiment: Experiment) -> dict[str, object]:
         "data": f"{getattr(data, 'name', 'data')}: {rows_told(data)}",
         "versions": versions,
         "machine": machine,
-        "recipe": experiment.recipe,
+        **({"recipe": experiment.recipe} if experiment.recipe else {"settings": settings_told(experiment)}),
     }
 
 
