@@ -299,16 +299,16 @@ def _alike(numbers: dict[str, Any], own: Values, names: list[str], opened: bool)
         order = [place for place in order if place in strongest]
     one, other = most["classes"]
     times = most["likeness"] / numbers["even"]
-    sentence = f"Most alike to it are '{one}' and '{other}': where it answers one, the other gets "
-    sentence += f"{percent(most['likeness'])} of what is left, {times:.1f} times an even share. "
+    sentence = f"The most similar classes are '{one}' and '{other}': where it answers one, the other gets "
+    sentence += f"{percent(most['likeness'])} of the remaining probability, {times:.1f} times an even share. "
     sentence += _held_against(numbers, opened)
     again = numbers["pairs_again"]
     if again < STABLE:
         sentence += " But on" if numbers["verdict"] == "beyond" else " On"
         sentence += f" other draws of the examples only {100 * again:.0f} % of the strongest pairs are the same."
     elif numbers["verdict"] == "beyond":
-        sentence += " The strongest pairs are the same on other draws of the examples: a student is taught this beside "
-        sentence += "the right class."
+        sentence += " The strongest pairs are the same on other draws of the examples: besides the right class a "
+        sentence += "student is taught this."
     figure = {
         "kind": "matrix",
         "labels": [names[place] for place in order],
@@ -318,10 +318,10 @@ def _alike(numbers: dict[str, Any], own: Values, names: list[str], opened: bool)
     }
     words = f"An even share: {percent(numbers['even'])}. "
     if numbers["levelled"] is not None:
-        words += "Compared without what each class gets on average, whatever the example: the pair above then gets "
+        words += "For the comparison each class's mean logit is subtracted: the pair above then gets "
         words += f"{percent(numbers['levelled'])}. "
     if numbers["shared_out"]["compared"]:
-        words += f"What is left shared out at random, {numbers['shared_out']['asked']} times: "
+        words += f"The remaining probability shared out at random, {numbers['shared_out']['asked']} times: "
         words += f"{_strongest_of(numbers['shared_out'])}. "
     if not opened:
         words += "The model cannot be opened, so what its architecture alone would show is not known."
@@ -329,20 +329,20 @@ def _alike(numbers: dict[str, Any], own: Values, names: list[str], opened: bool)
         words += f"{_networks(numbers['control'])}: {_strongest_of(numbers['control'])}."
     else:
         words += f"{_networks(numbers['control'])}: none answers three of these classes, so none can be compared."
-    return Finding("What it thinks is alike", sentence, most["likeness"], words, figure)
+    return Finding("Which classes it finds similar", sentence, most["likeness"], words, figure)
 
 
 def _held_against(numbers: dict[str, Any], opened: bool) -> str:
     """Whether the likenesses are more than what the controls show, in words."""
     verdict, chance, random = numbers["verdict"], numbers["shared_out"], numbers["control"]
     if verdict == "lean":
-        words = "But without what each class gets on average, whatever the example, it answers too few classes to "
-        return f"{words}compare: these likenesses may be no more than a lean to some classes."
+        words = "But once each class's mean logit is subtracted it answers too few classes to "
+        return f"{words}compare: these similarities may be no more than a bias towards some classes."
     if verdict == "chance":
-        words = "But shared out at random among the classes, what is left makes as strong a pair "
-        return f"{words}({_reach(chance)}): these likenesses are no more than chance."
+        words = "But shared out at random, the remaining probability makes as strong a pair "
+        return f"{words}({_reach(chance)}): these similarities are no more than chance."
     if verdict == "beyond" and not opened:
-        words = "That is more than chance: shared out at random among the classes, what is left makes no pair stronger "
+        words = "That is more than chance: shared out at random, the remaining probability makes no pair stronger "
         return f"{words}than {percent(chance['strongest_range'][1])}."
     if verdict == "unknown":
         able, asked = random["compared"], random["asked"]
@@ -352,18 +352,22 @@ def _held_against(numbers: dict[str, Any], opened: bool) -> str:
         words += f"of {asked} networks with random weights {f'only {able} answers' if able else 'none answers'} at "
         return f"{words}least three of these classes, and two are needed to compare with."
     if verdict == "as strong":
-        words = f"But networks with random weights show as strong a pair ({_reach(random)}): these likenesses are no "
+        words = f"But networks with random weights show as strong a pair ({_reach(random)}): these similarities are no "
         return f"{words}more than what the architecture shows without any training."
     follow = _correlated(random)
     if verdict == "follows":
         high = random["correlation_high"]
         more = f", and more such networks might average {high:.2f}" if high is not None and high < 1 else ""
-        words = f"But networks with random weights may find the same classes alike ({follow}{more}, not clearly below "
-        words += f"{FOLLOWS}): it is not shown that these likenesses are more than what the architecture gives without "
+        words = (
+            f"But networks with random weights may find the same classes similar ({follow}{more}, not clearly below "
+        )
+        words += (
+            f"{FOLLOWS}): it is not shown that these similarities are more than what the architecture gives without "
+        )
         return f"{words}any training."
     pair = _shares(random["strongest_range"])
     words = f"That goes beyond what networks with random weights show: their strongest pair gets {pair}, and their "
-    return f"{words}likenesses do not follow the model's ({follow}, clearly below {FOLLOWS})."
+    return f"{words}similarities do not follow the model's ({follow}, clearly below {FOLLOWS})."
 
 
 def _networks(random: dict[str, Any]) -> str:
@@ -405,11 +409,11 @@ def _grouped(numbers: dict[str, Any], own: Values, names: list[str]) -> Finding:
         shown = "; ".join(", ".join(group) for group in groups)
         sentence = f"It sees {len(groups)} families of classes, the same on other draws of the examples: {shown}."
     elif again < STABLE:
-        sentence = "It sees no firm families of classes: on other draws of the examples the groups come out otherwise "
+        sentence = "It sees no firm families of classes: on other draws of the examples the groups change "
         sentence += f"(agreement {again:.2f} of 1)."
     else:
-        sentence = "No families of classes are named: they come out the same on other draws of the examples, but that "
-        sentence += "the likenesses they rest on were learnt is not shown."
+        sentence = "No families of classes are named: they come out the same on other draws of the examples, but it is "
+        sentence += "not shown that the similarities they rest on were learnt."
     control = (
         f"Agreement of the groups over {DRAWS} bootstrap samples (adjusted Rand index): {again:.2f}; chance gives 0."
     )
@@ -417,7 +421,7 @@ def _grouped(numbers: dict[str, Any], own: Values, names: list[str]) -> Finding:
     figure = {"kind": "dendrogram", "labels": names, "merges": merges, "text": _tree(own, names)}
     if firm:
         figure["groups"] = [[names.index(name) for name in group] for group in groups]
-    figure["x_label"] = "per cent of what an answer leaves to other classes"
+    figure["x_label"] = "per cent of the probability left to the other classes"
     return Finding("Families of classes", sentence, again, control, figure)
 
 

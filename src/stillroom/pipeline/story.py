@@ -195,7 +195,8 @@ def summary_of(metrics: Mapping[str, Any]) -> list[tuple[str, object]]:
         shown.append(("agrees with the teacher", f"{100 * agreement['mean']:.1f} %"))
     teacher, student = (models.get(name, {}).get("bytes") for name in ("teacher", "distilled"))
     if teacher and student:
-        shown.append(("smaller by", f"{teacher['mean'] / student['mean']:.1f}x"))
+        times = teacher["mean"] / student["mean"]
+        shown.append(("smaller than the teacher", f"{times:.1f}x") if times >= 1 else ("larger", f"{1 / times:.1f}x"))
     return shown
 
 

@@ -164,7 +164,7 @@ def _sentence(chosen: Chosen) -> str:
     if chosen.reached and chosen.held >= chosen.fidelity:
         doubt = ""
         if chosen.on_queries < chosen.fidelity:
-            doubt = " Away from the data they hold less well: trust them for examples like these."
+            doubt = " On made-up queries they agree less often: trust them for examples like the data."
         return f"{rules} say what the model answers: they agree with it {chosen.agrees} {asked}.{doubt}"
     if chosen.reached:
         clear = "so they are a summary, not the model"
@@ -212,7 +212,7 @@ def _control(chosen: Chosen) -> str:
     low, high = gap.low or 0.0, gap.high or 0.0
     word = "no clear difference"
     if low > 0 or high < 0:
-        word = "the model's answers taught the rules more than labels" if low > 0 else "labels taught more"
+        word = "the model's answers are better to learn from" if low > 0 else "labels are better to learn from"
     interval = f"{100 * gap.mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}: {word}"
     return (
         f"A tree of the same size grown on labels agrees on {percent(other)} ({interval}), on {percent(away)} of the "
@@ -227,9 +227,9 @@ def worth(chosen: Chosen) -> Finding:
     reached = {of: by_points(chosen.ground, of) for of in ("answers", "labels", "chance")}
     own = reached["answers"] or 0.0
     text = (
-        f"Single words say too little, their sum says more: {count} words have points, from -{HIGHEST} to {HIGHEST}. "
+        f"Single words say too little, so {count} words have points, from -{HIGHEST} to {HIGHEST}, which are summed. "
     )
-    text += f"What those of a text add up to tells the model's answer on {percent(own)} of {len(chosen.ground.held):,} "
+    text += f"The sum of a text gives the model's answer on {percent(own)} of {len(chosen.ground.held):,} "
     text += f"{chosen.ground.split} rows."
     figures, sides = [], []
     for one in asked:
@@ -249,7 +249,9 @@ def worth(chosen: Chosen) -> Finding:
         control = f"The same points dealt to the words at random: {percent(reached['chance'])}"
     if reached["labels"] is not None:
         control += f"; points learnt from labels instead of the model's answers: {percent(reached['labels'])}"
-    note = "Among words of as many points those that part the texts most. All are in rules.json."
+    note = "Among words of equal points, those that separate the texts best. All are in rules.json."
+    if len(sides) > SIDES:
+        note += f" {SIDES} of {len(sides)} classes are shown."
     figure = {"kind": "panels", "figures": figures, "note": note}
     return Finding("What words are worth", text, own, f"{control}.", figure)
 
@@ -309,16 +311,16 @@ def trusted(chosen: Chosen) -> Finding:
     good = [one for one in held if one["fidelity"] >= chosen.fidelity]
     share = sum(one["coverage"] for one in good)
     widest = max(held, key=lambda one: one["coverage"])
-    sentence = f"None of {len(chosen.each)} rules agrees with the model as often as asked. "
+    asked = f"({percent(chosen.fidelity)})"
+    sentence = f"None of {len(chosen.each)} rules agrees with the model as often as asked {asked}. "
     if good:
-        sentence = f"{len(good)} of {len(chosen.each)} rules agree with the model at least as often as asked; they "
+        sentence = f"{len(good)} of {len(chosen.each)} rules agree with the model as often as asked {asked}; they "
         sentence += f"cover {percent(share)} of the {ground.split} rows. "
-    sentence += f"Rule {widest['rule']} covers most ({percent(widest['coverage'])})."
+    sentence += f"Rule {widest['rule']} covers most rows ({percent(widest['coverage'])})."
     weakest = min(held, key=lambda one: (one["fidelity"], -one["rows"]))
     if weakest["fidelity"] < chosen.fidelity:
         rows = f"{weakest['rows']:,} row{'s' * (weakest['rows'] != 1)}"
-        sentence += f" Where rule {weakest['rule']} holds, ask the model: it agrees on "
-        sentence += f"{percent(weakest['fidelity'])} of {rows}."
+        sentence += f" Rule {weakest['rule']} is the weakest: it agrees on {percent(weakest['fidelity'])} of {rows}."
     if unseen := len(chosen.each) - len(held):
         sentence += f" {unseen} cover{'s' * (unseen == 1)} no {ground.split} row."
     shown = sorted(chosen.each, key=lambda one: -one["coverage"])[: SHOWN if chosen.reached else FEWER]
