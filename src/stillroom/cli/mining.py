@@ -72,7 +72,7 @@ def mine(
         allowed = "a run folder whose recipe has one teacher, that teacher mined"
         raise UserError(say("No recipe can be mined", given, allowed, "Leave --recipe out, or mine such a run."))
     folder = out or run / "mining"
-    with ticking(len(chosen(only or [], bool(students))), {}, quiet=verbose is False or as_json) as told:
+    with ticking(len(chosen(only or [], bool(students))) + 1, {}, quiet=verbose is False or as_json) as told:
         mined = dig(
             subject, folder, students=students, only=only or [], seconds=seconds, told=told, recipe=base, options=more
         )
