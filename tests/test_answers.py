@@ -44,8 +44,8 @@ def test_where_nothing_is_wrong_nothing_is_repaired():
 def test_the_class_that_is_mistaken_is_named_with_what_it_is_taken_for(seed):
     panel = answers(subject(heat=1.0, wrong=0.9, seed=seed), Budget())
     assert panel.numbers["confusions"][0]["true"] == "cat" and panel.numbers["confusions"][0]["answered"] == "bee"
-    assert panel.numbers["harder"] == ["cat"] and "Hardest is 'cat'" in panel.findings[2].sentence
-    assert "'cat' for 'bee'" in panel.findings[2].sentence
+    assert panel.numbers["harder"] == ["cat"] and "The hardest class is 'cat'" in panel.findings[2].sentence
+    assert "it answers 'bee' where 'cat' is true" in panel.findings[2].sentence
 
 
 def in_ten_classes(right: list[float], rows: int, seed: int) -> Subject:
@@ -82,7 +82,7 @@ def test_of_classes_that_are_equally_hard_none_is_called_hardest(right, rows):
 
 def test_one_class_alone_and_classes_known_alike_are_said_to_be():
     same = answers(in_ten_classes([1.0] * 10, 20, 0), Budget()).findings[2].sentence
-    assert same == "No class is harder than the others: of each 100.0 % are recognised."
+    assert same == "No class is harder than the others: the recall of each is 100.0 %."
     made = in_ten_classes([0.5] * 10, 20, 0)
     made.data.columns["labels"][:] = 3
     assert "of 'class 3', so no class can be harder" in answers(made, Budget()).findings[2].sentence

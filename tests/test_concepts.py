@@ -185,7 +185,8 @@ def test_planted_concepts_are_told_and_noise_is_told_to_be_none():
         model.last.weight.copy_(4 * torch.linalg.pinv(truth).T[:6])
     panel = concepts(Subject(made(rows, model(rows).argmax(1), 6), model), Budget(60.0))
     assert (
-        "do not take the directions for parts" not in panel.findings[0].sentence and "where the features vary most" not in panel.findings[2].sentence
+        "do not take the directions for parts" not in panel.findings[0].sentence
+        and "where the features vary most" not in panel.findings[2].sentence
     )
     for told in panel.numbers["methods"].values():
         assert told["explained"] > 0.9 and told["found_again"] > told["found_again_by_chance"]

@@ -11,6 +11,7 @@ from stillroom.mining.subject import Subject
 CLASSES = 10  # that are shown
 TEXTS = 4  # classes of texts or rows, which take more room
 SUSPECTS = 12
+DOUBTFUL = 0.01  # chance that a label is wrong: less is not worth a look
 FOUND = 0.3  # of planted labels; with fewer found the search is not to be relied on
 
 
@@ -109,13 +110,15 @@ def _taught(told: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
 def mislabelled(told: Mapping[str, Any], suspects: Sequence[Mapping[str, Any]], subject: Subject) -> Finding:
     """Say how many labels look wrong, whether such a search finds any, and show the most doubted."""
     of = f"{told['examples']:,} training labels"
+    doubtful = [one for one in (suspects or told["most_doubted"])[:SUSPECTS] if one["score"] >= DOUBTFUL]
     if suspects:
         count = f"{len(suspects):,} of {of} are" if len(suspects) > 1 else f"1 of {of} is"
         sentence = f"{count} more likely wrong than right: check these first. In all, an estimated "
         sentence += f"{_share(told['share_wrong'])} are wrong."
     else:
         sentence = f"None of {of} is more likely wrong than right. An estimated {_share(told['share_wrong'])} may be "
-        sentence += "wrong, but not known which. Below are the most doubtful."
+        sentence += "wrong, but not known which."
+        sentence += " Below are the most doubtful." if doubtful else ""
     if suspects and told["features"] == "untrained":
         sentence += (
             f" The model answers {told['given_back']:,} of these labels itself: it has memorised them, or they are "
@@ -131,10 +134,10 @@ def mislabelled(told: Mapping[str, Any], suspects: Sequence[Mapping[str, Any]], 
     if told["features"] == "learnt":
         control += " The model was not trained on the swapped labels, which makes them easier to find."
     items = [
-        shown(subject, one["example"], f"{one['label']}? rather {one['suggested']}", _rows_of(one))
-        for one in (suspects or told["most_doubted"])[:SUSPECTS]
+        shown(subject, one["example"], f"{one['label']}? rather {one['suggested']}", _rows_of(one)) for one in doubtful
     ]
-    return Finding("Which labels look wrong", sentence, len(suspects), control, {"kind": "pictures", "items": items})
+    figure = {"kind": "pictures", "items": items} if items else {}
+    return Finding("Which labels look wrong", sentence, len(suspects), control, figure)
 
 
 def _rows_of(one: Mapping[str, Any]) -> list[list[str]]:

@@ -142,7 +142,8 @@ def told_of_tree(chosen: Chosen) -> Finding:
     """Return the finding with the tree itself."""
     text = as_text(chosen.tree, chosen.ground.reading, chosen.classes)
     figure: dict[str, Any] = {"kind": "text", "text": text, "title": "The rules as a tree", "note": chosen.counted}
-    figure |= {} if chosen.reached else {"folded": True}
+    if not chosen.reached:
+        figure |= {"text": f"{chosen.counted}\n\n{text}", "folded": True, "note": ""}
     return Finding(_title(chosen), _sentence(chosen), chosen.held, _control(chosen), figure if chosen.useful else {})
 
 
