@@ -509,8 +509,12 @@ def test_weights_say_whether_they_can_go():
         ],
     }
     finding = found.weights(tensors, {"plain": 0.9, "l1": 0.88}, {"plain": 0.9, "l1": 0.8799})
-    assert finding.number == pytest.approx(0.81) and "81.0 %" in finding.sentence and "they can go" in finding.sentence
-    assert "not idle" in found.weights(tensors, {"l1": 0.88}, {"l1": 0.7}).sentence
+    assert (
+        finding.number == pytest.approx(0.81)
+        and "81.0 %" in finding.sentence
+        and "they can be pruned" in finding.sentence
+    )
+    assert "they matter" in found.weights(tensors, {"l1": 0.88}, {"l1": 0.7}).sentence
     assert "No weights" in found.weights({}, {}, {}).sentence
 
 

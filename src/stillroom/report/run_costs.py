@@ -114,26 +114,26 @@ def weights(
         {"name": "tensor"},
         {"name": "L1 norm", "digits": 1},
         {"name": "L2 norm", "digits": 2},
-        {"name": "near nought", "unit": "%", "digits": 1},
+        {"name": "near zero", "unit": "%", "digits": 1},
     ]
     figure = {
         "kind": "table", "title": "Norms and sparsity", "columns": columns, "rows": rows,
-        "note": "Near nought: |w| below a thousandth of the tensor's largest |w|. " + "; ".join(
+        "note": "Near zero: |w| below a thousandth of the tensor's largest |w|. " + "; ".join(
             f"{arm}: accuracy {number(hundred(accuracy_before.get(arm)), 2)} %, "
-            f"with those weights at nought {number(hundred(accuracy_after.get(arm)), 2)} %"
+            f"with those weights at zero {number(hundred(accuracy_after.get(arm)), 2)} %"
             for arm in tensors
         ) + ".",
     }  # fmt: skip
-    title = "What the penalties did to the weights"
+    title = "The effect of penalties on the weights"
     if not zeroed:
         return Finding(title, "No weights were measured.")
     sparsest = max(zeroed, key=lambda arm: zeroed[arm])
     before, after = hundred(accuracy_before.get(sparsest)), hundred(accuracy_after.get(sparsest))
-    sentence = f"{quoted(sparsest)} leaves the most weights near nought: {number(100 * zeroed[sparsest], 1)} %."
+    sentence = f"{quoted(sparsest)} has the most weights near zero: {number(100 * zeroed[sparsest], 1)} %."
     if before is not None and after is not None:
-        sentence += f" Setting them to nought moves its accuracy by {points(after - before, '%')}"
+        sentence += f" Setting them to zero changes its accuracy by {points(after - before, '%')}"
         sentence += (
-            ": they can go." if abs(after - before) <= 0.1 else ": they are not idle." if after < before else "."
+            ": they can be pruned." if abs(after - before) <= 0.1 else ": they matter." if after < before else "."
         )
     return Finding(title, sentence, zeroed[sparsest], "the arm without a penalty, same start and order.", figure)
 

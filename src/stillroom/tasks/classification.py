@@ -97,10 +97,12 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability
 
 def recall_by_class(logits: Tensor, labels: Tensor, classes: int) -> list[float | None]:
     """Return, for each class, the share of its rows that are recognised; None for a class without rows."""
-    known = labels != UNLABELLED
-    rows = torch.bincount(labels[known], minlength=classes).tolist()
-    found = torch.bincount(labels[known][correct(logits, labels)], minlength=classes).tolist()
-    return [right / count if count else None for right, count in zip(found, rows, strict=True)]
+    guess = logits.argmax(1)
+    found = []
+    for number in range(classes):
+        rows = labels == number
+        found.append(float((guess[rows] == number).double().mean()) if bool(rows.any()) else None)
+    return found
 
 
 def measure(logits: Tensor, labels: Tensor | None, teacher_logits: Tensor | None) -> dict[str, float]:
