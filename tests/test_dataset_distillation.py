@@ -413,8 +413,8 @@ def test_the_report_shows_the_images_and_how_to_use_them(ran: tuple[Path, dict])
     text = (ran[0] / "run" / "report.html").read_text(encoding="utf-8")
     assert "The synthetic examples: made" in text and "The synthetic examples: again" not in text
     assert (
-        "learnt from 20 synthetic examples, 2 a class, made so that networks get nearly the same gradient from them as from 970 real ones"
-        in text
+        "learnt from 20 synthetic examples, 2 a class, made so that "
+        "networks get nearly the same gradient from them as from 970 real ones" in text
     )
     assert "use: npz, path:" in text and text.count("<img") >= 10
 
