@@ -5,6 +5,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 
 from stillroom.report.figures import draw
+from stillroom.report.run_costs import sizes
 from stillroom.report.shortened import LONGEST, OVER, shortened, shortened_pieces
 
 
@@ -70,6 +71,27 @@ def test_figures_fold_texts_of_cards_and_tables():
         drawn = str(draw(figure, {}))
         assert drawn.count("<details") == 1 and len(read(drawn).shown) < LONGEST + 60, figure["kind"]
     assert "of-texts" in str(draw(card, {}))
+
+
+def test_a_curve_of_one_point_is_not_drawn():
+    one = {"kind": "lines", "title": "one", "series": [{"name": "a", "x": [1], "y": [0.5]}]}
+    two = {"kind": "lines", "title": "two", "series": [{"name": "a", "x": [1, 2], "y": [0.5, 0.7]}]}
+    bars = {"kind": "bars", "title": "bars", "labels": ["a"], "series": [{"name": "s", "values": [1]}], "unit": ""}
+    drawn = str(draw({"kind": "panels", "figures": [one, two, bars]}, {}))
+    assert "<h3>two</h3>" in drawn and "<h3>bars</h3>" in drawn and "<h3>one</h3>" not in drawn
+    assert str(draw({"kind": "panels", "figures": [one, one], "note": "n"}, {})) == ""
+
+
+def test_costs_that_were_not_measured_have_no_columns():
+    score = {"mean": 0.5, "per_seed": [0.5]}
+    models = {name: {"score": score, "parameters": {"mean": 21, "per_seed": [21]}} for name in ("alone", "main")}
+    metrics = {"models": {**models, "distilled": models["main"]}, "arms": ["main"]}
+    finding = sizes(metrics)
+    assert [column["name"] for column in finding.figure["columns"]] == ["model", "parameters"]
+    assert finding.figure["rows"][0][1]["mean"] == 21 and not finding.figure["note"]
+    for model in models.values():
+        model["parameters"] = None
+    assert not sizes(metrics).figure and "not measured" in sizes(metrics).sentence
 
 
 def test_a_place_without_a_picture_stays_empty():

@@ -84,9 +84,9 @@ def draw(figure: Mapping[str, Any], palette: Palette) -> Markup:
     Raises:
         DataError: the kind is unknown, or the figure lacks what its kind must hold.
     """
-    if not figure:
-        return Markup("")
     kind = figure.get("kind")
+    if not figure or (kind == "panels" and not any(map(_is_curve, figure.get("figures") or [{}]))):
+        return Markup("")
     try:
         drawn = _body(str(kind), figure, palette)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -125,8 +125,15 @@ def _legend(figure: Mapping[str, Any], palette: Palette) -> Markup:
     return legend(found, palette, str(figure.get("kind"))) if len(found) > 1 else Markup("")
 
 
+def _is_curve(figure: Mapping[str, Any]) -> bool:
+    """Whether a figure has something to draw: of lines, one that leads from a point to another."""
+    return figure.get("kind") != "lines" or any(
+        sum(finite(value) is not None for value in one.get("y", ())) > 1 for one in figure.get("series", ())
+    )
+
+
 def _panels(figure: Mapping[str, Any], palette: Palette) -> Markup:
-    inner = list(figure["figures"])
+    inner = [one for one in figure["figures"] if _is_curve(one)]
     series = {str(s["name"]): s for one in inner for s in one.get("series", ())}
     shared = {"kind": inner[0].get("kind") if inner else "", "series": list(series.values())}
     drawn = []

@@ -54,14 +54,23 @@ def sizes(metrics: Mapping[str, Any]) -> Finding:
         if parts
         else _unmeasured(student)
     )
+    kept = [0, *(place for place, key in enumerate(keys, 1) if any(_known(models[lead], key) for lead in chosen))]
     figure = {
-        "kind": "table", "title": "Sizes and latencies", "columns": columns, "rows": rows,
+        "kind": "table", "title": "Sizes and latencies",
+        "columns": [columns[place] for place in kept], "rows": [[row[place] for place in kept] for row in rows],
         "apart": [i for i, row in enumerate(rows) if row[0] == "teacher"],
-        "note": "File: the exported fp32 graph. Latency: median of at least 200 calls, one example, one thread.",
+        "note": "File: the exported fp32 graph. Latency: median of at least 200 calls, one example, one thread."
+        if set(kept) & {2, 3} else "",
     }  # fmt: skip
+    if len(kept) == 1:
+        figure = {}
     return Finding(
         "What it costs to run", sentence, faster, "the teacher, measured in the same way on the same machine.", figure
     )
+
+
+def _known(model: Mapping[str, Any] | None, key: str) -> bool:
+    return reading(model, key)["mean"] is not None
 
 
 def _unmeasured(student: Mapping[str, Any] | None) -> str:
