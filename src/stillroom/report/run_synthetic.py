@@ -46,6 +46,9 @@ def synthetic_examples(
         f"{number(last, 2)} at the end. "
         f"To train on them: data: {{use: npz, path: {path}}}; its validation and test examples are the real ones."
     )
+    classes = facts["examples"] // max(1, facts["per_class"])
+    if strips and len(strips) < classes:
+        note += f" {len(strips)} of {number(classes, 0)} classes are shown."
     figure: dict[str, Any] = _sheet(strips) | {"note": note} if strips else {"kind": "text", "text": note}
     control = "as many real examples, chosen at random, for the same student and steps." if "real" in scores else ""
     return Finding(f"The synthetic examples: {name}", sentence, scores.get("made"), control, figure)

@@ -114,9 +114,13 @@ def lost(rows: Sequence[Mapping[str, Any]], main: str, seeds: int) -> Finding:
             {"name": "the model", "values": [100 * row["model"] for row in shown]},
             {"name": main, "values": [100 * row["student"] for row in shown]},
         ],
-        "note": f"More than chance explains: {', '.join(row['class'] for row in clear[:SHOWN]) or 'none'}.",
+        "note": f"Significant: {', '.join(row['class'] for row in clear[:SHOWN]) or 'none'}.{_cut(rows, 'classes')}",
     }
     return Finding("Which classes it cost", sentence, rows[0]["lost"], control, figure)
+
+
+def _cut(rows: Sequence[object], what: str) -> str:
+    return f" The {SHOWN} worst of {len(rows):,} {what}." if len(rows) > SHOWN else ""
 
 
 def _unseen(rows: Sequence[Mapping[str, Any]], others: bool) -> str:
@@ -156,6 +160,7 @@ def cost(groups: Mapping[str, Any], main: str) -> Finding:
         "unit": "%",
         "x_label": "agrees with the model",
         "rows": [{"name": row["name"], "mean": 100 * row["agreement"], "series": main} for row in rows[:SHOWN]],
+        "note": _cut(rows, "subgroups").strip(),
         "references": [
             {"name": "all", "value": 100 * groups["whole"]},
             {"name": "least by chance", "value": 100 * least},
