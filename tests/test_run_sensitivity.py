@@ -81,7 +81,7 @@ def test_the_figure_holds_every_model_its_control_and_the_rest():
     assert shown[:4] == [ALONE, "kd", "other", RANDOM] and "teacher, other pictures" in shown
     assert "kd, other pictures" in shown and f"{RANDOM}, other pictures" not in shown
     assert [row["name"] for row in second["rows"]] == [ALONE, "kd", RANDOM]
-    assert "'other' is most like the teacher, by 0.50" in finding.sentence
+    assert "'other' has the highest cosine, 0.50" in finding.sentence
     html = str(draw(finding.figure, slots(names(finding.figure))))
     assert "nan" not in html and html.count("<svg") == 2
 
@@ -90,7 +90,10 @@ def test_explanation_maps_have_panels_of_their_own():
     held = found(entry(0.9, lead=interval(0.7)))
     held["explanation"] = {"teacher": 0.6, "models": {"kd": entry(0.8, 0.7, lead=interval(0.0)), ALONE: entry(0.8)}}
     finding = likeness(held, "kd")
-    assert "Grad-CAM) agrees by 0.80, alone by 0.80" in finding.sentence and "which may be chance" in finding.sentence
+    assert (
+        "Grad-CAM maps have a cosine of 0.80, those of 'alone' 0.80" in finding.sentence
+        and "which may be chance" in finding.sentence
+    )
     assert len(finding.figure["figures"]) == 4
 
 
