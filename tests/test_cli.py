@@ -594,7 +594,10 @@ def test_every_panel_says_something_of_pictures_texts_and_tables_and_a_recipe_fo
 def test_a_student_is_mined_by_itself_and_a_bundle_with_its_data(command, finished, tmp_path):
     run = finished["images"]
     said = command("mine", run, "--model", "kd", "--only", "answers", "--out", tmp_path / "one", "--quiet")
-    assert said.code == 0 and "How often it is right" in said.out
+    assert said.code == 0 and said.out.startswith("It is right on ") and "\nanswers " in said.out
+    assert "How often it is right: " not in said.out, "every finding is printed with --verbose"
+    told = command("mine", run, "--model", "kd", "--only", "answers", "--out", tmp_path / "one", "--verbose").out
+    assert "How often it is right: " in told
     bundle = run / "export" / "student"
     said = command("mine", bundle, "--data", "fashion-mnist-sample", "--only", "answers", "--out", tmp_path / "two")
     assert said.code == 0 and "Report:" in said.out

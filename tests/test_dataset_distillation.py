@@ -411,8 +411,11 @@ def test_a_run_learns_from_what_it_made_and_compares_with_as_many_real_images(ra
 
 def test_the_report_shows_the_images_and_how_to_use_them(ran: tuple[Path, dict]):
     text = (ran[0] / "run" / "report.html").read_text(encoding="utf-8")
-    assert "What the data came down to: made" in text and "What the data came down to: again" not in text
-    assert "learnt from 20 examples that were made, 2 a class, to stand for 970 real ones" in text
+    assert "The synthetic examples: made" in text and "The synthetic examples: again" not in text
+    assert (
+        "learnt from 20 synthetic examples, 2 a class, made so that "
+        "networks get nearly the same gradient from them as from 970 real ones" in text
+    )
     assert "use: npz, path:" in text and text.count("<img") >= 10
 
 

@@ -81,6 +81,7 @@ OTHER_TESTS |= {
     "loss_recipes",
     "loss_table",
     "feature_losses",
+    "many_classes",
     "mined_examples",
 }
 

@@ -36,7 +36,10 @@ def mine(
     recipe: Annotated[
         Path | None, typer.Option("--recipe", help="Write here the recipe that follows", show_default=False)
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars")] = False,
+    verbose: Annotated[
+        bool | None,
+        typer.Option("--verbose/--quiet", help="Every finding; no progress bars", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else")] = False,
 ) -> None:
     """Dig out what a trained model knows: findings with their controls, as a report, numbers and files.
@@ -69,33 +72,43 @@ def mine(
         allowed = "a run folder whose recipe has one teacher, that teacher mined"
         raise UserError(say("No recipe can be mined", given, allowed, "Leave --recipe out, or mine such a run."))
     folder = out or run / "mining"
-    with ticking(len(chosen(only or [], bool(students))), {}, quiet=quiet or as_json) as told:
+    with ticking(len(chosen(only or [], bool(students))) + 1, {}, quiet=verbose is False or as_json) as told:
         mined = dig(
             subject, folder, students=students, only=only or [], seconds=seconds, told=told, recipe=base, options=more
         )
     if recipe is not None:
         write_bytes(recipe, mined.panels["recipe"].files["recipe.yaml"])
-    _show(mined, folder, recipe, as_json=as_json)
+    _show(mined, folder, recipe, as_json=as_json, verbose=bool(verbose))
 
 
-def _show(mined: Mined, folder: Path, recipe: Path | None, *, as_json: bool) -> None:
+def _show(mined: Mined, folder: Path, recipe: Path | None, *, as_json: bool, verbose: bool) -> None:
     from stillroom.cli import screen
+    from stillroom.mining.headline import first_sentence
 
     if as_json:
         screen.show_json(
             {
                 "folder": str(folder),
+                "headline": mined.headline,
                 "findings": [{"title": one.title, "sentence": one.sentence} for one in mined.findings],
                 "notes": mined.notes,
                 "seconds": dict(mined.seconds),
             }
         )
         return
-    for finding in mined.findings:
-        screen.out.print(f"{finding.title}: {finding.sentence}", markup=False)
-    for note in mined.notes:
-        screen.out.print(f"note: {note}", markup=False)
-    screen.out.print(", ".join(f"{name} {took:.1f} s" for name, took in mined.seconds.items()), markup=False)
+    screen.out.print(mined.headline, markup=False)
+    if verbose:
+        for finding in mined.findings:
+            screen.out.print(f"{finding.title}: {finding.sentence}", markup=False)
+        for note in mined.notes:
+            screen.out.print(f"note: {note}", markup=False)
+        screen.out.print(", ".join(f"{name} {took:.1f} s" for name, took in mined.seconds.items()), markup=False)
+    else:
+        for name, panel in mined.panels.items():
+            said = first_sentence(panel.findings[0].sentence) if panel.findings else "nothing (see --verbose)"
+            screen.out.print(f"{name:<12} {said}", markup=False)
+        notes = f", {len(mined.notes)} note{'s' * (len(mined.notes) != 1)}" if mined.notes else ""
+        screen.out.print(f"{len(mined.findings)} findings{notes}: --verbose prints them all.", markup=False)
     if recipe is not None:
         screen.out.print(f"Recipe: {recipe}", markup=False)
     screen.out.print(f"Report: {folder / 'report.html'}", markup=False)

@@ -23,6 +23,7 @@ from stillroom.pipeline.dry_step import blaming
 from stillroom.pipeline.making import input_of
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, TeacherPlan, control_of
 from stillroom.pipeline.run import perform
+from stillroom.pipeline.shown import as_html, as_text
 from stillroom.pipeline.tasks import tasks_of
 from stillroom.progress import err, ticking
 from stillroom.randomness import forked
@@ -35,7 +36,7 @@ MakeStudent = Callable[[], nn.Module]
 TRIALS = (0.3, 1.0, 3.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What distilling gave: the verdict, the table, the student (of the first seed), and everything in ``folder``."""
 
@@ -68,6 +69,12 @@ class Result:
     def report(self) -> Path:
         """Return the path of the report."""
         return self.folder / "report.html"
+
+    def __repr__(self) -> str:
+        return as_text(self.verdict, self.table, self.folder)
+
+    def _repr_html_(self) -> str:
+        return as_html(self.verdict, self.table, self.folder)
 
 
 def distill(

@@ -13,10 +13,11 @@ from stillroom.data.leaving_out import rows_print
 from stillroom.errors import UserError, say
 from stillroom.files import begin, commit, committed, faultpoint, fingerprint, write_bytes, write_json
 from stillroom.mining import Budget, Panel, Subject
-from stillroom.mining.panels import ASK_THEMSELVES, OF_STUDENTS, chosen, panel_called
+from stillroom.mining.headline import headline, summary
+from stillroom.mining.panels import ASK_THEMSELVES, OF_STUDENTS, TITLES, chosen, panel_called
 from stillroom.models.bundle import load
 from stillroom.models.open_box import fingerprint as fingerprint_of
-from stillroom.pipeline.asking import asked
+from stillroom.pipeline.asking import SPLITS, asked
 from stillroom.pipeline.code import MAKERS, code_print
 from stillroom.pipeline.mined_recipe import mined_recipe
 from stillroom.pipeline.plan import ALONE, Experiment
@@ -31,7 +32,7 @@ KNOWN_BY = 64  # answers
 Students = Mapping[str, Sequence[Subject]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Mined:
     """What was found: where it is written, the panels by name, and how long each took when it was done."""
 
@@ -40,10 +41,19 @@ class Mined:
     seconds: Mapping[str, float]
     asked: Sequence[str] = ()
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name} {len(panel.findings)}" for name, panel in self.panels.items())
+        return f"{self.headline}\n  findings: {counts}\nReport: {self.folder / 'report.html'}"
+
     @property
     def findings(self) -> list[Finding]:
         """All findings in reading order."""
         return [finding for panel in self.panels.values() for finding in panel.findings]
+
+    @property
+    def headline(self) -> str:
+        """The most important of what was found, in one sentence."""
+        return headline(self.panels)
 
     @property
     def notes(self) -> list[str]:
@@ -157,6 +167,7 @@ def _panel(
 
 def _numbers(mined: Mined, subject: Subject) -> dict[str, Any]:
     return {
+        "headline": mined.headline,
         "model": subject.name,
         "data": {"name": getattr(subject.data, "name", ""), "kind": subject.kind, "classes": subject.classes},
         "panels": {
@@ -183,8 +194,24 @@ def _report(mined: Mined, subject: Subject, title: str) -> None:
     }
     if mined.notes:
         facts["left out"] = "\n".join(mined.notes)
-    first = mined.findings[0].sentence if mined.findings else "Nothing was found out: no panel could be asked."
-    write_report(mined.folder / "report.html", title=title, verdict=first, findings=mined.findings, facts=facts)
+    write_report(
+        mined.folder / "report.html",
+        title=title,
+        subtitle=_subtitle(subject),
+        verdict=mined.headline,
+        summary=summary(mined.panels),
+        findings=mined.findings,
+        facts=facts,
+        chapters=[(TITLES.get(name, name), len(panel.findings)) for name, panel in mined.panels.items()],
+    )
+
+
+def _subtitle(subject: Subject) -> str:
+    """The model in words, and on which rows it was asked."""
+    model = "a model that shows answers only" if subject.module is None else type(subject.module).__name__
+    rows = ", ".join(f"{len(subject.examples(split)):,} {split}" for split in SPLITS)
+    data = getattr(subject.data, "name", "data")
+    return f"Model: {model} · Data: {data}, {len(subject.classes):,} classes · Asked about: {rows}"
 
 
 # --- what there is in a run ----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from stillroom.memory import headline as memory_headline
 from stillroom.pipeline.checking import check_shapes
 from stillroom.pipeline.exporting import add_costs, export_run
 from stillroom.pipeline.generality import add_generality, check_tasks, generality_of
+from stillroom.pipeline.head import keep_settings, subtitle_of, title_of
 from stillroom.pipeline.notes import notes_of
 from stillroom.pipeline.plan import Experiment
 from stillroom.pipeline.remembering import memory_of_run
@@ -43,8 +44,8 @@ class Outcome:
     """What a run left: its folder, its metrics and its findings."""
 
     folder: Path
-    metrics: dict[str, Any]
-    findings: list[Finding]
+    metrics: dict[str, Any] = field(repr=False)
+    findings: list[Finding] = field(repr=False)
 
 
 def silent(name: str, done: int, of: int, what: str) -> None:
@@ -68,6 +69,7 @@ def perform(experiment: Experiment, folder: Path, *, processes: int = 1, told: T
     with locked(folder):
         if experiment.recipe:
             write_bytes(folder / "recipe.yaml", experiment.recipe.encode())
+        keep_settings(experiment, folder)
         events = _Events(folder / "events.jsonl", told)
         left = unfinished(workshop, tasks)
         check_tasks(experiment, folder)
@@ -130,7 +132,8 @@ def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Tol
     write_json(folder / "metrics.json", metrics)
     write_report(
         folder / "report.html",
-        title=experiment.name,
+        title=title_of(experiment),
+        subtitle=subtitle_of(experiment, metrics, folder),
         verdict=metrics["verdict"],
         summary=summary_of(metrics),
         findings=findings,

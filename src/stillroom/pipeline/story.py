@@ -13,13 +13,14 @@ from torch import Tensor
 from stillroom.contracts import Finding
 from stillroom.data.leaving_out import rows_told
 from stillroom.files import read_sealed
+from stillroom.pipeline.head import settings_told, version_of
 from stillroom.pipeline.plan import ALONE, Experiment
 from stillroom.pipeline.reasons import why_not
 from stillroom.pipeline.verdict import Answers, test_labels
 from stillroom.report import run_classes, run_costs, run_findings
 from stillroom.report.readings import share_of_gap, shown
 from stillroom.report.run_pull import pull
-from stillroom.tasks import class_counts, confusions, recall_by_class, reliability
+from stillroom.tasks import class_counts, confusions, recall_by_class, reliability, share_of, top_share
 
 SHOWN = 12  # disagreements that the report shows
 
@@ -107,18 +108,19 @@ def _confused(experiment: Experiment, parts: list[Tensor], labels: Tensor) -> Fi
 
 def _disagreements(experiment: Experiment, student: Tensor, told: Tensor, labels: Tensor | None) -> Finding:
     """The examples of the test split on which teacher and student differ most surely."""
-    ours, theirs = student.softmax(1), told.softmax(1)
-    apart = (ours.argmax(1) != theirs.argmax(1)).nonzero()[:, 0]
-    surest = apart[(ours[apart].amax(1) * theirs[apart].amax(1)).argsort(descending=True)][:SHOWN]
+    apart = (student.argmax(1) != told.argmax(1)).nonzero()[:, 0]
+    sure = top_share(student)[apart] * top_share(told)[apart]
+    surest = apart[sure.argsort(descending=True, stable=True)][:SHOWN]
     names = experiment.data.classes or [str(number) for number in range(told.shape[1])]
     rows, items = experiment.data.splits["test"], []
     for row in surest.tolist():
+        ours, theirs = student[row].double().softmax(0), told[row].double().softmax(0)
         item = _shown(experiment, int(rows[row])) | {
             "true": names[int(labels[row])] if labels is not None and int(labels[row]) >= 0 else None,
-            "teacher": names[int(theirs[row].argmax())],
-            "student": names[int(ours[row].argmax())],
-            "teacher_share": float(theirs[row].max()),
-            "student_share": float(ours[row].max()),
+            "teacher": names[int(theirs.argmax())],
+            "student": names[int(ours.argmax())],
+            "teacher_share": float(theirs.max()),
+            "student_share": float(ours.max()),
         }
         items.append(item)
     return run_findings.disagreements(items, len(apart), len(told))
@@ -133,9 +135,9 @@ def _shown(experiment: Experiment, example: int) -> dict[str, Any]:
 def _changed(experiment: Experiment, answers: Answers, told: Tensor, labels: Tensor) -> Finding:
     """The examples whose true class gained or lost most probability from ``alone`` to the main arm."""
     known = (labels >= 0).nonzero()[:, 0]
-    truth = labels[known][:, None]
+    truth = labels[known]
     alone, distilled, teacher = (
-        torch.stack([part[known].softmax(1).gather(1, truth)[:, 0] for part in parts]).mean(0)
+        torch.stack([share_of(part, labels.clamp(min=0))[known] for part in parts]).mean(0)
         for parts in (answers[ALONE], answers[experiment.main.name], [told])
     )
     moved = distilled - alone
@@ -206,20 +208,16 @@ def summary_of(metrics: Mapping[str, Any]) -> list[tuple[str, object]]:
         head.append(("agrees with the teacher", f"{100 * agreement['mean']:.1f} %"))
     teacher, student = (models.get(name, {}).get("bytes") for name in ("teacher", "distilled"))
     if teacher and student:
-        head.append(("smaller by", f"{teacher['mean'] / student['mean']:.1f}x"))
+        times = teacher["mean"] / student["mean"]
+        head.append(("smaller than the teacher", f"{times:.1f}x") if times >= 1 else ("larger", f"{1 / times:.1f}x"))
     return head
 
 
 def facts_of(experiment: Experiment) -> dict[str, object]:
-    """Return what the run stood on: recipe, versions, machine."""
-    from importlib.metadata import PackageNotFoundError, version
-
+    """Return what the run stood on: data, recipe or settings, versions, machine."""
     versions: dict[str, object] = {"Python": platform.python_version()}
-    for package in ("stillroom", "torch", "numpy", "pyarrow", "onnxruntime"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
+    packages = ("stillroom", "torch", "numpy", "pyarrow", "onnxruntime")
+    versions |= {package: version_of(package) for package in packages}
     data = experiment.data
     machine = {
         "processor": platform.machine(),
@@ -231,7 +229,7 @@ def facts_of(experiment: Experiment) -> dict[str, object]:
         "data": f"{getattr(data, 'name', 'data')}: {rows_told(data)}",
         "versions": versions,
         "machine": machine,
-        "recipe": experiment.recipe,
+        **({"recipe": experiment.recipe} if experiment.recipe else {"settings": settings_told(experiment)}),
     }
 
 

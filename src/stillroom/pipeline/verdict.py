@@ -139,11 +139,12 @@ def right_of(answers: Mapping[str, list[Tensor]], labels: Tensor | None) -> dict
 
 def _correct(logits: list[Tensor], labels: Tensor) -> np.ndarray:
     known = labels >= 0
-    return np.stack([(part[known].argmax(1) == labels[known]).double().numpy() for part in logits])
+    return np.stack([(part.argmax(1)[known] == labels[known]).double().numpy() for part in logits])
 
 
 def _agrees(logits: list[Tensor], told: Tensor) -> np.ndarray:
-    return np.stack([(part.argmax(1) == told.argmax(1)).double().numpy() for part in logits])
+    first = told.argmax(1)
+    return np.stack([(part.argmax(1) == first).double().numpy() for part in logits])
 
 
 def _comparable(experiment: Experiment) -> list[str]:

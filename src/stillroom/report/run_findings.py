@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 SMOOTH_TO = 120
-MOST_CLASSES = 15
+MOST_CLASSES = 20
 GAINS_NOTE = "Bar of a difference: the wider of that interval and a bootstrap over test examples, as in the verdict."
 
 
@@ -83,7 +83,7 @@ def verdict_dots(metrics: Mapping[str, Any]) -> Finding:
     differences = [{"name": shown(one), **difference(metrics, one, "alone", factor)} for one in compared]
     found = differences[0]
     gains = {
-        "kind": "dots", "title": "Difference to training alone, paired by seed", "unit": unit and "points",
+        "kind": "dots", "title": "Difference to alone, paired by seed", "unit": unit and "points",
         "rows": differences, "zero": True, **({"digits": 1} if unit else {}),
     }  # fmt: skip
     apart = change(found["mean"] or 0.0, unit)
@@ -138,10 +138,10 @@ def arms_table(metrics: Mapping[str, Any]) -> Finding:
     note = "Balanced accuracy: the mean recall of the classes. " if balanced else ""
     note += "Agreement: how often the model's first choice is the teacher's. "
     note += "KL: how far its probabilities are from the teacher's. "
-    note += "Calibration error: distance between how sure and how right, over 15 bins. "
+    note += "Calibration error: mean distance between confidence and accuracy, over 15 bins. "
     note += "± half the 95 % interval over seeds (Student's t). " if seeds > 1 else ""
     note += (
-        "Underlined: best by a margin that no interval bridges."
+        "Underlined: the best, where its interval is clear of all others."
         if seeds > 1
         else "One seed: no interval, and no winner is named."
     )
@@ -309,21 +309,21 @@ def reliability(readings: Mapping[str, Mapping[str, Any]]) -> Finding:
         ]
         lean = sum(w * gap for w, gap in zip(weight, gaps, strict=True))
         word = (
-            "too sure of itself"
+            "overconfident"
             if lean > 0.01
-            else "less sure than it may be"
+            else "underconfident"
             if lean < -0.01
-            else "about as sure as it is right"
+            else "on average as confident as it is right"
         )
-        parts.append(f"{quoted(name)} is {word} (off by {number(100 * error, 1)} points on average)")
+        parts.append(f"{quoted(name)} is {word} (calibration error {number(100 * error, 1)} %)")
     sentence = "; ".join(parts) + "." if parts else "Calibration was not measured."
     series = [{"name": name, **held} for name, held in readings.items()]
     figure = {"kind": "reliability", "series": series}
     return Finding(
-        "Can its certainty be trusted?",
+        "Is its confidence right?",
         sentence,
         None,
-        "the diagonal, where a model is right exactly as often as it says.",
+        "the diagonal, where accuracy equals confidence.",
         figure,
     )
 

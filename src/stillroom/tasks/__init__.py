@@ -3,6 +3,7 @@
 from stillroom.tasks.classification import (
     accuracy,
     agreement,
+    by_rows,
     class_counts,
     confusions,
     correct,
@@ -10,6 +11,8 @@ from stillroom.tasks.classification import (
     measure,
     recall_by_class,
     reliability,
+    share_of,
+    top_share,
 )
 from stillroom.tasks.doors import (
     check_answers,
@@ -25,6 +28,7 @@ from stillroom.tasks.doors import (
 __all__ = [
     "accuracy",
     "agreement",
+    "by_rows",
     "check_answers",
     "check_known",
     "check_labels",
@@ -39,5 +43,7 @@ __all__ = [
     "probabilities",
     "recall_by_class",
     "reliability",
+    "share_of",
     "softened_twice",
+    "top_share",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,32 @@ from torch import Tensor
 from stillroom.contracts import UNLABELLED
 
 BINS = 15
+AT_ONCE = 2**22  # numbers that are worked on together: with 10,000 classes some hundred rows, in float64 32 MB
+
+
+def by_rows(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
+    """Return ``function`` of tensors of as many rows each, worked out some rows at a time; it gives a row for each.
+
+    So what it needs on the way (float64, softmax) does not grow with rows times classes.
+    """
+    size = max(1, AT_ONCE // max(1, max(value[:1].numel() for value in values)))
+    return torch.cat([function(*parts) for parts in zip(*(value.split(size) for value in values), strict=True)])
+
+
+def top_share(logits: Tensor) -> Tensor:
+    """Return the probability of each row's top class, float64: the model's confidence."""
+    return by_rows(lambda part: part.double().softmax(1).amax(1), logits)
+
+
+def share_of(logits: Tensor, classes: Tensor) -> Tensor:
+    """Return the probability that each row gives to a class of its own, float64."""
+    return by_rows(lambda part, of: part.double().softmax(1).gather(1, of[:, None])[:, 0], logits, classes)
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Return whether each labelled row's top class is its label: bool (labelled rows)."""
     known = labels != UNLABELLED
-    return logits[known].argmax(1) == labels[known]
+    return logits.argmax(1)[known] == labels[known]
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -34,8 +54,12 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor) -> float:
     """Return KL(teacher || student) at temperature 1, in nats, mean over rows."""
-    student, teacher = (torch.log_softmax(part.double(), 1) for part in (student_logits, teacher_logits))
-    return float((teacher.exp() * (teacher - student)).sum(1).mean())
+
+    def of_rows(ours: Tensor, theirs: Tensor) -> Tensor:
+        student, teacher = (torch.log_softmax(part.double(), 1) for part in (ours, theirs))
+        return (teacher.exp() * (teacher - student)).sum(1)
+
+    return float(by_rows(of_rows, student_logits, teacher_logits).mean())
 
 
 @dataclass(frozen=True)
@@ -58,8 +82,7 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Reliability
     Guo et al. 2017 (https://arxiv.org/abs/1706.04599): ECE = sum over bins of share x |accuracy - confidence|.
     """
     known = labels != UNLABELLED
-    top, guess = torch.softmax(logits[known].double(), 1).max(1)
-    right = (guess == labels[known]).double()
+    top, right = top_share(logits)[known], correct(logits, labels).double()
     places = (top * bins).ceil().long().clamp(1, bins) - 1
     counts = torch.bincount(places, minlength=bins).double()
     confidence = torch.bincount(places, top, minlength=bins) / counts
