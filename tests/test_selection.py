@@ -135,7 +135,7 @@ def test_a_planted_score_decides_by_validation_and_a_tie_goes_to_the_rate_neares
     def planted(*validation):
         for factor, value in zip(plan.trials, validation, strict=True):
             scores = {"validation": value, "test": 1 - value}
-            write_json(tmp_path / f"{name}-7-x{factor:g}" / "scores.json", scores)
+            write_json(tmp_path / f"{name}-7-x{factor:g}" / "scores.json", scores, sealed=True)
         return choose(plan, plan.arms[name], tmp_path)
 
     assert [planted(0.9, 0.5, 0.5), planted(0.5, 0.9, 0.5), planted(0.5, 0.5, 0.9)] == [0.3, 1.0, 3.0]

@@ -67,7 +67,7 @@ def measure(folder, answers=ANSWERS, told=TEACHER, labels=LABELS, seeds=(5, 2), 
     for name in answers:
         for place, seed in enumerate(seeds):
             scores = {"notes": [], "learning_rate": 0.1 * (1 + place), "chosen_step": 4 + place}
-            write_json(folder / "arms" / f"{name}-{seed}" / "scores.json", scores)
+            write_json(folder / "arms" / f"{name}-{seed}" / "scores.json", scores, sealed=True)
     held = {name: [logits(one) for one in rows] for name, rows in answers.items()}
     return metrics_of(experiment, folder, held, None if told is None else logits(told))
 
