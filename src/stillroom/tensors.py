@@ -198,10 +198,10 @@ def unpack(path: Path, *, error: type[UserError] = ModelError) -> tuple[dict[str
     try:
         tensors = safetensors.torch.load(content)
         header, note = _header(content)
-        if SEAL not in note and issubclass(error, Damaged):
-            raise ValueError("it carries no checksum")
-        if SEAL in note and note[SEAL] != _digest(content, header, note):
-            raise ValueError("it does not match its checksum")
+        if (SEAL in note or issubclass(error, Damaged)) and note.get(SEAL) != _digest(content, header, note):
+            given = "another checksum" if SEAL in note else "no checksum"
+            do = "Restore it, or make it again. In a run folder, run the recipe again: it makes anew what is damaged."
+            raise error(say(f"{path} is not the file that was written", given, "every byte as it was", do))
         aliases, meta = note.get("aliases", {}), note.get("meta", {})
         if not isinstance(meta, dict):
             raise ValueError("its note is not a dictionary")
