@@ -75,6 +75,7 @@ OTHER_TESTS |= {"integrity"}
 OTHER_TESTS |= {
     "dependencies",
     "bad_text",
+    "selection",
     "gradient_cost",
     "taps_gradient",
     "loss_recipes",

@@ -18,7 +18,7 @@ from stillroom.errors import DataError, StoreError, UserError
 from stillroom.report import compare, write_report
 from stillroom.report import run_findings as found
 from stillroom.report.figures import KINDS, draw, names, picture, table
-from stillroom.report.numbers import number, over_seeds, with_interval
+from stillroom.report.numbers import number, spread, with_interval
 from stillroom.report.page import page
 from stillroom.report.readings import main_arm, model_order
 from stillroom.report.run_pull import pull
@@ -335,9 +335,9 @@ def test_numbers_are_written_for_readers():
 
 
 def test_intervals_over_seeds_are_student_t():
-    three = over_seeds([1.0, 2.0, 3.0])
+    three = spread([1.0, 2.0, 3.0])
     assert three["n"] == 3 and three["high"] == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-5)
-    assert over_seeds([5.0])["low"] is None and over_seeds([None, NAN])["mean"] is None
+    assert spread([5.0])["low"] is None and spread([None, NAN])["mean"] is None
 
 
 def test_names_keep_their_colour_and_ticks_are_round():
@@ -371,7 +371,7 @@ def test_models_are_ordered_and_the_first_arm_is_known_from_sorted_json():
         (0.904, 3, "5 are needed to claim it"),
         (0.904, 1, "one seed only"),
         (0.800, 5, "No, it made the student worse."),
-        (0.800, 3, "came out worse"),
+        (0.800, 3, "No, it made the student worse in these 3 seeds."),
     ],
 )
 def test_the_verdict_says_what_happened_whichever_way(kd, seeds, words):

@@ -96,9 +96,11 @@ def distill(
     untrained module. ``data``: a source, ``(inputs, labels)``, a Dataset, or a dictionary of those by split; ``labels``
     is how many labels the student may see (None: all). ``objectives``: names, losses of your own, or
     ``match("hint", "layer2", "layer3")``. With ``control`` the same student is also trained without the
-    teacher, on labels alone. uint8 images are normalised for both models alike; other inputs are given as they are. A
-    model handed over with an encode of its own, as ``Deployed(model, encode)``, keeps it: texts need one, for
-    example ``words_for(data)``, and the two models need not share it.
+    teacher, on labels alone. uint8 images are normalised before both models, by the mean and standard deviation of the
+    training images; other inputs are given as they are. A teacher that normalises them itself would do so twice and
+    answer at chance: hand it over as ``Deployed(model, encode)``, which owns its preparation and is given the raw
+    inputs. Its logits must be in the order of the data's classes. Texts need an encode, for example
+    ``words_for(data)``, and the two models need not share it.
     ``training`` holds batch, optimizer, rate and the rest; ``steps`` wins. Three learning rates (x0.3, x1, x3) are
     tried with the first seed, for the control as well. Everything is kept in ``out``, and a second call resumes from
     there.

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from stillroom.contracts import Finding
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment
+from stillroom.pipeline.teacher_check import ready_made
+from stillroom.statistics import points
 from stillroom.tasks import by_rows
 
 SMALL_LEAD = 0.02  # a teacher less than two points ahead has little to give
@@ -31,7 +33,7 @@ def why_not(experiment: Experiment, metrics: Mapping[str, Any], told: Tensor | N
     models, arm = metrics["models"], experiment.main
     lead = models["teacher"]["score"]["mean"] - models[ALONE]["score"]["mean"]
     reasons = [
-        *_weak_teacher(lead),
+        *_weak_teacher(experiment, lead, metrics.get("teacher_check")),
         *_distilled(arm),
         *_enough_labels(experiment, arm, lead),
         *_temperature(arm, told),
@@ -47,13 +49,16 @@ def why_not(experiment: Experiment, metrics: Mapping[str, Any], told: Tensor | N
     return Finding("Why it did not help", reasons[0], lead, control, {"kind": "text", "text": text})
 
 
-def _weak_teacher(lead: float) -> list[str]:
+def _weak_teacher(experiment: Experiment, lead: float, suspicious: str | None) -> list[str]:
+    if suspicious is not None:
+        return [suspicious]
     if lead >= SMALL_LEAD:
         return []
+    weak = f"it leads it by {points(lead)} only" if lead > 0 else f"it is not ahead of it ({points(lead)})"
+    better = "Take a larger one" if ready_made(experiment) else "Train the teacher longer, take a larger one"
     return [
-        f"The teacher is weak for this student: it leads it by {100 * lead:+.1f} points only, so there is little to "
-        "pass on. "
-        "Train the teacher longer, take a larger one, or give it labels that the student does not have."
+        f"The teacher is weak for this student: {weak}, so there is little to pass on. "
+        f"{better}, or give it labels that the student does not have."
     ]
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,8 @@ from stillroom.pipeline.sensitivity import sensitivity_findings, sensitivity_met
 from stillroom.pipeline.story import facts_of, findings_of, summary_of
 from stillroom.pipeline.synthesis import examples_findings, measured_examples
 from stillroom.pipeline.tasks import Task, Workshop, tasks_of, unfinished
-from stillroom.pipeline.verdict import metrics_of, read_answers, teacher_answers
+from stillroom.pipeline.teacher_check import add_teacher_check, checked
+from stillroom.pipeline.verdict import metrics_of, read_answers, right_of, teacher_answers, test_labels
 from stillroom.pipeline.workers import Told, perform_apart, perform_here
 from stillroom.report import write_report
 
@@ -75,11 +76,24 @@ def perform(experiment: Experiment, folder: Path, *, processes: int = 1, told: T
         for task in tasks:
             if task not in left:
                 told(task.name, 1, 1, "done before")
+        _tell_of_teachers(workshop, left)
         if left and processes > 1:
             perform_apart(folder, left, processes, events)
         else:
             perform_here(workshop, left, events)
         return conclude(experiment, workshop, folder, events)
+
+
+def _tell_of_teachers(workshop: Workshop, left: Sequence[Task]) -> None:
+    """Tell what is suspicious in a teacher that was recorded before, ahead of the students that are left to train."""
+    experiment = workshop.experiment
+    if any(task.kind in ("teacher", "record") for task in left) or not any(
+        task.kind in ("trial", "arm") and experiment.arms[task.owner].reads_teacher for task in left
+    ):
+        return
+    teacher = workshop.knowledge()[0]
+    if teacher is not None and (found := checked(experiment, teacher)) is not None:
+        note(found)
 
 
 def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Told) -> Outcome:
@@ -97,6 +111,10 @@ def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Tol
     add_costs(experiment, metrics, facts)
     elsewhere = generality_of(experiment, folder, lambda done, of, what: told("report", done, of, what))
     add_generality(experiment, folder, metrics, elsewhere)
+    if teacher is not None and answered is not None:
+        add_teacher_check(
+            experiment, metrics, teacher, right_of({**answers, "teacher": [answered]}, test_labels(experiment.data))
+        )
     metrics["notes"] += notes_of(experiment, teacher)
     remembered = memory_of_run(experiment, folder, lambda done, of, what: told("report", done, of, what))
     if remembered is not None:

@@ -17,9 +17,10 @@ from stillroom.pipeline.head import settings_told, version_of
 from stillroom.pipeline.plan import ALONE, Experiment
 from stillroom.pipeline.reasons import why_not
 from stillroom.pipeline.verdict import Answers, test_labels
-from stillroom.report import run_costs, run_findings
+from stillroom.report import run_classes, run_costs, run_findings
+from stillroom.report.readings import share_of_gap, shown
 from stillroom.report.run_pull import pull
-from stillroom.tasks import recall_by_class, reliability, share_of, top_share
+from stillroom.tasks import class_counts, confusions, recall_by_class, reliability, share_of, top_share
 
 SHOWN = 12  # disagreements that the report shows
 
@@ -41,19 +42,21 @@ def findings_of(
     found.append(run_findings.arms_table(metrics))
     found.append(run_findings.training_curves(_curves(experiment, run), "accuracy"))
     curve = read_sealed(run / "arms" / f"{main}-{experiment.seeds[0]}" / "curve.json")
-    if (pulled := pull(main, curve["pull"])) is not None:
+    if (pulled := pull(shown(main), curve["pull"])) is not None:
         found.append(pulled)
     if not experiment.main.answers:  # nobody trained its logits
         return [*found, *_weights(experiment, run), run_costs.sizes(metrics), *_parity(facts)]
     if labels is not None:
-        shown = ({"teacher": told} if told is not None else {}) | {
-            name: answers[name][0] for name in (ALONE, main) if name in answers
+        judged = ({"teacher": told} if told is not None else {}) | {
+            shown(name): answers[name][0] for name in (ALONE, main) if name in answers
         }
         found.append(
-            run_findings.reliability({name: reliability(part, labels).plain() for name, part in shown.items()})
+            run_findings.reliability({name: reliability(part, labels).plain() for name, part in judged.items()})
         )
     if told is not None and labels is not None and experiment.data.classes:
         found.append(_by_class(experiment, answers, told, labels))
+    if labels is not None and experiment.data.classes:
+        found.append(_confused(experiment, answers[main], labels))
     if told is not None:
         found.append(_disagreements(experiment, answers[main][0], told, labels))
     if labels is not None and ALONE in answers and told is not None:
@@ -68,10 +71,10 @@ def _curves(experiment: Experiment, run: Path) -> dict[str, Any]:
         folder = run / "arms" / f"{name}-{experiment.seeds[0]}"
         curve, scores = read_sealed(folder / "curve.json"), read_sealed(folder / "scores.json")
         marks = sorted(map(int, scores["validation_by_step"]))
-        curves[name] = {"step": curve["step"], **curve["terms"]}
+        curves[shown(name)] = {"step": curve["step"], **curve["terms"]}
         if experiment.arms[name].answers and "test" in scores:  # else it was chosen by a loss
-            shown = [scores["validation_by_step"][str(mark)] for mark in marks]
-            curves[name]["validation"] = {"step": marks, "score": shown}
+            values = [scores["validation_by_step"][str(mark)] for mark in marks]
+            curves[shown(name)]["validation"] = {"step": marks, "score": values}
     return curves
 
 
@@ -89,7 +92,18 @@ def _by_class(experiment: Experiment, answers: Answers, told: Tensor, labels: Te
         recall_by_class(told, labels, count),
         _mean_recall(answers[ALONE], labels, count) if ALONE in answers else None,
         _mean_recall(answers[experiment.main.name], labels, count),
+        shown(experiment.main.name),
     )
+
+
+def _confused(experiment: Experiment, parts: list[Tensor], labels: Tensor) -> Finding:
+    """Which classes the main arm takes for which, as means over its seeds."""
+    names = [str(name) for name in experiment.data.classes or ()]
+    counts = [class_counts(part, labels, len(names)) for part in parts]
+    names += [str(place) for place in range(len(names), len(counts[0].rows))]
+    right = torch.stack([one.right for one in counts]).double().mean(0).tolist()
+    pairs = [(true, other, count / len(parts)) for true, other, count in confusions(parts, labels)]
+    return run_classes.confused(names, counts[0].rows.tolist(), right, pairs)
 
 
 def _disagreements(experiment: Experiment, student: Tensor, told: Tensor, labels: Tensor | None) -> Finding:
@@ -152,9 +166,9 @@ def _weights(experiment: Experiment, run: Path) -> list[Finding]:
         return []
     return [
         run_costs.weights(
-            {name: score["weights"] for name, score in scores.items()},
-            {name: score.get("test") for name, score in scores.items()},
-            {name: score.get("pruned") for name, score in scores.items()},
+            {shown(name): score["weights"] for name, score in scores.items()},
+            {shown(name): score.get("test") for name, score in scores.items()},
+            {shown(name): score.get("pruned") for name, score in scores.items()},
         )
     ]
 
@@ -183,21 +197,20 @@ def _exported(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 def summary_of(metrics: Mapping[str, Any]) -> list[tuple[str, object]]:
     """Return the few numbers at the head of the report."""
     models = metrics["models"]
-    shown: list[tuple[str, object]] = []
-    gap = metrics.get("gap_closed")
-    if gap:
-        shown.append(("gap closed", f"{100 * gap['mean']:.0f} %"))
-    for name, label in (("teacher", "teacher"), (ALONE, "alone"), ("distilled", f"distilled ({metrics['main']})")):
+    head: list[tuple[str, object]] = []
+    if metrics.get("gap_closed"):
+        head.append(("gap closed", share_of_gap(metrics)[0]))
+    for name, label in (("teacher", "teacher"), (ALONE, ALONE), ("distilled", shown(str(metrics["main"])))):
         if models.get(name, {}).get("score"):  # a teacher has none where there are no labels
-            shown.append((label, f"{100 * models[name]['score']['mean']:.1f} %"))
+            head.append((label, f"{100 * models[name]['score']['mean']:.1f} %"))
     agreement = models["distilled"].get("agreement")
     if agreement:
-        shown.append(("agrees with the teacher", f"{100 * agreement['mean']:.1f} %"))
+        head.append(("agrees with the teacher", f"{100 * agreement['mean']:.1f} %"))
     teacher, student = (models.get(name, {}).get("bytes") for name in ("teacher", "distilled"))
     if teacher and student:
         times = teacher["mean"] / student["mean"]
-        shown.append(("smaller than the teacher", f"{times:.1f}x") if times >= 1 else ("larger", f"{1 / times:.1f}x"))
-    return shown
+        head.append(("smaller than the teacher", f"{times:.1f}x") if times >= 1 else ("larger", f"{1 / times:.1f}x"))
+    return head
 
 
 def facts_of(experiment: Experiment) -> dict[str, object]:

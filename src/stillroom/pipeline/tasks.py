@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from stillroom.contracts import Teacher
-from stillroom.files import committed
+from stillroom.files import committed, note
 from stillroom.pipeline.jobs import adopt, choose, job_inputs, train_job
 from stillroom.pipeline.plan import Experiment, Told
 from stillroom.pipeline.synthesis import (
@@ -16,7 +16,9 @@ from stillroom.pipeline.synthesis import (
     owner_of,
     with_examples,
 )
+from stillroom.pipeline.teacher_check import checked
 from stillroom.pipeline.teaching import (
+    knowledge_folder,
     knowledge_is_whole,
     knowledge_print,
     open_knowledge,
@@ -25,6 +27,7 @@ from stillroom.pipeline.teaching import (
     teacher_is_ready,
     teacher_of,
 )
+from stillroom.store import Store
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,9 @@ class Workshop:
             prepare_teacher(self.experiment, task.owner, self.run, told)
         elif task.kind == "record":
             record_teacher(self.experiment, task.owner, self.run, told)
+            store = Store.open(knowledge_folder(self.run, task.owner))
+            if (found := checked(self.experiment, store, task.owner)) is not None:
+                note(found)  # at once, before a student learns from it
         elif task.kind == "examples":
             make_arm_examples(self.experiment, task.owner, self.run, told)
         else:

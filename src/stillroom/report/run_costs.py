@@ -7,7 +7,7 @@ from typing import Any
 
 from stillroom.contracts import Finding
 from stillroom.report.numbers import DASH, finite, number, size
-from stillroom.report.readings import hundred, main_arm, model_order, points, quoted, reading
+from stillroom.report.readings import change, hundred, main_arm, model_order, quoted, reading
 
 
 def sizes(metrics: Mapping[str, Any]) -> Finding:
@@ -140,7 +140,7 @@ def weights(
     before, after = hundred(accuracy_before.get(sparsest)), hundred(accuracy_after.get(sparsest))
     sentence = f"{quoted(sparsest)} has the most weights near zero: {number(100 * zeroed[sparsest], 1)} %."
     if before is not None and after is not None:
-        sentence += f" Setting them to zero changes its accuracy by {points(after - before, '%')}"
+        sentence += f" Setting them to zero changes its accuracy by {change(after - before, '%')}"
         sentence += (
             ": they can be pruned." if abs(after - before) <= 0.1 else ": they matter." if after < before else "."
         )

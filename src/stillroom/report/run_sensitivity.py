@@ -12,7 +12,8 @@ from typing import Any
 
 from stillroom.contracts import Finding
 from stillroom.report.numbers import finite, number
-from stillroom.report.readings import ENOUGH_SEEDS, quoted, reading
+from stillroom.report.readings import quoted, reading
+from stillroom.statistics import CLAIM_FROM
 
 ALONE, RANDOM = "alone", "random weights"
 INPUT, EXPLANATION = "input", "explanation"
@@ -88,8 +89,8 @@ def _verdict(lead: Mapping[str, Any]) -> str:
         )
     if lead["mean"] < LITTLE:
         return "That is a lead, but too small to matter."
-    if lead["n"] < ENOUGH_SEEDS:
-        return f"The teacher's gradients seem to have been passed on; {ENOUGH_SEEDS} seeds are needed to claim it."
+    if lead["n"] < CLAIM_FROM:
+        return f"The teacher's gradients seem to have been passed on; {CLAIM_FROM} seeds are needed to claim it."
     return "The teacher's gradients were passed on with its answers."
 
 
