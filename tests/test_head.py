@@ -73,8 +73,9 @@ def test_what_python_prints_of_a_run_is_short(run):
     lines = repr(run).splitlines()
     assert lines[0] == run.verdict and lines[-1] == f"Report: {run.report()}" and len(repr(run)) < 1500
     assert lines[1].split()[:2] == ["model", "accuracy"] and [line.split()[0] for line in lines[2:5]] == [
-        "teacher", "alone", "main"]  # fmt: skip
+        "teacher", "alone", "distilled"]  # fmt: skip
     assert f"{100 * run.metrics['models']['main']['accuracy']['mean']:.1f} %" in lines[4]
+    assert f"{100 * run.metrics['models']['main']['macro_f1']['mean']:.1f} %" in lines[4]
     shown = run._repr_html_()
     assert shown.count("<tr>") == 4 and run.report().absolute().as_uri() in shown and "<strong>" in shown
     assert len(repr(Outcome(run.folder, run.metrics, run.findings))) < 300

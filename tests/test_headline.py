@@ -10,7 +10,6 @@ from stillroom.data.arrays import ArraySource
 from stillroom.mining import Budget, Panel, Subject
 from stillroom.mining.answers import answers
 from stillroom.mining.headline import first_sentence, headline, summary
-from stillroom.mining.wording import listed
 from stillroom.pipeline.mining import Mined
 from stillroom.report.page import page
 
@@ -61,9 +60,7 @@ def test_what_is_graver_comes_first():
     assert headline({"rules": Panel("rules", [Finding("t", "No rules.")])}) == "No rules."
 
 
-def test_names_are_listed_as_a_sentence_lists_them():
-    assert listed([]) == "" and listed(["a"]) == "'a'" and listed(["a", "b"]) == "'a' and 'b'"
-    assert listed(["a", "b", "c"]) == "'a', 'b' and 'c'" and listed(list("abcdefg"), 2) == "'a', 'b' and 5 more"
+def test_the_first_sentence_is_cut_at_its_end_and_not_in_a_number():
     assert first_sentence("It is right on 0.5 of 3. The rest is not.") == "It is right on 0.5 of 3."
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from stillroom.contracts import UNLABELLED, Finding
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
-from stillroom.mining.wording import listed, percent
+from stillroom.mining.wording import percent
+from stillroom.report.readings import listed
 from stillroom.statistics import LEVEL, of_share
-from stillroom.tasks import accuracy, by_rows, recall_by_class, reliability, top_share
+from stillroom.tasks import accuracy, by_rows, class_counts, confusions, recall_by_class, reliability, top_share
 
 HARDEST, NAMED = 10, 3  # classes that are shown, and that a sentence names
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures between which the best is looked for
@@ -143,23 +144,18 @@ def _ends(logits: Tensor, labels: Tensor, classes: list[str]) -> dict[str, list[
 
 def _never_answered(logits: Tensor, labels: Tensor, classes: list[str]) -> list[str]:
     """The classes that test examples have and the model never answers, the most frequent first."""
-    rows, told = (torch.bincount(one, minlength=len(classes)) for one in (labels, logits.argmax(1)))
-    order = rows.argsort(descending=True, stable=True).tolist()
-    return [classes[place] for place in order if rows[place] and not told[place]]
+    counts = class_counts(logits, labels, len(classes))
+    order = counts.rows.argsort(descending=True, stable=True).tolist()
+    return [classes[place] for place in order if counts.rows[place] and not counts.answered[place]]
 
 
 def _confusions(logits: Tensor, labels: Tensor, classes: list[str]) -> list[dict[str, Any]]:
     """The pairs that are mistaken most: the true class, what was answered, how often."""
-    count, answered = len(classes), logits.argmax(1)
-    wrong = answered != labels
-    of = torch.bincount(labels, minlength=count)
-    pairs, often = (labels[wrong] * count + answered[wrong]).unique(return_counts=True)  # no table: classes squared
-    found = []
-    for place in often.argsort(descending=True, stable=True)[:HARDEST].tolist():
-        true, told = divmod(int(pairs[place]), count)
-        share = float(often[place]) / float(of[true])
-        found.append({"true": classes[true], "answered": classes[told], "count": int(often[place]), "share": share})
-    return found
+    of = torch.bincount(labels, minlength=len(classes))
+    return [
+        {"true": classes[true], "answered": classes[told], "count": count, "share": count / float(of[true])}
+        for true, told, count in confusions([logits], labels)[:HARDEST]
+    ]
 
 
 def _right(numbers: dict[str, Any]) -> Finding:

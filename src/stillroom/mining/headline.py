@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stillroom.mining.panel import Panel
-from stillroom.mining.wording import listed, percent
+from stillroom.mining.wording import percent
+from stillroom.report.readings import listed
 
 LEAD = 0.02  # over always the same answer: less, and the model has learnt next to nothing
 FAR = 0.5  # of the accuracy: a class recognised less often than that is named at the head
@@ -44,8 +45,8 @@ def _graves(numbers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             yield f"it never answers {listed(never)} ({rows:,} test example{'s' * (rows != 1)})"
         far = [name for name in told["harder"] if told["recall"][name] < FAR * told["accuracy"]]
         if far:
-            named = listed([f"'{name}' ({percent(told['recall'][name])})" for name in far], quoted=False)
-            yield f"it recognises {named} far less often"
+            worst = min(told["recall"][name] for name in far)
+            yield f"it recognises {listed(far)} far less often (recall {'down to ' * (len(far) > 1)}{percent(worst)})"
     yield from _of_examples(numbers)
     if told:
         lean = told["mean_confidence"] - told["accuracy"]

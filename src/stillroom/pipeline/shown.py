@@ -9,11 +9,12 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from stillroom.report.numbers import DASH, finite, number
-from stillroom.report.readings import SHARES
+from stillroom.report.readings import SHARES, shown
 
 COLUMNS = (
     ("accuracy", "accuracy"),
     ("agreement", "agrees with teacher"),
+    ("macro_f1", "macro F1"),
     ("ece", "calibration error"),
     ("parameters", "parameters"),
 )
@@ -50,7 +51,7 @@ def _cells(table: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The head and a row a model, of what was measured at all."""
     kept = [(key, name) for key, name in COLUMNS if any(finite(row.get(key)) is not None for row in table)]
     return [["model", *(name for _, name in kept)]] + [
-        [str(row["model"]), *(_cell(key, row.get(key)) for key, _ in kept)] for row in table
+        [shown(str(row["model"])), *(_cell(key, row.get(key)) for key, _ in kept)] for row in table
     ]
 
 
@@ -58,7 +59,7 @@ def _cell(key: str, value: object) -> str:
     held = finite(value)
     if held is None:
         return DASH
-    return f"{number(100 * held, 1)} %" if key in SHARES else number(held, 0)
+    return f"{number(100 * held, 1)} %" if any(word in key for word in SHARES) else number(held, 0)
 
 
 __all__ = ["as_html", "as_text"]

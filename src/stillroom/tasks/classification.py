@@ -125,7 +125,7 @@ class ClassCounts:
 def class_counts(logits: Tensor, labels: Tensor, classes: int = 0) -> ClassCounts:
     """Count each class among the labelled rows, in one pass however many classes there are."""
     known = labels != UNLABELLED
-    guess, truth = logits[known].argmax(1), labels[known]
+    guess, truth = logits.argmax(1)[known], labels[known]
     count = max(classes, logits.shape[1], int(truth.max()) + 1 if len(truth) else 0)
     parts = (truth, guess, truth[guess == truth])
     return ClassCounts(*(torch.bincount(part, minlength=count) for part in parts))
@@ -145,7 +145,7 @@ def confusions(parts: Sequence[Tensor], labels: Tensor) -> list[tuple[int, int, 
     found: Counter[tuple[int, int]] = Counter()
     for logits in parts:
         known = labels != UNLABELLED
-        guess, truth = logits[known].argmax(1), labels[known]
+        guess, truth = logits.argmax(1)[known], labels[known]
         wrong = guess != truth
         found.update(zip(truth[wrong].tolist(), guess[wrong].tolist(), strict=True))
     return sorted(((true, other, count) for (true, other), count in found.items()), key=lambda one: (-one[2], one[:2]))
