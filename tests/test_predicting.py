@@ -184,9 +184,9 @@ def test_a_model_of_pictures_refuses_texts(pictures, tmp_path):
 def reviews(tmp_path):
     lines = ["text,label"]
     for number in range(60):
-        word, label = (("fine", "pos"), ("dull", "neg"))[number % 2]
+        word, label = (("fine", "positive"), ("dull", "negative"))[number % 2]
         lines.append(f"{word} film {number},{label}")
-    (tmp_path / "reviews.csv").write_text("\n".join(lines) + "\n,pos\n")
+    (tmp_path / "reviews.csv").write_text("\n".join(lines) + "\n,positive\n")
     return "text:reviews.csv"
 
 
@@ -209,4 +209,4 @@ def test_what_texts_hold_is_shown(command, reviews):
     code, out, _ = command("data", "show", reviews)
     assert code == 0 and "without a text" in out and "film" in out and "at most" in out
     found = json.loads(command("data", "show", reviews, "--json")[1])
-    assert found["input"] == {"dtype": "text", "shape": []} and found["classes"] == ["neg", "pos"]
+    assert found["input"] == {"dtype": "text", "shape": []} and found["classes"] == ["negative", "positive"]
