@@ -70,7 +70,7 @@ def decode(file: Path, shape: Sequence[int]) -> NDArray[np.uint8]:
         raise
     except (OSError, ValueError, SyntaxError, MemoryError, OverflowError) as error:
         reason = str(error) or type(error).__name__
-        raise DataError(f"Corrupt picture: {file} cannot be read ({reason}). Save it again, or replace or remove it.") from error
+        raise DataError(f"Corrupt picture: {file} cannot be read ({reason}). Save it again, or remove it.") from error
     pixels = np.asarray(fitted, np.uint8).reshape(height, width, channels)
     return np.ascontiguousarray(np.moveaxis(pixels, 2, 0))
 
