@@ -20,13 +20,14 @@ LEARNT_FROM = 4000  # rows from which the order of the dimensions is learnt
 def evaluate_on(model: Path, on: Sequence[str], rows: int, report: Path | None, as_json: bool, *, load: Load) -> None:
     """Try the features of a run's student (beside its teacher and controls) or of a bundle on other tasks."""
     from stillroom.cli import screen
+    from stillroom.data.table import named
     from stillroom.generality import findings, summary
-    from stillroom.pipeline.generality import generality_of_model, generality_of_run, open_tasks, source_of
+    from stillroom.pipeline.generality import generality_of_model, generality_of_run, open_tasks
     from stillroom.progress import ticking
     from stillroom.report import write_report
 
     names = [name.strip() for entry in on for name in entry.split(",") if name.strip()]
-    tasks = open_tasks([source_of(name) for name in names], rows)
+    tasks = open_tasks([named(name) for name in names], rows)
     with ticking(1, {"on": "features on other tasks"}, quiet=as_json) as told:
         told("on", 0, 0, "")
 

@@ -144,6 +144,7 @@ def _subjects(run: Path, model: str, data: str) -> tuple[Subject, dict[str, list
         raise UserError(
             say("--model chooses among the models of a run", f"a bundle, {run}", "a run folder", "Leave it out.")
         )
-    deployed, source = _load(run), _data(data, run)
+    deployed = _load(run)
+    source = _data(data, run, deployed.config.get("input"))
     _fits(deployed, source)
     return Subject(source, deployed.model, deployed.encode, name="model"), {}

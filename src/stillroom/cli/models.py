@@ -88,7 +88,8 @@ def evaluate(
     if more or report is not None:
         what = f"'{more[0]}'" if more else "--out"
         raise UserError(f"{what} belongs to --on or --teachers, which is not given. Name them first: --on digits.")
-    deployed, source = _load(model), _data(data, model)
+    deployed = _load(model)
+    source = _data(data, model, deployed.config.get("input"))
     _fits(deployed, source)
     found = measure(deployed, source, split=split)
     facts: dict[str, Any] = {
@@ -115,12 +116,14 @@ def predict(
     out: Annotated[Path, typer.Option("--out", help="A CSV file to write")] = Path("predictions.csv"),
     column: Annotated[str, typer.Option("--column", help="The column that holds the texts", show_default=False)] = "",
     encoding: Annotated[str, typer.Option("--encoding", help="What texts and tables are written in")] = "utf-8",
+    every: Annotated[bool, typer.Option("--all", help="Also the probability of each class")] = False,
     as_json: Json = False,
 ) -> None:
     """Classify pictures, arrays, texts or tables and write class and probability of each to a CSV file.
 
     Texts are the rows of a .csv, .tsv or .jsonl file, or the lines of a .txt file. The columns of a table (.csv, .tsv,
-    .jsonl, .parquet) are found by their names.
+    .jsonl, .parquet) are found by their names. Your own columns stand beside the answers. What cannot be read is listed
+    at the end, and the rest is answered.
 
     Example: stillroom predict runs/images photos/ --out predictions.csv
     """
@@ -129,14 +132,18 @@ def predict(
     from stillroom.cli.screen import show_json
     from stillroom.files import write_bytes
 
-    answers, notes = predictions(_load(model), inputs, column=column, encoding=encoding)
-    write_bytes(out, table(answers))
+    found = predictions(_load(model), inputs, column=column, encoding=encoding, every=every)
+    write_bytes(out, table(found.answers))
     if as_json:
-        show_json({"file": str(out), "rows": len(answers), "notes": notes, "predictions": answers})
-        return
-    screen.print(f"Wrote {len(answers):,} prediction{'s' * (len(answers) != 1)} to {out}", markup=False)
-    for note in notes:
-        screen.print(note, markup=False)
+        facts = {"file": str(out), "rows": len(found.answers), "notes": found.notes, "predictions": found.answers}
+        show_json(facts | ({"bad": found.bad} if found.bad else {}))
+    else:
+        many = "s" * (len(found.answers) != 1)
+        screen.print(f"Wrote {len(found.answers):,} prediction{many} to {out}", markup=False)
+        for note in found.notes:
+            screen.print(note, markup=False)
+    if found.bad:
+        raise DataError(f"{found.bad}\nThe answers to the others are in {out}.")
 
 
 def export(
@@ -154,7 +161,8 @@ def export(
     from stillroom.evaluate import plain_ids
     from stillroom.export import export as export_model
 
-    deployed, source = _load(model), _data(data, model)
+    deployed = _load(model)
+    source = _data(data, model, deployed.config.get("input"))
     _fits(deployed, source)
     train, test = source.splits["train"][:256], source.batch(plain_ids(source.splits["test"][:1000]))
     facts = export_model(
@@ -211,7 +219,7 @@ def list_(as_json: Json = False) -> None:
     Example: stillroom data list
     """
     from stillroom.cli.screen import out, show_json
-    from stillroom.data.table import SOURCES, options_of
+    from stillroom.data.table import MEANINGS, SOURCES, options_of
 
     found = {name: list(options_of(name)) for name in SOURCES}
     if as_json:
@@ -219,18 +227,21 @@ def list_(as_json: Json = False) -> None:
         return
     for name, options in found.items():
         out.print(f"{name:<22} {', '.join(options)}", markup=False)
+    out.print("")
+    for option, meaning in MEANINGS.items():
+        out.print(f"{option:<12} {meaning}", markup=False)
 
 
 @data_app.command()
 def show(
     source: Annotated[
-        str, typer.Argument(help="A source: fashion-mnist-sample, images:PATH, npz:FILE, ...", show_default=False)
+        str, typer.Argument(help="A source: fashion-mnist-sample, npz:FILE, images:PATH,size=64", show_default=False)
     ],
     as_json: Json = False,
 ) -> None:
-    """Say what a source holds: rows, splits, classes, shape.
+    """Say what a source holds: rows, splits, classes, shape. Options of the source follow it, after commas.
 
-    Example: stillroom data show fashion-mnist-sample
+    Example: stillroom data show images:photos,size=64
     """
     from stillroom.cli.screen import out, show_json
     from stillroom.pipeline.making import input_of
@@ -244,12 +255,14 @@ def show(
         "splits": {name: len(rows) for name, rows in opened.splits.items()},
         **_of_texts(opened),
         **_of_tables(opened),
+        **({"notes": list(notes)} if (notes := getattr(opened, "notes", ())) else {}),
     }
     if as_json:
         show_json(facts)
         return
     for key, value in facts.items():
-        out.print(f"{key:<8} {', '.join(map(str, value)) if isinstance(value, list) else value}", markup=False)
+        listed = "; " if key == "notes" else ", "
+        out.print(f"{key:<8} {listed.join(map(str, value)) if isinstance(value, list) else value}", markup=False)
 
 
 def _of_texts(source: Source) -> dict[str, Any]:
@@ -258,11 +271,9 @@ def _of_texts(source: Source) -> dict[str, Any]:
         return {}
     train = source.splits["train"]
     lengths = source.lengths(train)  # type: ignore[attr-defined]
-    notes = list(getattr(source, "notes", ()))
     return {
         "bytes": f"{int(lengths.median()):,} in the middle, {int(lengths.max()):,} at most",
         "example": " ".join(str(source.show(int(train[0]))).split())[:80],
-        **({"notes": notes} if notes else {}),
     }
 
 
@@ -270,11 +281,15 @@ def _of_tables(source: Source) -> dict[str, Any]:
     """Return what else there is to say of a table: its columns, a row of it, and what was filled or left out."""
     if getattr(source, "modality", "") != "table":
         return {}
-    notes = list(getattr(source, "notes", ()))
+    texts = source.categories  # type: ignore[attr-defined]
+    kinds = [
+        f"{name} {f'categorical ({len(texts[name])})' if name in texts else 'numeric'}"
+        for name in source.names  # type: ignore[attr-defined]
+    ]
     return {
         "columns": list(source.names),  # type: ignore[attr-defined]
+        "kinds": kinds,
         "example": str(source.show(int(source.splits["train"][0]))),
-        **({"notes": notes} if notes else {}),
     }
 
 
@@ -313,22 +328,21 @@ def _rows(input_: Mapping[str, Any]) -> str:
     return "texts" if input_["dtype"] == "text" else f"rows of shape {shape} and {input_['dtype']}"
 
 
-def _data(text: str, model: Path | None) -> Source:
-    """Open ``name`` or ``name:path``; without a name, the data of the run's own recipe."""
-    from stillroom.data.table import open_source, options_of
+def _data(text: str, model: Path | None, wanted: Mapping[str, Any] | None = None) -> Source:
+    """Open ``name``, ``name:path`` or ``name:path,key=value``; without a name, the data of the run's own recipe.
+
+    Pictures are read in the size that a model takes (``wanted``, the input of its bundle), unless one is given.
+    """
+    from stillroom.data.table import named, open_source
     from stillroom.pipeline.recipes import open_data
     from stillroom.recipe import read_recipe
 
     if text:
-        name, _, path = text.partition(":")
-        if path and "path" not in options_of(name):
-            raise DataError(say(f"Data '{name}' takes no path", f"'{path}'", f"--data {name}"))
-        needed = options_of(name).get("path")
-        if needed is not None and needed.default is needed.empty and not path:
-            raise DataError(
-                say(f"Data '{name}' needs a path", f"'{name}'", f"{name}:PATH, for example {name}:pictures/")
-            )
-        return open_source(name, **({"path": path} if path else {}))
+        name, options = named(text)
+        shape = list((wanted or {}).get("shape", ()))
+        if name == "images" and len(shape) == 3 and shape[1] == shape[2]:  # as the model takes them
+            options = {"size": shape[1], "channels": shape[0]} | options
+        return open_source(name, **options)
     if model is not None and (model / "recipe.yaml").is_file():
         return open_data(read_recipe(model / "recipe.yaml").data)
     raise UserError(

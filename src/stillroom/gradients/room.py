@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from stillroom.contracts import Batch, Signals
 from stillroom.errors import TrainError
 from stillroom.learner import Learner, taken
+from stillroom.system import free_memory, size_text
 from stillroom.taps import sizing
 
 FEW = 4  # rows that are tried
@@ -45,25 +43,7 @@ def room_for(learner: Learner, batch: Batch, teacher: Signals) -> str:
     if free is not None and need > SHARE * free:
         raise TrainError(
             f"A step with derivatives would not fit into memory: got batches of {len(batch['id'])} rows, which keep "
-            f"about {_size(need)}. Allowed: {_size(int(SHARE * free))}, {SHARE:.0%} of what is free. Lower "
+            f"about {size_text(need)}. Allowed: {size_text(int(SHARE * free))}, {SHARE:.0%} of what is free. Lower "
             "train.batch, read the derivatives on a part of the batch (part: 0.25), or along directions (random=1)."
         )
-    return f"a step keeps about {_size(need)} for its backward pass, derivatives of derivatives among it"
-
-
-def free_memory() -> int | None:
-    """Return how many bytes of memory are free or can be freed; None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(1, round(count / 2**20))} MiB"
+    return f"a step keeps about {size_text(need)} for its backward pass, derivatives of derivatives among it"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stillroom.contracts import Finding
+from stillroom.data.csv_files import csv_bytes
 from stillroom.errors import UserError
 from stillroom.mining.attribution.faithful import curves, faithfulness, randomisation, rank_correlation
 from stillroom.mining.attribution.findings import (
@@ -293,9 +292,8 @@ def _trust(numbers: dict[str, Any]) -> Finding:
 
 
 def _csv(subject: Subject, found: Effects, names: list[str]) -> bytes:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["answer", *names])
-    for place, values in zip(found.classes.tolist(), found.values.tolist(), strict=True):
-        writer.writerow([subject.classes[place], *(f"{value:.6g}" for value in values)])
-    return stream.getvalue().encode()
+    rows = zip(found.classes.tolist(), found.values.tolist(), strict=True)
+    return csv_bytes(
+        ["answer", *names],
+        ([subject.classes[place], *(f"{value:.6g}" for value in values)] for place, values in rows),
+    )
