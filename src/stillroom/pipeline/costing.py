@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 import time
@@ -18,6 +17,7 @@ from stillroom.pipeline.synthesis import seconds_of_examples
 from stillroom.pipeline.tasks import Task
 from stillroom.pipeline.teaching import rows_recorded
 from stillroom.settings import Training
+from stillroom.tensors import copy_of
 from stillroom.train import Rows, train
 
 TIMED = 3
@@ -60,8 +60,9 @@ def _teacher(experiment: Experiment, name: str) -> tuple[int, float]:
     settings = plan.training or Training(steps=1)
     rows = Rows.of(experiment.data)
     steps = settings.total_steps(len(rows.labelled)) if plan.training else 0
+    module = copy_of(plan.make(), "The teacher")
     return steps, _step(
-        copy.deepcopy(plan.make()), plan.encode, experiment.data, settings, Rows(rows.labelled), experiment.views
+        module, plan.encode, experiment.data, settings, Rows(rows.labelled), experiment.views
     )
 
 

@@ -15,11 +15,10 @@ from stillroom.data.splits import labels_known
 from stillroom.errors import Damaged, say
 from stillroom.evaluate import BATCH, plain_ids
 from stillroom.files import read_sealed
-from stillroom.models.open_box import count_parameters
 from stillroom.pipeline.plan import ALONE, Experiment, without_control
 from stillroom.statistics import CLAIM_FROM, Interval, gap_closed, paired
 from stillroom.tasks import measure
-from stillroom.tensors import unpack
+from stillroom.tensors import count_parameters, unpack
 
 Answers = dict[str, list[Tensor]]
 """What each arm answered on the test split: one (rows, classes) tensor a seed."""
