@@ -25,7 +25,7 @@ TESTS = Path(__file__).parent
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0 words", ("errors",)),
     ("0 words, with types", ("contracts",)),
-    ("1 ground", ("behaviour", "files", "progress", "randomness", "settings", "system", "utf8")),
+    ("1 ground", ("files", "fingerprints", "progress", "randomness", "settings", "system", "utf8")),
     ("1 with files", ("cache",)),
     ("2 tools", ("tensors", "order", "statistics", "taps", "tasks", "losses", "data")),
     ("3 parts", ("objectives", "models", "store", "teachers")),
@@ -84,6 +84,7 @@ OTHER_TESTS |= {
     "feature_losses",
     "many_classes",
     "mined_examples",
+    "identity",
 }
 
 

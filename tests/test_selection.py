@@ -12,8 +12,8 @@ from torch import nn
 from stillroom.data.arrays import ArraySource
 from stillroom.evaluate import evaluate
 from stillroom.files import read_json, write_json
+from stillroom.fingerprints import fingerprint_of
 from stillroom.models.bundle import load
-from stillroom.models.open_box import fingerprint
 from stillroom.objectives import match
 from stillroom.pipeline import jobs, teaching
 from stillroom.pipeline.jobs import choose, job_inputs
@@ -71,7 +71,7 @@ def ran(tmp_path_factory):
     ours = jobs.train
 
     def watched(learner, data, teacher, settings, **options):
-        one = {"start": fingerprint(learner.student), "lr": settings.lr, "ids": [], "seed": options["seed"],
+        one = {"start": fingerprint_of(learner.student), "lr": settings.lr, "ids": [], "seed": options["seed"],
                "teacher": teacher is not None}  # fmt: skip
         began.append(one)
         whole = data.batch
@@ -148,7 +148,7 @@ def test_control_and_arm_begin_alike_and_draw_the_same_rows_in_the_same_order(ra
     assert len(trained) == len(ran[2]) == 2 * (2 + 1), "two trials with the first seed, one training with the second"
     for seed, rate in ((0, LR), (0, 0.01 * LR), (1, 0.01 * LR)):
         control, arm = trained[False, seed, rate], trained[True, seed, rate]
-        assert control["start"] == arm["start"] == fingerprint(small(seed))
+        assert control["start"] == arm["start"] == fingerprint_of(small(seed))
         assert control["ids"][: 16 * STEPS] == arm["ids"][: 16 * STEPS] and len(control["ids"]) >= 16 * STEPS
     starts = {one["seed"]: one["start"] for one in ran[2]}
     assert starts[0] != starts[1]

@@ -136,6 +136,22 @@ class Learner(nn.Module):
             return self.reader(batch, teacher, skip=skip)
 
 
+def frozen(student: nn.Module) -> list[nn.Module]:
+    """Return the parts in evaluation mode whose parameters, there are some, all want no gradient; and those within."""
+    found = []
+    for part in student.modules():
+        parameters = list(part.parameters())
+        if not part.training and parameters and not any(one.requires_grad for one in parameters):
+            found += [inner for inner in part.modules() if not inner.training]
+    return found
+
+
+def set_to_rest(student: nn.Module) -> list[nn.Module]:
+    """Return the parts without parameters that were put into evaluation mode, if it was not the whole student."""
+    alone = [part for part in student.modules() if not part.training and next(part.parameters(), None) is None]
+    return alone if student.training else []
+
+
 def _rows(count: int, part: float) -> Tensor | None:
     """Return which rows make a part of a batch, spread over all of it; None for the whole."""
     if part == 1.0:

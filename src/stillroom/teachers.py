@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stillroom.contracts import UNLABELLED, Batch, Signals, Tap, Teacher
 from stillroom.errors import ModelError, say
+from stillroom.fingerprints import fingerprint_of
 from stillroom.settings import Precision, resolved_precision
 from stillroom.taps import Takes, read
 from stillroom.tasks import check_answers
@@ -38,6 +39,12 @@ class Live:
     ) -> None:
         self.module, self.precision = module, resolved_precision(precision)
         self.reader = read(module, taps, encode, takes=takes)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Who answers, and to what; None where a part of the module cannot be seen."""
+        how = [self.precision, [str(one) for one in self.reader.taps], self.reader.takes]
+        return fingerprint_of(self.module, self.reader.encode, how)
 
     @property
     def notes(self) -> list[str]:

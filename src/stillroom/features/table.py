@@ -17,6 +17,7 @@ from stillroom import files
 from stillroom.contracts import Progress, Source
 from stillroom.errors import Damaged, UserError
 from stillroom.features.extractor import DType, FeatureExtractor
+from stillroom.fingerprints import never_again
 
 ROWS = 8192  # rows that are held in memory, and lost when killed
 
@@ -45,7 +46,7 @@ def write_features(
     names, examples, codes = _rows(source, splits)
     inputs = files.fingerprint(
         {
-            "features": extractor.fingerprint(),
+            "features": extractor.fingerprint() or never_again(),
             "data": str(getattr(source, "fingerprint", "")),
             "rows": rows,
             "examples": files.fingerprint([len(examples), int(examples.sum()), list(names)]),

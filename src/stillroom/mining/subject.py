@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
@@ -21,6 +20,7 @@ from stillroom.taps import read
 from stillroom.taps.places import find_logits
 from stillroom.taps.reader import Reader
 from stillroom.tasks import check_answers, check_names
+from stillroom.tensors import copy_of
 
 ROWS = 5000  # of a split that are asked about
 CELLS = 20_000_000  # rows x classes that are asked about at most: in float64 160 MB, which panels hold several times
@@ -252,7 +252,7 @@ class Subject:
         Layers that know how to begin anew do so; other weights are drawn from a normal distribution of their own
         mean and deviation. Statistics of batches are kept, so that activations have their size.
         """
-        module = copy.deepcopy(self.opened)
+        module = copy_of(self.opened, "The model")
         with forked(seed, "random weights"), torch.no_grad():
             begun: set[int] = set()
             for part in module.modules():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from stillroom.errors import DataError, ExportError, ModelError, TrainError, say
 from stillroom.evaluate import plain_ids
 from stillroom.gradients.room import room_for
 from stillroom.learner import Learner
-from stillroom.models.open_box import count_parameters
 from stillroom.pipeline.dry_step import blaming, try_step
 from stillroom.pipeline.plan import ArmPlan, Experiment, TeacherPlan
 from stillroom.pipeline.teaching import open_store, recorded, taps_are_known
@@ -33,6 +31,7 @@ from stillroom.tasks import (
     softened_twice,
 )
 from stillroom.teachers import Live
+from stillroom.tensors import copy_of, count_parameters
 
 ROWS = 4
 TARGETS = 256  # rows whose targets are looked at
@@ -189,12 +188,12 @@ def _part(
 
 
 def copied(student: nn.Module) -> nn.Module:
-    """Return a copy that a step may spoil; a fresh student that cannot be copied (weight_norm) is taken itself."""
+    """Return a copy that a step may spoil; a fresh student that cannot be copied is taken itself."""
     if isinstance(student, torch.jit.ScriptModule):  # of a copy no parameter can be trained
         return student
     try:
-        return copy.deepcopy(student)
-    except (RuntimeError, TypeError):
+        return copy_of(student, "The student")
+    except ModelError:
         return student
 
 

@@ -27,9 +27,9 @@ from stillroom.files import (
     write_bytes,
     write_json,
 )
+from stillroom.fingerprints import code_print
 from stillroom.learner import Learner
 from stillroom.models.bundle import save_bundle
-from stillroom.pipeline.code import code_print
 from stillroom.pipeline.plan import ArmPlan, Experiment, Told
 from stillroom.pipeline.stages import pass_through
 from stillroom.pipeline.synthesis import examples_inputs
@@ -57,6 +57,7 @@ def job_inputs(experiment: Experiment, arm: ArmPlan, seed: int, factor: float, k
             "labels": labels_print(data),
             "splits": rows_print(data),
             "arm": dict(arm.described),
+            **({"start": arm.starts[seed]} if seed in arm.starts else {}),
             **({"examples": examples_inputs(experiment, arm)} if arm.distilled else {}),
             "seed": seed,
             "factor": factor,
@@ -83,7 +84,7 @@ def train_job(
     if committed(folder, inputs) is not None:
         return
     begin(folder, inputs)
-    if from_cache("jobs", folder, inputs):
+    if arm.shared and from_cache("jobs", folder, inputs):
         return
     try:
         _train(experiment, arm, seed, factor, folder, teacher, told)
@@ -92,7 +93,8 @@ def train_job(
         begin(folder, inputs)
         _train(experiment, arm, seed, factor, folder, teacher, told)
     commit(folder, inputs)
-    publish(folder, cached("jobs", inputs), inputs)
+    if arm.shared:
+        publish(folder, cached("jobs", inputs), inputs)
 
 
 def _train(

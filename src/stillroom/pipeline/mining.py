@@ -12,13 +12,12 @@ from stillroom.contracts import Finding
 from stillroom.data.leaving_out import rows_print
 from stillroom.errors import UserError, say
 from stillroom.files import begin, commit, committed, faultpoint, fingerprint, write_bytes, write_json
+from stillroom.fingerprints import MAKERS, code_print, fingerprint_or_new
 from stillroom.mining import Budget, Panel, Subject
 from stillroom.mining.headline import headline, summary
 from stillroom.mining.panels import ASK_THEMSELVES, OF_STUDENTS, TITLES, chosen, panel_called
 from stillroom.models.bundle import load
-from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.pipeline.asking import SPLITS, asked
-from stillroom.pipeline.code import MAKERS, code_print
 from stillroom.pipeline.mined_recipe import mined_recipe
 from stillroom.pipeline.plan import ALONE, Experiment
 from stillroom.pipeline.recipes import experiment_of
@@ -130,11 +129,10 @@ def _inputs(subject: Subject, seconds: float) -> dict[str, Any]:
 
 def _print_of(subject: Subject) -> dict[str, Any]:
     """By what a model is known, and how it reads examples; one that shows answers only is known by a few of those."""
-    described = getattr(subject.encode, "describe", None)
     if subject.module is None:
         some = subject.data.splits["train"][:KNOWN_BY]
         return {"answers": subject.answer(subject.inputs(some)).tolist()}
-    return {"module": fingerprint_of(subject.module), "encode": described() if described else None}
+    return {"module": fingerprint_or_new(subject.module, subject.encode)}
 
 
 def _panel(

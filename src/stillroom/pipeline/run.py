@@ -32,6 +32,7 @@ from stillroom.pipeline.story import facts_of, findings_of, summary_of
 from stillroom.pipeline.synthesis import examples_findings, measured_examples
 from stillroom.pipeline.tasks import Task, Workshop, tasks_of, unfinished
 from stillroom.pipeline.teacher_check import add_teacher_check, checked
+from stillroom.pipeline.teaching import identity_notes
 from stillroom.pipeline.verdict import metrics_of, read_answers, right_of, teacher_answers, test_labels
 from stillroom.pipeline.workers import Told, perform_apart, perform_here
 from stillroom.progress import aside
@@ -125,7 +126,7 @@ def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Tol
         add_teacher_check(
             experiment, metrics, teacher, right_of({**answers, "teacher": [answered]}, test_labels(experiment.data))
         )
-    metrics["notes"] += notes_of(experiment, teacher)
+    metrics["notes"] += [*notes_of(experiment, teacher), *identity_notes(experiment, folder)]
     remembered = memory_of_run(experiment, folder, lambda done, of, what: told("report", done, of, what))
     if remembered is not None:
         metrics["memory"] = remembered | {"sentence": memory_headline(remembered, experiment.main.name)}
@@ -154,7 +155,7 @@ def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Tol
 
 
 def _teacher_parameters(experiment: Experiment, metrics: dict[str, Any]) -> None:
-    from stillroom.models.open_box import count_parameters
+    from stillroom.tensors import count_parameters
 
     plan = experiment.teachers.get("")
     if plan is not None and plan.make is not None and "teacher" in metrics["models"]:

@@ -24,7 +24,7 @@ from stillroom.files import (
     read_json,
     write_json,
 )
-from stillroom.pipeline.code import MAKERS, code_print
+from stillroom.fingerprints import MAKERS, code_print
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, SynthesisPlan, Told
 from stillroom.report import run_synthetic
 

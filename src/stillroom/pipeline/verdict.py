@@ -15,14 +15,13 @@ from stillroom.data.splits import labels_known
 from stillroom.errors import Damaged, say
 from stillroom.evaluate import BATCH, plain_ids
 from stillroom.files import read_sealed
-from stillroom.models.open_box import count_parameters
 from stillroom.pipeline.baselines import baseline_notes, baselines_of
 from stillroom.pipeline.classes import class_notes, classes_of
 from stillroom.pipeline.plan import ALONE, Experiment, without_control
 from stillroom.report.readings import share_of_gap, shown
 from stillroom.statistics import Interval, gap_closed, in_seeds, paired, points
 from stillroom.tasks import measure
-from stillroom.tensors import unpack
+from stillroom.tensors import count_parameters, unpack
 
 Answers = dict[str, list[Tensor]]
 """What each arm answered on the test split: one (rows, classes) tensor a seed."""
