@@ -479,11 +479,11 @@ def test_a_run_whose_images_did_not_help_says_what_to_try(ran: tuple[Path, dict]
 
 def test_a_plan_tells_the_time_of_the_making(monkeypatch: pytest.MonkeyPatch):
     from stillroom.pipeline.checking import check_shapes
-    from stillroom.pipeline.costing import seconds_of
+    from stillroom.pipeline.costing import estimated
     from stillroom.pipeline.recipes import experiment_of
     from stillroom.pipeline.tasks import Task
 
     experiment = experiment_of(read_recipe(RECIPE, set=["arms.made.distilled_data.steps=100000"]))
-    assert seconds_of(experiment, [Task("examples", "made")], 1) > 100
-    assert "from 20 synthetic examples" in check_shapes(experiment)["made"]
-    assert "from 20 rows" in check_shapes(experiment)["alone"]
+    assert estimated(experiment, [Task("examples", "made")], 1).seconds > 100
+    assert "batch 32, 20 synthetic examples" in check_shapes(experiment)["made"]
+    assert "batch 32, 20 labelled rows" in check_shapes(experiment)["alone"]

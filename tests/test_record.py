@@ -292,7 +292,7 @@ def test_progress_is_told_and_the_hash_of_each_row_kept(parts, tmp_path):
     store = record(
         parts.teacher, parts.Rows(), tmp_path / "s", **parts.OPTIONS, progress=lambda *seen: told.append(seen)
     )
-    assert told[-1] == (90, 90, "recording")
+    assert told[-1] == (90, 90, "rows")
     kept = torch.cat([torch.from_numpy(part.astype("int64")) for part in store._shelf.key("hash")])
     want = row_hashes(parts.Rows().inputs[store._shelf.index.ids(torch.arange(90).numpy())[:, 0]].numpy())
     assert torch.equal(kept, torch.from_numpy(want.astype("int64")))

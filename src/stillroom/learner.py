@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from stillroom.contracts import Batch, Place, Signals
 from stillroom.errors import LossError
 from stillroom.objectives import Given, Objective, objectives_of
+from stillroom.settings import Precision, Resolved, resolved_precision
 from stillroom.taps import Reader, Takes, read, sizing
 from stillroom.taps.derivatives import refuse_for_training
-
-Precision = Literal["float32", "bf16"]
 
 
 class Learner(nn.Module):
@@ -57,7 +56,7 @@ class Learner(nn.Module):
             objective.bind(student)
         for one in self._places("student"):
             refuse_for_training(one.tap)
-        self.precision: Precision = precision
+        self.precision: Resolved = resolved_precision(precision)
         self.reader: Reader = read(student, [one.tap for one in self._places("student")], encode, takes=takes)
 
     def _each(self) -> list[Objective]:

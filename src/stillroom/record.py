@@ -366,7 +366,7 @@ class _Writer:
     def _tell(self, rows: int) -> None:
         self.done += rows
         if self.job.progress is not None:
-            self.job.progress(self.done, len(self.rows.ids), "recording")
+            self.job.progress(self.done, len(self.rows.ids), "rows")
 
 
 def _finish(folder: Path, plan: Plan, count: int, rows: _Rows, source: Source, job: Recording) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stillroom.contracts import UNLABELLED, Batch, Signals, Tap, Teacher
 from stillroom.errors import ModelError, say
+from stillroom.settings import Precision, resolved_precision
 from stillroom.taps import Takes, read
 from stillroom.tasks import check_answers
 from stillroom.tensors import copy_of
@@ -18,8 +19,9 @@ from stillroom.tensors import copy_of
 class Live:
     """A model that answers while training runs: in eval mode, detached, never trained.
 
-    ``precision`` "bf16" lets matrix products run in bfloat16, which large teachers answer up to twice as fast in; what
-    they show is given back as float32.
+    ``precision`` "bf16" lets matrix products run in bfloat16, which large teachers answer up to twice as fast in where
+    the processor has instructions for it, and several times slower where not; "auto" looks. What they show is given
+    back as float32.
 
     Example:
         >>> teacher = Live(network, ["logits", "layer3"])
@@ -32,9 +34,9 @@ class Live:
         *,
         encode: Callable[..., Any] | None = None,
         takes: Takes = ("inputs",),
-        precision: Literal["float32", "bf16"] = "float32",
+        precision: Precision = "float32",
     ) -> None:
-        self.module, self.precision = module, precision
+        self.module, self.precision = module, resolved_precision(precision)
         self.reader = read(module, taps, encode, takes=takes)
 
     @property

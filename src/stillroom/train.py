@@ -23,7 +23,7 @@ from stillroom.losses import l2
 from stillroom.objectives import Objective
 from stillroom.order import Order, Part, lengths_of
 from stillroom.randomness import reseed, stream
-from stillroom.settings import Mixed, Training
+from stillroom.settings import Mixed, Training, resolved_precision
 from stillroom.taps.derivatives import trained_through
 
 Prepare = Callable[[nn.Module, Batch], Batch]
@@ -201,7 +201,7 @@ class _Run:
             (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
         )
         if self.settings.precision != "float32":
-            learner.precision = self.settings.precision
+            learner.precision = resolved_precision(self.settings.precision)
         self.notes: list[str] = []
         self.told: set[str] = set()  # notes of how derivatives were read that were passed on
         if settings.balance is not None and (idle := one_sided(learner)):

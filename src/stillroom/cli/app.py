@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from stillroom.cli import mining, models, runs, stores
+from stillroom.cli.help import Command
 from stillroom.errors import RecipeError, UserError
 
 GOOD, OURS, THEIRS = 0, 1, 2
-INTERRUPTED = 130  # what Typer makes of Ctrl-C
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as shells count them; Typer too for Ctrl-C
+GO_ON = "What was finished is kept; run the same command again to go on."
 # Typer brings Click along under its own name or beside it, depending on its version.
 USAGE: type[Exception] = next(  # type: ignore[assignment]
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
@@ -21,9 +24,7 @@ USAGE: type[Exception] = next(  # type: ignore[assignment]
 
 app = typer.Typer(
     name="stillroom",
-    help="Distil trained neural networks: the teacher runs once, and every run says whether it helped.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -41,14 +42,40 @@ for command in (
     runs.report,
     models.export,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(stores.app, name="store")
 app.add_typer(models.data_app, name="data")
-app.command()(models.version)
+app.command(cls=Command)(models.version)
+
+
+class Terminated(BaseException):
+    """The process was asked to end (SIGTERM); it unwinds, so that its workers end too."""
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"stillroom {version('stillroom')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def stillroom(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit")
+    ] = False,
+) -> None:
+    """Distil trained neural networks: the teacher runs once, and every run says whether it helped."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated
 
 
 def main() -> NoReturn:
-    """Run the command line: 0 good, 2 the user's mistake, 1 ours."""
+    """Run the command line: 0 good, 2 the user's mistake, 1 ours, 130 after Ctrl-C, 143 after SIGTERM."""
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         answer = app(standalone_mode=False)
         if answer == INTERRUPTED:
@@ -58,11 +85,15 @@ def main() -> NoReturn:
         code = stop.exit_code
     except USAGE as error:
         error.show()  # type: ignore[attr-defined]
-        sys.stderr.write(f"Given: stillroom {shlex.join(sys.argv[1:])}\n")
+        if type(error).__name__ == "BadParameter":  # which does not say what was given
+            sys.stderr.write(f"Given: stillroom {shlex.join(sys.argv[1:])}\n")
         code = THEIRS
     except (KeyboardInterrupt, typer.Abort):
-        complain("Stopped. What was finished is kept; run the same command again to go on.")
-        code = THEIRS
+        say_stopped("Stopped")
+        code = INTERRUPTED
+    except Terminated:
+        say_stopped("Terminated")
+        code = TERMINATED
     except UserError as error:
         told(error)
         code = THEIRS
@@ -81,7 +112,14 @@ def main() -> NoReturn:
             "Run again with STILLROOM_DEBUG=1 for the traceback, and please report it."
         )
         code = OURS
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     sys.exit(code)
+
+
+def say_stopped(how: str) -> None:
+    """Say that the work was stopped, which is nobody's error."""
+    sys.stderr.write(f"{how}. {GO_ON}\n")
 
 
 def told(error: UserError) -> None:

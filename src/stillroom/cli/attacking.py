@@ -33,23 +33,21 @@ def size_of(text: str) -> float:
     return share
 
 
-def attacked(deployed: Deployed, source: Source, split: str, size: float, *, quiet: bool) -> dict[str, Any]:
+def attacked(deployed: Deployed, source: Source, split: str, size: float) -> dict[str, Any]:
     """Return the accuracy on the first thousand rows of a split, as they are and under PGD, and what it was."""
     from stillroom.attacks import PGD, under_attack
-    from stillroom.progress import ticking
+    from stillroom.progress import waiting
 
     low, high, range_ = _ends(deployed, source, split)
-    with ticking(1, {"attack": "attack"}, quiet=quiet) as told:
-        told("attack", 0, 0, "")
+    with waiting("attacking") as told:
         plain, right = under_attack(
             deployed,
             source,
             PGD(size, steps=STEPS, low=low, high=high),
             split=split,
             limit=ROWS,
-            progress=lambda done, of, _: told("attack", done, max(of, 2), "rows"),
+            progress=lambda done, of, _: told(done, of, "rows"),
         )
-        told("attack", 1, 1, "")
     return {
         "attack": f"PGD, {STEPS} steps, up to {size:.4g} of {range_}",
         "attacked": len(right),

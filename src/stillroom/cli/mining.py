@@ -14,37 +14,68 @@ if TYPE_CHECKING:
     from stillroom.pipeline.mining import Mined
 
 SECONDS = 20.0
+ASKING = "asking"  # what the pipeline calls the pass over the data that all panels share
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a bundle with --data", show_default=False)]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="NAME", help="A teacher or an arm of the run (default: its teacher)", show_default=False
+    ),
+]
+DataName = Annotated[
+    str,
+    typer.Option(
+        "--data", metavar="SOURCE", help="For a bundle: fashion-mnist-sample, npz:FILE, ...", show_default=False
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="PANEL", help="Run this panel alone, such as rules; may be repeated", show_default=False
+    ),
+]
+Seconds = Annotated[float, typer.Option("--seconds", metavar="NUMBER", min=1.0, help="Time limit of each panel")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Option of a panel, --set rules.leaves=32; may be repeated",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FOLDER", help="Folder to write (default: RUN/mining)", show_default=False),
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="FILE", help="Write a recipe that follows from the findings", show_default=False),
+]
+Verbose = Annotated[
+    bool | None,
+    typer.Option("--verbose/--quiet", help="Print every finding; show no progress", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output")]
 
 
 def mine(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a bundle with --data", show_default=False)],
-    model: Annotated[
-        str, typer.Option("--model", help="A teacher or an arm of the run (default: its teacher)", show_default=False)
-    ] = "",
-    data: Annotated[
-        str, typer.Option("--data", help="For a bundle: fashion-mnist-sample, npz:FILE, ...", show_default=False)
-    ] = "",
-    only: Annotated[
-        list[str] | None, typer.Option("--only", help="Some panels, by name; repeat it", show_default=False)
-    ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="At most so long for a panel")] = SECONDS,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Of a panel: rules.fidelity=0.9, rules.leaves=32; repeat it", show_default=False),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder (default: RUN/mining)", show_default=False)] = None,
-    recipe: Annotated[
-        Path | None, typer.Option("--recipe", help="Write here the recipe that follows", show_default=False)
-    ] = None,
-    verbose: Annotated[
-        bool | None,
-        typer.Option("--verbose/--quiet", help="Every finding; no progress bars", show_default=False),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else")] = False,
+    run: Run,
+    model: Model = "",
+    data: DataName = "",
+    only: Only = None,
+    seconds: Seconds = SECONDS,
+    options: Options = None,
+    out: Out = None,
+    recipe: RecipeFile = None,
+    verbose: Verbose = None,
+    as_json: Json = False,
 ) -> None:
-    """Dig out what a trained model knows: findings with their controls, as a report, numbers and files.
+    """Explain a trained model: an interpretability report.
 
-    What is found is kept: the same command again answers at once.
+    Panels look at its answers, rules that imitate it, attributions, concepts, influential examples and layers; each
+    finding stands beside its control. Results are kept, so the same command again answers at once.
 
     Example: stillroom mine runs/images
 
@@ -59,20 +90,22 @@ def mine(
     from stillroom.mining.panels import chosen
     from stillroom.pipeline.mining import mine as dig
     from stillroom.pipeline.mining import recipe_of_run
-    from stillroom.progress import ticking
+    from stillroom.progress import ticking, waiting
 
     chosen(only or [], True)
     more = read_options(options or [])
     if recipe is not None:
         _may_write(recipe)
-    subject, students = _subjects(run, model, data)
+    with waiting("opening the model and its data", quiet=verbose is False):
+        subject, students = _subjects(run, model, data)
     base = None if data else recipe_of_run(run, model)
     if recipe is not None and base is None:
         given = f"{run}{f', --model {model}' if model else ''}{f', --data {data}' if data else ''}"
         allowed = "a run folder whose recipe has one teacher, that teacher mined"
         raise UserError(say("No recipe can be mined", given, allowed, "Leave --recipe out, or mine such a run."))
     folder = out or run / "mining"
-    with ticking(len(chosen(only or [], bool(students))) + 1, {}, quiet=verbose is False or as_json) as told:
+    panels, silent = [ASKING, *chosen(only or [], bool(students))], verbose is False
+    with ticking(len(panels), {name: name for name in panels} | {ASKING: "the model's answers"}, quiet=silent) as told:
         mined = dig(
             subject, folder, students=students, only=only or [], seconds=seconds, told=told, recipe=base, options=more
         )
@@ -84,6 +117,7 @@ def mine(
 def _show(mined: Mined, folder: Path, recipe: Path | None, *, as_json: bool, verbose: bool) -> None:
     from stillroom.cli import screen
     from stillroom.mining.headline import first_sentence
+    from stillroom.progress import duration
 
     if as_json:
         screen.show_json(
@@ -102,7 +136,7 @@ def _show(mined: Mined, folder: Path, recipe: Path | None, *, as_json: bool, ver
             screen.out.print(f"{finding.title}: {finding.sentence}", markup=False)
         for note in mined.notes:
             screen.out.print(f"note: {note}", markup=False)
-        screen.out.print(", ".join(f"{name} {took:.1f} s" for name, took in mined.seconds.items()), markup=False)
+        screen.out.print(", ".join(f"{name} {duration(took)}" for name, took in mined.seconds.items()), markup=False)
     else:
         for name, panel in mined.panels.items():
             said = first_sentence(panel.findings[0].sentence) if panel.findings else "nothing (see --verbose)"

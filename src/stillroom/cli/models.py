@@ -8,30 +8,70 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stillroom.cli.help import Command
 from stillroom.errors import DataError, UserError, say
 
 if TYPE_CHECKING:
     from stillroom.contracts import Source
     from stillroom.models.bundle import Deployed
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else")]
-Model = Annotated[Path, typer.Argument(help="A bundle or a run folder, for example runs/images", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output")]
+Model = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="A bundle or a run folder, for example runs/images", show_default=False),
+]
 DataName = Annotated[
-    str, typer.Option("--data", help="A source: fashion-mnist-sample, images:PATH, npz:FILE, ...", show_default=False)
+    str,
+    typer.Option(
+        "--data",
+        metavar="SOURCE",
+        help="Data: fashion-mnist-sample, images:PATH, npz:FILE, ... (default: the run's own)",
+        show_default=False,
+    ),
 ]
 More = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[MORE]...", help="More tasks after --on, teachers after --teachers", show_default=False),
+    typer.Argument(metavar="[MORE...]", help="More sources for --on, or teachers for --teachers", show_default=False),
 ]
 Teachers = Annotated[
     list[str] | None,
     typer.Option(
-        "--teachers", help="Which of these suits the student MODEL: bundles, runs, stores", show_default=False
+        "--teachers",
+        metavar="FOLDER",
+        help="Rank these teachers for the student MODEL: bundles, run folders or stores",
+        show_default=False,
+    ),
+]
+Split = Annotated[str, typer.Option("--split", metavar="NAME", help="train, validation or test")]
+On = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--on",
+        metavar="SOURCE",
+        help="Evaluate its features on other tasks: digits, npz:FILE, ...",
+        show_default=False,
+    ),
+]
+ProbeRows = Annotated[
+    int,
+    typer.Option("--rows", metavar="NUMBER", min=50, help="With --on: labelled rows to train each probe on"),
+]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="With --on: an HTML report to write", show_default=False),
+]
+Attack = Annotated[
+    str,
+    typer.Option(
+        "--attack",
+        metavar="SIZE",
+        help="Measure accuracy under a PGD attack of this size too: 8/255 of the inputs' range",
+        show_default=False,
     ),
 ]
 
 data_app = typer.Typer(
-    help="Look at sources of data.",
+    help="List the sources of data, and show what is in one.",
     no_args_is_help=True,
     rich_markup_mode=None,
     epilog="Example: stillroom data show fashion-mnist-sample",
@@ -42,26 +82,18 @@ def evaluate(
     model: Model,
     more: More = None,
     data: DataName = "",
-    split: Annotated[str, typer.Option("--split", help="train, validation or test")] = "test",
-    on: Annotated[
-        list[str] | None,
-        typer.Option("--on", help="Try its features on other tasks: digits, npz:FILE, ...", show_default=False),
-    ] = None,
-    rows: Annotated[
-        int, typer.Option("--rows", min=50, help="With --on: labelled rows from which each task is learnt")
-    ] = 2000,
-    report: Annotated[
-        Path | None, typer.Option("--out", help="With --on: write a report here", show_default=False)
-    ] = None,
-    attack: Annotated[
-        str, typer.Option("--attack", help="Also under attack, so far: 8/255 of the inputs' range", show_default=False)
-    ] = "",
+    split: Split = "test",
+    on: On = None,
+    rows: ProbeRows = 2000,
+    report: ReportFile = None,
+    attack: Attack = "",
     teachers: Teachers = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a model on a split; with --on, what its features are worth on other tasks.
+    """Evaluate a model, its features, or teachers for it.
 
-    With --teachers, MODEL is a student (a folder, or a name such as cnn:width=8) and the best of them is named.
+    By default the model is measured on one split. With --on, linear probes measure its features on other tasks. With
+    --teachers, MODEL is a student (a folder, or a name such as cnn:width=8) and the teachers are ranked for it.
 
     Example: stillroom evaluate runs/images --data fashion-mnist-sample
 
@@ -72,6 +104,7 @@ def evaluate(
     from stillroom.cli.screen import out, show_json
     from stillroom.cli.teachers import evaluate_teachers
     from stillroom.evaluate import evaluate as measure
+    from stillroom.progress import waiting
 
     size = size_of(attack) if attack else None
     if teachers:
@@ -88,17 +121,18 @@ def evaluate(
     if more or report is not None:
         what = f"'{more[0]}'" if more else "--out"
         raise UserError(f"{what} belongs to --on or --teachers, which is not given. Name them first: --on digits.")
-    deployed = _load(model)
-    source = _data(data, model, deployed.config.get("input"))
-    _fits(deployed, source)
-    found = measure(deployed, source, split=split)
+    with waiting(f"evaluating {model} on {split}"):
+        deployed = _load(model)
+        source = _data(data, model, deployed.config.get("input"))
+        _fits(deployed, source)
+        found = measure(deployed, source, split=split)
     facts: dict[str, Any] = {
         "model": str(model),
         "data": getattr(source, "name", data),
         "split": split,
         "rows": len(source.splits[split]),
         **found,
-        **({} if size is None else attacked(deployed, source, split, size, quiet=as_json)),
+        **({} if size is None else attacked(deployed, source, split, size)),
     }
     if as_json:
         show_json(facts)
@@ -111,15 +145,25 @@ def predict(
     model: Model,
     inputs: Annotated[
         list[Path],
-        typer.Argument(help="Pictures, folders of them, .npy/.npz arrays, files of texts, tables", show_default=False),
+        typer.Argument(
+            metavar="INPUT...",
+            help="Pictures, folders of them, .npy/.npz arrays, files of texts, tables",
+            show_default=False,
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="A CSV file to write")] = Path("predictions.csv"),
-    column: Annotated[str, typer.Option("--column", help="The column that holds the texts", show_default=False)] = "",
-    encoding: Annotated[str, typer.Option("--encoding", help="What texts and tables are written in")] = "utf-8",
-    every: Annotated[bool, typer.Option("--all", help="Also the probability of each class")] = False,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The CSV file to write")] = Path("predictions.csv"),
+    column: Annotated[
+        str, typer.Option("--column", metavar="NAME", help="The column that holds the texts", show_default=False)
+    ] = "",
+    encoding: Annotated[
+        str, typer.Option("--encoding", metavar="NAME", help="Character encoding of texts and tables")
+    ] = "utf-8",
+    every: Annotated[bool, typer.Option("--all", help="Write the probability of every class too")] = False,
     as_json: Json = False,
 ) -> None:
-    """Classify pictures, arrays, texts or tables and write class and probability of each to a CSV file.
+    """Classify your own files and write a CSV file.
+
+    Pictures, arrays, texts and tables are read; each row of the CSV file has a class and its probability.
 
     Texts are the rows of a .csv, .tsv or .jsonl file, or the lines of a .txt file. The columns of a table (.csv, .tsv,
     .jsonl, .parquet) are found by their names. Your own columns stand beside the answers. What cannot be read is listed
@@ -131,8 +175,10 @@ def predict(
     from stillroom.cli.screen import out as screen
     from stillroom.cli.screen import show_json
     from stillroom.files import write_bytes
+    from stillroom.progress import waiting
 
-    found = predictions(_load(model), inputs, column=column, encoding=encoding, every=every)
+    with waiting("classifying"):
+        found = predictions(_load(model), inputs, column=column, encoding=encoding, every=every)
     write_bytes(out, table(found.answers))
     if as_json:
         facts = {"file": str(out), "rows": len(found.answers), "notes": found.notes, "predictions": found.answers}
@@ -148,30 +194,33 @@ def predict(
 
 def export(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write")] = Path("exported"),
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder to write")] = Path("exported"),
     data: DataName = "",
-    int8: Annotated[bool, typer.Option("--int8", help="Also a quantised graph")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Write an int8 (quantised) ONNX graph too")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a model as safetensors and ONNX, checked on real rows.
+    """Export a model to safetensors and ONNX, checked on real rows.
 
     Example: stillroom export runs/images --int8 --out exported
     """
     from stillroom.cli.screen import bytes_text, show_json, show_table
     from stillroom.evaluate import plain_ids
     from stillroom.export import export as export_model
+    from stillroom.progress import waiting
 
-    deployed = _load(model)
-    source = _data(data, model, deployed.config.get("input"))
-    _fits(deployed, source)
-    train, test = source.splits["train"][:256], source.batch(plain_ids(source.splits["test"][:1000]))
-    facts = export_model(
-        deployed,
-        out,
-        examples=source.batch(plain_ids(train))["inputs"],
-        check=(test["inputs"], test.get("labels")),
-        int8=int8,
-    )
+    with waiting(f"exporting {model}") as told:
+        deployed = _load(model)
+        source = _data(data, model, deployed.config.get("input"))
+        _fits(deployed, source)
+        train, test = source.splits["train"][:256], source.batch(plain_ids(source.splits["test"][:1000]))
+        facts = export_model(
+            deployed,
+            out,
+            examples=source.batch(plain_ids(train))["inputs"],
+            check=(test["inputs"], test.get("labels")),
+            int8=int8,
+            progress=told,
+        )
     if as_json:
         show_json(facts)
         return
@@ -190,7 +239,7 @@ def export(
 
 
 def version(as_json: Json = False) -> None:
-    """Print the versions of Stillroom and of what it stands on.
+    """Print the versions of Stillroom and its dependencies.
 
     Example: stillroom version
     """
@@ -212,41 +261,49 @@ def version(as_json: Json = False) -> None:
         out.print(f"{package:<12} {text}", markup=False)
 
 
-@data_app.command(name="list")
+@data_app.command(name="list", cls=Command)
 def list_(as_json: Json = False) -> None:
-    """List the sources that a recipe can name, with their options.
+    """List the sources of data, with their options and defaults.
 
     Example: stillroom data list
     """
     from stillroom.cli.screen import out, show_json
-    from stillroom.data.table import MEANINGS, SOURCES, options_of
+    from stillroom.data.table import MEANINGS, SOURCES, written_options
 
-    found = {name: list(options_of(name)) for name in SOURCES}
+    found = {name: written_options(name) for name in SOURCES}
     if as_json:
-        show_json(found)
+        show_json({name: list(options) for name, options in found.items()})
         return
     for name, options in found.items():
-        out.print(f"{name:<22} {', '.join(options)}", markup=False)
+        shown = [option if default is None else f"{option}={default}" for option, default in options.items()]
+        out.print(f"{name:<22} {', '.join(shown)}".rstrip(), markup=False)
     out.print("")
     for option, meaning in MEANINGS.items():
         out.print(f"{option:<12} {meaning}", markup=False)
 
 
-@data_app.command()
+@data_app.command(cls=Command)
 def show(
     source: Annotated[
-        str, typer.Argument(help="A source: fashion-mnist-sample, npz:FILE, images:PATH,size=64", show_default=False)
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Data: fashion-mnist-sample, npz:FILE, images:PATH,size=64", show_default=False
+        ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Say what a source holds: rows, splits, classes, shape. Options of the source follow it, after commas.
+    """Show the rows, splits, classes and shape of a source.
+
+    Options of the source follow its name, after commas.
 
     Example: stillroom data show images:photos,size=64
     """
     from stillroom.cli.screen import out, show_json
     from stillroom.pipeline.making import input_of
+    from stillroom.progress import waiting
 
-    opened = _data(source, None)
+    with waiting(f"opening {source}"):
+        opened = _data(source, None)
     facts: dict[str, Any] = {
         "name": getattr(opened, "name", source),
         "rows": len(opened),

@@ -47,24 +47,18 @@ def evaluate_teachers(
         UserError: a ``split`` is chosen, or the student or a teacher is not what it must be.
     """
     from stillroom.cli import screen
-    from stillroom.progress import ticking
+    from stillroom.progress import waiting
     from stillroom.suitability import suitability
 
     if split != "test":  # its default: a student looks at rows of train, and at others that were held out
         given, allowed = f"--split {split} beside it", "rows of train and validation, which are chosen for you"
         raise UserError(say("--teachers takes no split", given, allowed, "Leave --split out."))
     places = _places(teachers)
-    source = open_data(data, _run_of([student, *places]))
-    make = _student(student, source, load, fits)
-    with ticking(1, {"teachers": "gradients on their answers"}, quiet=as_json) as told:
-        told("teachers", 0, 0, "")
-        found = suitability(
-            make,
-            {str(place): _teacher(place, source, load, fits) for place in places},
-            source,
-            progress=lambda done, of, what: told("teachers", done, max(of, 2), what),
-        )
-        told("teachers", 1, 1, "")
+    with waiting("ranking teachers by the student's gradients") as told:
+        source = open_data(data, _run_of([student, *places]))
+        make = _student(student, source, load, fits)
+        models = {str(place): _teacher(place, source, load, fits) for place in places}
+        found = suitability(make, models, source, progress=told)
     sentence = advice(found)
     if as_json:
         facts = {"student": str(student), "data": getattr(source, "name", data), "best": found[0].teacher}

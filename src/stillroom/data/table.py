@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
 import re
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from stillroom.contracts import Source
 from stillroom.errors import DataError, say
+
+if TYPE_CHECKING:
+    from stillroom.contracts import Source
 
 SOURCES: dict[str, str] = {
     "breast-cancer": "stillroom.data.tables:breast_cancer",
@@ -58,6 +62,26 @@ def options_of(use: str) -> dict[str, inspect.Parameter]:
         DataError: there is no such source.
     """
     return dict(inspect.signature(_function(use)).parameters)
+
+
+def written_options(use: str) -> dict[str, str | None]:
+    """Return the options of a source with their defaults (None: needed), read from its file and not imported.
+
+    A loader's file needs PyTorch; a list of what there is must not wait for that.
+    """
+    module, _, name = SOURCES[use].partition(":")
+    path = Path(__file__).parent / f"{module.rpartition('.')[2]}.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    loader = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    needed = loader.args.args[: len(loader.args.args) - len(loader.args.defaults)]
+    found: dict[str, str | None] = {one.arg: None for one in needed}
+    found |= {
+        one.arg: ast.unparse(default)
+        for one, default in zip(loader.args.args[len(needed) :], loader.args.defaults, strict=True)
+    }
+    for one, value in zip(loader.args.kwonlyargs, loader.args.kw_defaults, strict=True):
+        found[one.arg] = None if value is None else ast.unparse(value)
+    return found
 
 
 def open_source(use: str, **options: Any) -> Source:

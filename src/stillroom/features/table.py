@@ -72,7 +72,7 @@ def write_features(
             files.write_json(place.with_suffix(".json"), {"sha256": files.checksum(place)}, sealed=True)
             files.faultpoint("features:part")
         if progress is not None:
-            progress(min(start + rows, len(examples)), len(examples), "features")
+            progress(min(start + rows, len(examples)), len(examples), "rows")
     width = _join(parts, target, len(starts))
     shutil.rmtree(parts)
     return {

@@ -145,10 +145,11 @@ def _arm(arm: ArmPlan, experiment: Experiment, batch: Batch, shown: Signals, at_
     learner, note = _part(arm, arm.name, whose, batch, shown, (settings, at_once))
     _classes(learner, arm, whose, batch, shown, experiment)
     transfer = "" if rows.transfer is None else f" + transfer set of {len(rows.transfer):,}"
-    terms = ", ".join(f"{weight:g} {name}" for name, weight in learner.weights().items())
+    terms = " + ".join(f"{float(f'{weight:.4g}')} x {name}" for name, weight in learner.weights().items())
+    kind = "synthetic examples" if arm.distilled is not None else "labelled rows" if arm.reads_labels else "rows"
     return (
-        f"{count_parameters(learner.student):,} parameters, {terms}; {settings.steps:,} steps of {settings.rows} from "
-        f"{len(rows.labelled):,} {'rows' if arm.distilled is None else 'synthetic examples'}{transfer}{note}"
+        f"{count_parameters(learner.student):,} parameters; loss = {terms}; {settings.steps:,} steps, batch "
+        f"{settings.rows}, {len(rows.labelled):,} {kind}{transfer}{note}"
     )
 
 
@@ -161,7 +162,7 @@ def _part(
     """
     settings, at_once = training
     with blaming(whose, batch):
-        student = _copied(plan.make_student(0)).eval()
+        student = copied(plan.make_student(0)).eval()
     with blaming(whose, batch, student):
         learner = Learner(student, plan.objectives(), encode=plan.encode, precision=settings.precision)
         if learner.teacher_places and not shown:
@@ -187,7 +188,7 @@ def _part(
     return learner, note
 
 
-def _copied(student: nn.Module) -> nn.Module:
+def copied(student: nn.Module) -> nn.Module:
     """Return a copy that a step may spoil; a fresh student that cannot be copied (weight_norm) is taken itself."""
     if isinstance(student, torch.jit.ScriptModule):  # of a copy no parameter can be trained
         return student

@@ -19,13 +19,13 @@ from stillroom.models.bundle import Deployed, load
 from stillroom.models.encode import encode_for
 from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.objectives import Given, Objective, match, objectives_of
+from stillroom.pipeline.costing import slow_precision
 from stillroom.pipeline.dry_step import blaming
 from stillroom.pipeline.making import input_of
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, TeacherPlan, control_of
-from stillroom.pipeline.run import perform
+from stillroom.pipeline.run import perform, titles_of
 from stillroom.pipeline.shown import as_html, as_text
-from stillroom.pipeline.tasks import tasks_of
-from stillroom.progress import err, ticking
+from stillroom.progress import ticking, warn
 from stillroom.randomness import forked
 from stillroom.settings import Training
 from stillroom.store import Store
@@ -103,7 +103,8 @@ def distill(
     ``words_for(data)``, and the two models need not share it.
     ``training`` holds batch, optimizer, rate and the rest; ``steps`` wins. Three learning rates (x0.3, x1, x3) are
     tried with the first seed, for the control as well. Everything is kept in ``out``, and a second call resumes from
-    there.
+    there. Progress goes to standard error: bars in a terminal, lines in a notebook or a log, nothing where the
+    environment has STILLROOM_QUIET=1.
 
     Raises:
         UserError: of the kind that says what is wrong: data, taps, shapes, losses.
@@ -122,8 +123,10 @@ def distill(
         arms = {ALONE: control_of(arm, lambda: match("labels")), **arms}
     plan = _teacher(teacher, source)
     experiment = Experiment("distill", source, {"": plan}, arms, list(seeds), TRIALS)
-    tasks = tasks_of(experiment)
-    with ticking(len(tasks) + 2, {task.name: task.title for task in tasks}, quiet=not err.is_terminal) as told:
+    titles = titles_of(experiment)
+    if (slow := slow_precision(experiment)) is not None:
+        warn(slow)
+    with ticking(len(titles), titles) as told:
         outcome = perform(experiment, folder, told=told)
     chosen = load(folder / "arms" / f"main-{seeds[0]}", model=arm.make_student(seeds[0]), encode=arm.encode)
     return Result(folder, outcome.metrics, outcome.findings, chosen)

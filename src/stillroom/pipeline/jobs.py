@@ -127,8 +127,8 @@ def _train(
             write_bytes(folder / f"mark-{step.number}.safetensors", pack(state_of(student)))
             scored[str(step.number)] = score
             write_json(folder / "marks.json", scored, sealed=True)
-        if step.number % 5 == 0 or step.number == total:
-            told(step.number, total, f"loss {float(step.losses['loss']):.3f}")
+        if step.number % 5 == 0 or step.number in (1, total):
+            told(step.number, total, f"steps, loss {float(step.losses['loss']):.3f}")
     log.save()
     if lost := [mark for mark in marks if str(mark) not in scored] or log.kept["step"][:1] != [1]:
         raise Damaged(f"Damaged folder: {folder} has a checkpoint, but not all that was kept before it ({lost})")

@@ -24,6 +24,7 @@ from stillroom.pipeline.plan import ALONE, Experiment
 from stillroom.pipeline.recipes import experiment_of
 from stillroom.pipeline.teaching import teacher_folder, trained
 from stillroom.pipeline.workers import Told
+from stillroom.progress import duration
 from stillroom.recipe import Recipe, read_recipe
 from stillroom.report import write_report
 
@@ -73,7 +74,7 @@ def mine(
     recipe: Recipe | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Mined:
-    """Dig out what a model knows, into ``folder``: findings.json, report.html, and a folder of files for each panel.
+    """Explain a model by its panels, into ``folder``: findings.json, report.html, and a folder of files for each panel.
 
     What is done is not done again, unless the model, its data or the code of mining has changed, or, for the panel of
     students, one of them. A panel that would take longer than ``seconds`` looks at fewer examples and says so. With the
@@ -89,7 +90,7 @@ def mine(
     if set(names) - set(ASK_THEMSELVES):
         told("asking", 0, 0, "")
         notes, took["asking"] = asked(subject, folder / "asked", inputs, seconds, told)
-        told("asking", 1, 1, f"{took['asking']:.1f} s")
+        told("asking", 1, 1, "")
         for one in (one for seeds in (students or {}).values() for one in seeds):
             one.limit(subject.most)
     for name in names:
@@ -98,7 +99,7 @@ def mine(
         asked_of = (students or {},) if name in OF_STUDENTS else ()
         more = dict((options or {}).get(name, {}))
         panels[name], took[name] = _panel(name, folder / name, inputs, (subject, budget, *asked_of), more)
-        told(name, 1, 1, f"{took[name]:.1f} s")
+        told(name, 1, 1, "")
     if recipe is not None:
         began, pupils = (
             time.perf_counter(),
@@ -190,7 +191,7 @@ def _report(mined: Mined, subject: Subject, title: str) -> None:
     facts: dict[str, object] = {
         "data": f"{getattr(subject.data, 'name', 'data')}, {subject.kind}s",
         "asked about": f"at most {subject.most:,} examples of each split",
-        "seconds by panel": {name: f"{seconds:.1f}" for name, seconds in mined.seconds.items()},
+        "time by panel": {name: duration(seconds) for name, seconds in mined.seconds.items()},
     }
     if mined.notes:
         facts["left out"] = "\n".join(mined.notes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from stillroom.contracts import Source, Teacher, place
 from stillroom.data.splits import LabelledSubset, few_labels, labelled_rows, labels_of
 from stillroom.errors import DataError, say
 from stillroom.objectives import Objective
-from stillroom.settings import Mixed, Synthesis, Training
+from stillroom.settings import Mixed, Resolved, Synthesis, Training
 from stillroom.train import Rows
 
 ALONE = "alone"
@@ -210,7 +210,7 @@ class Experiment:
     recipe: str = ""
     on: Sequence[tuple[str, Mapping[str, Any]]] = ()
     on_rows: int = 2000
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Resolved = "float32"
 
     def rows_asked(self) -> Tensor | None:
         """Return the examples of which a teacher's answers are needed; None for all."""

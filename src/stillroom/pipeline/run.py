@@ -34,9 +34,11 @@ from stillroom.pipeline.tasks import Task, Workshop, tasks_of, unfinished
 from stillroom.pipeline.teacher_check import add_teacher_check, checked
 from stillroom.pipeline.verdict import metrics_of, read_answers, right_of, teacher_answers, test_labels
 from stillroom.pipeline.workers import Told, perform_apart, perform_here
+from stillroom.progress import aside
 from stillroom.report import write_report
 
 ViewsOf = Callable[[str, int, int, str], None]
+LAST = {"export": "export", "report": "measure and report"}  # what a run does after its tasks, by name, with titles
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ def silent(name: str, done: int, of: int, what: str) -> None:
     """Tell nobody."""
 
 
+def titles_of(experiment: Experiment) -> dict[str, str]:
+    """Return what a run does from beginning to end, by name, in words: its tasks, the export and the report."""
+    return {task.name: task.title for task in tasks_of(experiment)} | LAST
+
+
 def processes_for(jobs: int | str, tasks: int) -> int:
     """Return how many processes to use: ``auto`` is one a core that this process may run on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -64,8 +71,11 @@ def perform(experiment: Experiment, folder: Path, *, processes: int = 1, told: T
     More than one process needs the resolved recipe in the folder, since each builds the experiment from it.
     """
     tasks, workshop = tasks_of(experiment), Workshop(experiment, folder)
-    if unfinished(workshop, tasks):
-        check_shapes(experiment, processes)  # before anything is written, and not after the teacher was trained
+    with aside(told, "looking for what is done already"):
+        left = unfinished(workshop, tasks)
+    if left:
+        with aside(told, "checking taps and shapes"):  # before anything is written, or a teacher trained
+            check_shapes(experiment, processes)
     with locked(folder):
         if experiment.recipe:
             write_bytes(folder / "recipe.yaml", experiment.recipe.encode())

@@ -74,8 +74,8 @@ def _train(
         seed=seed,
         folder=part,
     ):
-        if step.number % 5 == 0 or step.number == step.steps:
-            told(step.number, step.steps, f"{stage.name}: loss {float(step.losses['loss']):.3f}")
+        if step.number % 5 == 0 or step.number in (1, step.steps):
+            told(step.number, step.steps, f"steps of {stage.name}, loss {float(step.losses['loss']):.3f}")
 
 
 def _ask(experiment: Experiment, arm: ArmPlan, number: int, stage: ArmPlan, part: Path, module: nn.Module) -> Teacher:

@@ -48,16 +48,16 @@ class Task:
 
     @property
     def title(self) -> str:
-        """What a person reads beside the progress bar."""
+        """What a person reads of its progress."""
         if self.kind == "teacher":
             return f"train teacher {self.owner}".strip()
         if self.kind == "record":
             return f"record teacher {self.owner}".strip()
         if self.kind == "examples":
-            return f"{self.owner}: make examples"
+            return f"{self.owner}, make examples"
         if self.kind == "trial":
-            return f"{self.owner}: try rate x{self.factor:g}"
-        return f"{self.owner}: seed {self.seed}"
+            return f"{self.owner}, rate x{self.factor:g}"
+        return f"{self.owner}, seed {self.seed}"
 
 
 def tasks_of(experiment: Experiment) -> list[Task]:

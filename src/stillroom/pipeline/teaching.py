@@ -107,8 +107,8 @@ def _train(experiment: Experiment, plan: TeacherPlan, module: nn.Module, folder:
     learner = Learner(module, ["labels"], encode=plan.encode, precision=settings.precision)
     data, rows = experiment.data, Rows(labelled_rows(experiment.data))
     for step in train(learner, data, None, settings, rows=rows, seed=0, folder=folder, views=experiment.views):
-        if step.number % 5 == 0 or step.number == step.steps:
-            told(step.number, step.steps, f"loss {float(step.losses['loss']):.3f}")
+        if step.number % 5 == 0 or step.number in (1, step.steps):
+            told(step.number, step.steps, f"steps, loss {float(step.losses['loss']):.3f}")
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ from pydantic_core import to_jsonable_python
 from ruamel.yaml import YAML
 
 from stillroom.errors import RecipeError, nearest
-from stillroom.settings import Positive, Ramp, Settings, Share, Synthesis, Training, plain_or_block
+from stillroom.settings import Positive, PrecisionSetting, Ramp, Settings, Share, Synthesis, Training, plain_or_block
 
 TapText = Annotated[str, Field(min_length=1)]
 TapTexts = Annotated[tuple[TapText, ...], Field(min_length=1)]
@@ -127,7 +127,7 @@ class Record(Settings):
 
     also: tuple[TapText, ...] = ()
     views: Count = 1
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: PrecisionSetting = "float32"
 
 
 class Onnx(Settings):
