@@ -29,7 +29,7 @@ def size_of(text: str) -> float:
         share = math.nan
     if not 0 <= share <= 1:
         allowed = "a share of the inputs' range, 0 to 1, such as 8/255 or 0.03"
-        raise UserError(say("An attack cannot go so far", f"'{text}'", allowed))
+        raise UserError(say("This attack has no such size", f"'{text}'", allowed))
     return share
 
 
@@ -82,5 +82,5 @@ def _ends(deployed: Deployed, source: Source, split: str) -> tuple[float | Tenso
     if not bool((least < most).any()):
         do = "From Python, stillroom.PGD takes low= and high=, a number for each column."
         given = f"{inputs.shape[1]} columns, {len(kept)} of categories"
-        raise DataError(say("Nothing in this table can be moved a little", given, "columns of numbers that differ", do))
+        raise DataError(say("No column of this table can be attacked", given, "columns of numbers that differ", do))
     return least, most, f"each column's range in '{split}'" + (", categories as they are" if kept else "")

@@ -73,7 +73,7 @@ def record_features(
     from stillroom.progress import waiting
 
     if dtype not in DTYPES:
-        raise UserError(say("Features cannot be stored so", f"--dtype {dtype}", DTYPES))
+        raise UserError(say("Features have no such dtype", f"--dtype {dtype}", DTYPES))
     if out.is_dir():
         raise UserError(
             f"{out} is a folder: features are written to one file. Name it, for example --out "

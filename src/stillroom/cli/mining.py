@@ -1,4 +1,4 @@
-"""The command that turns a black box into a white one."""
+"""The command mine: an interpretability report of a trained model."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def mine(
     from stillroom.files import write_bytes
     from stillroom.mining.options import read_options
     from stillroom.mining.panels import chosen
-    from stillroom.pipeline.mining import mine as dig
+    from stillroom.pipeline.mining import mine as explain
     from stillroom.pipeline.mining import recipe_of_run
     from stillroom.progress import ticking, waiting
 
@@ -106,7 +106,7 @@ def mine(
     folder = out or run / "mining"
     panels, silent = [ASKING, *chosen(only or [], bool(students))], verbose is False
     with ticking(len(panels), {name: name for name in panels} | {ASKING: "the model's answers"}, quiet=silent) as told:
-        mined = dig(
+        mined = explain(
             subject, folder, students=students, only=only or [], seconds=seconds, told=told, recipe=base, options=more
         )
     if recipe is not None:

@@ -109,7 +109,7 @@ def evaluate(
     size = size_of(attack) if attack else None
     if teachers:
         if on or attack or report is not None:
-            raise UserError("--teachers is a question of its own: got --on, --attack or --out beside it. Leave it out.")
+            raise UserError("--teachers cannot be combined with --on, --attack or --out: got both. Leave one out.")
         chosen = [*teachers, *(more or ())]
         evaluate_teachers(model, chosen, data, as_json, load=_load, open_data=_data, fits=_fits, split=split)
         return

@@ -83,7 +83,7 @@ def advice(found: Sequence[Suitability]) -> str:
             f"{first.teacher} comes first ({100 * first.foreseen:.1f} % foreseen against {labels}), too close to "
             f"{second.teacher} to tell them apart: take either, or distil from both and compare."
         )
-    return f"{text} The figure ranks teachers; students end elsewhere."
+    return f"{text} The figure ranks teachers; it is not the accuracy that a student will reach."
 
 
 def _show(found: Sequence[Suitability]) -> None:
@@ -104,7 +104,7 @@ def _show(found: Sequence[Suitability]) -> None:
         ]
         for one in found
     ]
-    title = "Best first by what the student is foreseen to reach; shares in %"
+    title = "Best teacher first, by the student's estimated accuracy; shares in %"
     width = sum(max(len(row[place]) for row in [columns, *rows]) + GAP for place in range(len(columns)))
     if width <= out.width:
         show_table(columns, rows, title)
@@ -131,7 +131,7 @@ def _places(teachers: Sequence[str]) -> list[Path]:
         raise UserError(f"A teacher is named twice: got {', '.join(doubled)}. Name each once.")
     if len(names) < 2:
         do = "Name another: --teachers runs/a/teacher runs/b/teacher."
-        raise UserError(say("There is nothing to choose from", f"--teachers {' '.join(names)}", "two or more", do))
+        raise UserError(say("There are too few teachers to rank", f"--teachers {' '.join(names)}", "two or more", do))
     for name in names:
         if not Path(name).is_dir():
             allowed = "a bundle, a run folder (its student; its teacher is in RUN/teacher), or a store"
@@ -195,7 +195,7 @@ def _of_the_zoo(text: str, source: Source) -> Callable[[], nn.Module]:
     if name not in ZOO or name == "hugging-face":
         known = [one for one in ZOO if one != "hugging-face"]
         do = "Or give a bundle or a run folder."
-        raise UserError(say("This student is no folder and no model's name", f"'{name}'", known, do))
+        raise UserError(say("There is no such student, neither a folder nor a model", f"'{name}'", known, do))
     options: dict[str, Any] = {}
     for part in filter(None, re.split(r",(?=\s*\w+=)", rest)):
         key, _, value = part.partition("=")
