@@ -316,7 +316,7 @@ def test_a_plan_says_what_is_done_and_does_nothing(command, finished, tmp_path):
     assert not any(task["done"] for task in found["tasks"])
     assert "MB" in found["expected"]["record"]
     assert found["expected"]["time"].startswith("about ")
-    assert {"all", "teacher", "recording", "students"} == set(found["seconds"])
+    assert {"all", "teacher", "recording", "students", "export"} == set(found["seconds"])
     assert not fresh.exists()
 
 
