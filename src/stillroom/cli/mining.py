@@ -55,7 +55,7 @@ RecipeFile = Annotated[
 ]
 Verbose = Annotated[
     bool | None,
-    typer.Option("--verbose/--quiet", help="Print every finding; or show no progress", show_default=False),
+    typer.Option("--verbose/--quiet", help="Print every finding; show no progress", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output")]
 
@@ -96,8 +96,7 @@ def mine(
     more = read_options(options or [])
     if recipe is not None:
         _may_write(recipe)
-    quiet = verbose is False
-    with waiting("opening the model and its data", quiet=quiet):
+    with waiting("opening the model and its data", quiet=verbose is False):
         subject, students = _subjects(run, model, data)
     base = None if data else recipe_of_run(run, model)
     if recipe is not None and base is None:
@@ -105,8 +104,8 @@ def mine(
         allowed = "a run folder whose recipe has one teacher, that teacher mined"
         raise UserError(say("No recipe can be mined", given, allowed, "Leave --recipe out, or mine such a run."))
     folder = out or run / "mining"
-    panels = [ASKING, *chosen(only or [], bool(students))]
-    with ticking(len(panels), {name: name for name in panels} | {ASKING: "the model's answers"}, quiet=quiet) as told:
+    panels, silent = [ASKING, *chosen(only or [], bool(students))], verbose is False
+    with ticking(len(panels), {name: name for name in panels} | {ASKING: "the model's answers"}, quiet=silent) as told:
         mined = explain(
             subject, folder, students=students, only=only or [], seconds=seconds, told=told, recipe=base, options=more
         )

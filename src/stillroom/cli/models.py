@@ -158,7 +158,7 @@ def predict(
     encoding: Annotated[
         str, typer.Option("--encoding", metavar="NAME", help="Character encoding of texts and tables")
     ] = "utf-8",
-    every: Annotated[bool, typer.Option("--all", help="Also write the probability of each class")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Write the probability of every class too")] = False,
     as_json: Json = False,
 ) -> None:
     """Classify your own files and write a CSV file.
@@ -287,12 +287,14 @@ def show(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="Data: fashion-mnist-sample, images:PATH,size=64, npz:FILE, ...", show_default=False
+            metavar="SOURCE", help="Data: fashion-mnist-sample, npz:FILE, images:PATH,size=64", show_default=False
         ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Show the rows, splits, classes and shape of a source. Options of the source follow it, after commas.
+    """Show the rows, splits, classes and shape of a source.
+
+    Options of the source follow its name, after commas.
 
     Example: stillroom data show images:photos,size=64
     """
