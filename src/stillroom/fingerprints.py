@@ -444,8 +444,8 @@ def _importable(thing: types.FunctionType) -> bool:
 
 
 def _ignored(kind: type) -> set[str]:
-    """Return the attributes that a class says change no answer."""
-    return {name for parent in kind.__mro__ for name in vars(parent).get(IGNORES, ())}
+    made = {"gen"} if kind.__name__ == "_GeneratorContextManager" else set()  # a decorator makes it from func and args
+    return made.union(*(vars(parent).get(IGNORES, ()) for parent in kind.__mro__))
 
 
 def _remade(hook: Any) -> str:
