@@ -49,7 +49,7 @@ class HuggingFaceClassifier(nn.Module):
         MissingPart: transformers is not installed.
     """
 
-    fingerprint_ignores = ("_frozen",)  # what learns changes no answer
+    fingerprint_ignores = ("_frozen", "trainable")  # what learns changes no answer
 
     def __init__(
         self,
