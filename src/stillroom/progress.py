@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,8 +17,20 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+from stillroom.terminal import visible
+
+
+class Screen(Console):
+    """A console on which text is text: no marks of Rich in it, and nothing in it that would steer the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return text to be shown; whoever wants a style gives it beside the text."""
+        return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
+
+
+err = Screen(stderr=True, soft_wrap=True, highlight=False)
 
 
 class Ticker:
@@ -31,7 +45,7 @@ class Ticker:
         if self.progress is None or self.whole is None:
             return
         if of == 0:
-            title = self.titles.get(name, name)
+            title = escape(visible(self.titles.get(name, name)))
             self.bars[name] = self.progress.add_task(title, total=None, what="")
         elif of == 1 and done == 1:
             bar = self.bars.pop(name, None)
@@ -39,7 +53,7 @@ class Ticker:
                 self.progress.remove_task(bar)
             self.progress.advance(self.whole)
         elif name in self.bars:
-            self.progress.update(self.bars[name], completed=done, total=of, what=what)
+            self.progress.update(self.bars[name], completed=done, total=of, what=escape(visible(what)))
 
 
 @contextmanager

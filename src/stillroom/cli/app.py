@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import re
 import shlex
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 
 from stillroom.cli import mining, models, runs, stores
-from stillroom.errors import RecipeError, UserError
+from stillroom.errors import RecipeError, UserError, no_memory, out_of_memory, say
+from stillroom.paths import REASONS, is_utf8, unreadable
+from stillroom.terminal import visible
 
 GOOD, OURS, THEIRS = 0, 1, 2
 INTERRUPTED = 130  # what Typer makes of Ctrl-C
+EMPTY = re.compile("--[a-z][a-z0-9-]*=")  # an option with nothing behind its sign
 # Typer brings Click along under its own name or beside it, depending on its version.
 USAGE: type[Exception] = next(  # type: ignore[assignment]
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
@@ -50,6 +58,7 @@ app.command()(models.version)
 def main() -> NoReturn:
     """Run the command line: 0 good, 2 the user's mistake, 1 ours."""
     try:
+        check_words(sys.argv[1:])
         answer = app(standalone_mode=False)
         if answer == INTERRUPTED:
             raise KeyboardInterrupt
@@ -57,8 +66,9 @@ def main() -> NoReturn:
     except typer.Exit as stop:
         code = stop.exit_code
     except USAGE as error:
-        error.show()  # type: ignore[attr-defined]
-        sys.stderr.write(f"Given: stillroom {shlex.join(sys.argv[1:])}\n")
+        shown = io.StringIO()
+        error.show(file=shown)  # type: ignore[attr-defined]
+        sys.stderr.write(visible(f"{shown.getvalue()}Given: stillroom {shlex.join(sys.argv[1:])}\n"))
         code = THEIRS
     except (KeyboardInterrupt, typer.Abort):
         complain("Stopped. What was finished is kept; run the same command again to go on.")
@@ -66,22 +76,53 @@ def main() -> NoReturn:
     except UserError as error:
         told(error)
         code = THEIRS
-    except MemoryError:
-        complain(
-            "Not enough memory: got more than this machine has. Lower train.batch or jobs, then run the same again."
-        )
-        code = THEIRS
     except BrokenPipeError:
         os._exit(GOOD)
     except Exception as error:
         if os.environ.get("STILLROOM_DEBUG"):
             raise
-        complain(
-            f"This is a fault of Stillroom, not yours: {type(error).__name__}: {error}. What was finished is kept. "
-            "Run again with STILLROOM_DEBUG=1 for the traceback, and please report it."
-        )
-        code = OURS
+        known = of_the_machine(error)
+        code = OURS if known is None else THEIRS
+        complain(known or fault(error))
     sys.exit(code)
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse an argument that is empty, as of a variable of the shell without a value, or that is no text.
+
+    Raises:
+        UserError: there is one.
+    """
+    for place, word in enumerate(words):
+        if not word.strip() or EMPTY.fullmatch(word):
+            before = words[place - 1] if place and not EMPTY.fullmatch(word) else word
+            given, do = f"'' for {before}" if before else "''", "Give a value, or leave the option out."
+            raise UserError(say("An argument is empty", given, "text; a variable of the shell may have no value", do))
+        if not is_utf8(word):
+            do = "Rename the file or folder, or reach it through a link with another name."
+            raise UserError(say("An argument is not text in UTF-8", f"'{word}'", "names that can be written down", do))
+
+
+def of_the_machine(error: Exception) -> str | None:
+    """Return what is said when memory ran out or the system refused a file, None where neither is so."""
+    if out_of_memory(error):
+        return no_memory(error)
+    if not isinstance(error, OSError):
+        return None
+    place = Path(error.filename) if isinstance(error.filename, str) else None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+        from stillroom.files import refused
+
+        return str(refused(place or Path("a file"), error))
+    return unreadable(place, error) if place is not None and error.errno in REASONS else None
+
+
+def fault(error: Exception) -> str:
+    """Return what is said when Stillroom itself fails."""
+    return (
+        f"This is a fault of Stillroom, not yours: {type(error).__name__}: {error}. What was finished is kept. "
+        "Run again with STILLROOM_DEBUG=1 for the traceback, and please report it."
+    )
 
 
 def told(error: UserError) -> None:
@@ -89,11 +130,11 @@ def told(error: UserError) -> None:
     if isinstance(error, RecipeError) and len(error.mistakes) > 1:
         complain(f"The recipe has {len(error.mistakes)} mistakes:")
         for mistake in error.mistakes:
-            sys.stderr.write(f"  {mistake}\n")
+            sys.stderr.write(visible(f"  {mistake}\n"))
     else:
         complain(str(error))
 
 
 def complain(text: str) -> None:
-    """Print one message on standard error."""
-    sys.stderr.write(f"error: {text}\n")
+    """Print one message on standard error; what it quotes does not steer the terminal."""
+    sys.stderr.write(visible(f"error: {text}\n"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import UserError, say
+from stillroom.paths import is_file, is_folder
 
 if TYPE_CHECKING:
     from stillroom.contracts import Source
@@ -33,7 +34,7 @@ def evaluate_on(model: Path, on: Sequence[str], rows: int, report: Path | None, 
         def tell(done: int, of: int, what: str) -> None:
             told("on", done, max(of, 2), what)
 
-        if (model / "recipe.yaml").is_file():
+        if is_file(model / "recipe.yaml"):
             result = generality_of_run(model, tasks, tell)
         else:
             result = generality_of_model(load(model), tasks, tell)
@@ -79,7 +80,7 @@ def record_features(
 
     if dtype not in DTYPES:
         raise UserError(say("Features cannot be stored so", f"--dtype {dtype}", DTYPES))
-    if out.is_dir():
+    if is_folder(out):
         raise UserError(
             f"{out} is a folder: features are written to one file. Name it, for example --out "
             f"{out / 'features.parquet'}."
@@ -109,4 +110,4 @@ def _extractor(model: Path, load: Load) -> Any:
     from stillroom.features import FeatureExtractor
     from stillroom.features.extractor import FEATURES
 
-    return FeatureExtractor.load(model) if (model / FEATURES).is_file() else FeatureExtractor(load(model))
+    return FeatureExtractor.load(model) if is_file(model / FEATURES) else FeatureExtractor(load(model))

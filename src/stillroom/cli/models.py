@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stillroom.errors import DataError, UserError, say
+from stillroom.paths import is_file
 
 if TYPE_CHECKING:
     from stillroom.contracts import Source
@@ -285,7 +286,7 @@ def _load(place: Path) -> Deployed:
     from stillroom.models.bundle import load
 
     student = place / "export" / "student"
-    return load(student if (student / "config.json").is_file() else place)
+    return load(student if is_file(student / "config.json") else place)
 
 
 def _fits(deployed: Deployed, source: Source) -> None:
@@ -329,7 +330,7 @@ def _data(text: str, model: Path | None) -> Source:
                 say(f"Data '{name}' needs a path", f"'{name}'", f"{name}:PATH, for example {name}:pictures/")
             )
         return open_source(name, **({"path": path} if path else {}))
-    if model is not None and (model / "recipe.yaml").is_file():
+    if model is not None and is_file(model / "recipe.yaml"):
         return open_data(read_recipe(model / "recipe.yaml").data)
     raise UserError(
         f"There is no data to use: {model} is not a run folder. Name it with --data, for example --data "

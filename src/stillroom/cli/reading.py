@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError, say
+from stillroom.paths import exists, is_file, is_folder, reading, regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,9 +44,10 @@ def rows_of(places: Sequence[Path], wanted: Mapping[str, Any]) -> tuple[list[str
 
 
 def _files(place: Path) -> list[Path]:
-    if place.is_dir():
+    if is_folder(place):
         return sorted(file for file in place.rglob("*") if file.suffix.lower() in PICTURES + ARRAYS)
-    if not place.is_file():
+    regular(place, DataError)
+    if not is_file(place):
         raise DataError(f"Cannot read {place}: there is no such file or folder. Check the path.")
     if place.suffix.lower() not in PICTURES + ARRAYS:
         raise DataError(say(f"Cannot read {place}", f"a file ending in '{place.suffix}'", ", ".join(PICTURES + ARRAYS)))
@@ -67,7 +69,7 @@ def _picture(place: Path, wanted: Mapping[str, Any]) -> Tensor:
             )
         )
     try:
-        with Image.open(place) as picture:
+        with reading(place, DataError), Image.open(place) as picture:
             fitted = ImageOps.fit(picture.convert("L" if shape[0] == 1 else "RGB"), (shape[2], shape[1]))
     except (UnidentifiedImageError, OSError, ValueError) as error:
         raise DataError(f"Cannot read the picture {place}: {error}. Remove it or save it again.") from error
@@ -80,8 +82,9 @@ def _array(place: Path, wanted: Mapping[str, Any]) -> Tensor:
     import torch
 
     try:
-        found = np.load(place, allow_pickle=False)
-        array = found if isinstance(found, np.ndarray) else found[next(iter(found.files))]
+        with reading(place, DataError):
+            found = np.load(place, allow_pickle=False)
+            array = found if isinstance(found, np.ndarray) else found[next(iter(found.files))]
     except (OSError, ValueError, StopIteration, KeyError) as error:
         raise DataError(f"Cannot read the array {place}: {error}. Save it again with numpy.save.") from error
     shape = tuple(wanted["shape"])
@@ -131,9 +134,10 @@ def _table_files(place: Path) -> list[Path]:
     from stillroom.data.table_files import KINDS
     from stillroom.data.text_tables import kind_of
 
-    if place.is_dir():
-        return sorted(file for file in place.rglob("*") if file.is_file() and kind_of(file) in KINDS)
-    if not place.is_file():
+    if is_folder(place):
+        return sorted(file for file in place.rglob("*") if is_file(file) and kind_of(file) in KINDS)
+    regular(place, DataError)
+    if not is_file(place):
         raise DataError(f"Cannot read {place}: there is no such file or folder. Check the path.")
     if kind_of(place) not in KINDS:
         given = f"a file ending in '{place.suffix}'"
@@ -168,12 +172,13 @@ def _text_files(place: Path) -> list[Path]:
     from stillroom.data.text_tables import KINDS, kind_of
 
     allowed = (*LINES, *KINDS)
-    if place.is_dir():
-        return sorted(file for file in place.rglob("*") if file.is_file() and kind_of(file) in allowed)
-    if kind_of(place) not in allowed and place.exists():
+    if is_folder(place):
+        return sorted(file for file in place.rglob("*") if is_file(file) and kind_of(file) in allowed)
+    if kind_of(place) not in allowed and exists(place):
         given = f"a file ending in '{place.suffix}'"
         raise DataError(say(f"This model takes texts, and {place} is none", given, f"{', '.join(allowed)}, also .gz"))
-    if not place.is_file():
+    regular(place, DataError)
+    if not is_file(place):
         raise DataError(f"Cannot read {place}: there is no such file or folder. Check the path.")
     return [place]
 

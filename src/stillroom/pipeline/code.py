@@ -6,6 +6,8 @@ import functools
 import hashlib
 from pathlib import Path
 
+from stillroom.paths import is_folder
+
 MAKERS = (
     "data", "gradients", "losses", "models", "objectives", "store", "taps", "tasks",
     "checkpoint.py", "evaluate.py", "learner.py", "order.py", "randomness.py", "record.py", "settings.py",
@@ -20,7 +22,7 @@ def code_print(makers: tuple[str, ...] = MAKERS) -> str:
     digest = hashlib.sha256()
     for name in makers:
         place = root / name
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+        for file in sorted(place.rglob("*.py")) if is_folder(place) else [place]:
             digest.update(f"{file.relative_to(root)}\0".encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()

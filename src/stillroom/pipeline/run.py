@@ -27,6 +27,7 @@ from stillroom.pipeline.notes import notes_of
 from stillroom.pipeline.plan import Experiment
 from stillroom.pipeline.remembering import memory_of_run
 from stillroom.pipeline.sensitivity import sensitivity_findings, sensitivity_metrics, sensitivity_of_run
+from stillroom.pipeline.space import check_place
 from stillroom.pipeline.story import facts_of, findings_of, summary_of
 from stillroom.pipeline.synthesis import examples_findings, measured_examples
 from stillroom.pipeline.tasks import Task, Workshop, tasks_of, unfinished
@@ -62,8 +63,9 @@ def perform(experiment: Experiment, folder: Path, *, processes: int = 1, told: T
     More than one process needs the resolved recipe in the folder, since each builds the experiment from it.
     """
     tasks, workshop = tasks_of(experiment), Workshop(experiment, folder)
-    if unfinished(workshop, tasks):
+    if left := unfinished(workshop, tasks):
         check_shapes(experiment, processes)  # before anything is written, and not after the teacher was trained
+        check_place(experiment, folder, left)
     with locked(folder):
         if experiment.recipe:
             write_bytes(folder / "recipe.yaml", experiment.recipe.encode())

@@ -30,6 +30,7 @@ from stillroom.files import (
 from stillroom.learner import Learner
 from stillroom.models.bundle import load, save_bundle
 from stillroom.models.open_box import fingerprint as fingerprint_of
+from stillroom.paths import exists
 from stillroom.pipeline.code import code_print
 from stillroom.pipeline.plan import Experiment, TeacherPlan, Told, combined
 from stillroom.record import SPLITS, record
@@ -206,7 +207,7 @@ def _link(place: Path, target: Path) -> None:
         if place.resolve() == target.resolve():
             return
         place.unlink()
-    elif place.exists():
+    elif exists(place):
         set_aside(place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ def write_report(
         UserError: the file cannot be written.
     """
     content = page(title=title, verdict=verdict, summary=summary, findings=findings, facts=facts, subtitle=subtitle)
-    write_bytes(Path(path), content.encode())
+    write_bytes(Path(path), content.encode("utf-8", "backslashreplace"))
     return Path(path)
 
 
