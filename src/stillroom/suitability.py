@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stillroom.contracts import UNLABELLED, Batch, Progress, Signals, Source, Teacher
-from stillroom.errors import DataError, ModelError, UserError, out_of_memory, say
+from stillroom.errors import DataError, ModelError, UserError, say
 from stillroom.learner import Learner
 from stillroom.models.bundle import Deployed
 from stillroom.models.encode import encode_for
@@ -273,8 +273,6 @@ def _asking(whose: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, IndexError, ValueError, TypeError, AttributeError, KeyError) as error:
-        if out_of_memory(error):
-            raise
         reason = str(error).strip().split("\n")[0].rstrip(".")
         allowed = "rows of the source, as their encode turns them"
         raise ModelError(say(f"Asking {whose} failed", f"'{reason}'", allowed, "Give what fits this data.")) from error
