@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stillroom.cli.screen import bytes_text
+from stillroom.cli.screen import bytes_text, share
 from stillroom.errors import UserError
 from stillroom.files import read_json, write_bytes
-from stillroom.statistics import over_seeds
+from stillroom.report.readings import shown
 
 BEGIN, END = "<!-- demo table -->", "<!-- end of demo table -->"
 COLUMNS = ("model", "accuracy", "agreement", "KL", "ECE", "parameters", "file", "ms a call")
@@ -27,7 +27,7 @@ def table(metrics: Mapping[str, Any]) -> str:
     models = metrics["models"]
     names = [name for name in ("teacher", "alone", *metrics["arms"]) if name in models]
     lines = [f"| {' | '.join(COLUMNS)} |", f"| --- {'| ---: ' * (len(COLUMNS) - 1)}|"]
-    lines += [f"| {' | '.join([f'`{name}`', *_row(models[name])])} |" for name in names]
+    lines += [f"| {' | '.join([f'`{shown(name)}`', *_row(models[name])])} |" for name in names]
     seeds = len(metrics["seeds"])
     note = f"Mean of {seeds} seeds ± half its 95 % interval (Student's t). " if seeds > 1 else "One seed. "
     note += "KL in nats; file and time: the fp32 graph, one call with one example on one thread."
@@ -36,22 +36,14 @@ def table(metrics: Mapping[str, Any]) -> str:
 
 def _row(model: Mapping[str, Any]) -> list[str]:
     return [
-        _share(model.get("accuracy"), spread=True),
-        _share(model.get("agreement")),
+        share(model.get("accuracy"), spread=True),
+        share(model.get("agreement")),
         _form(model.get("kl"), "{:.3f}"),
         _form(model.get("ece"), "{:.3f}"),
         _form(model.get("parameters"), "{:,.0f}"),
         bytes_text(model["bytes"]["mean"]) if model.get("bytes") else "-",
         _form(model.get("latency_ms"), "{:.3f}"),
     ]
-
-
-def _share(value: Mapping[str, Any] | None, spread: bool = False) -> str:
-    if not value:
-        return "-"
-    found = over_seeds(value["per_seed"])
-    half = "" if not spread or found.high is None else f" ± {100 * (found.high - found.mean):.1f}"
-    return f"{100 * found.mean:.1f} %{half}"
 
 
 def _form(value: Mapping[str, Any] | None, form: str) -> str:

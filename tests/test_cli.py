@@ -174,10 +174,12 @@ def test_new_names_the_nearest(command, tmp_path):
 def test_check_says_what_would_be_trained(command):
     said = command("check", ROOT / "recipes/images.yaml", "--tiny")
     assert said.code == 0
-    assert "0.1 labels, 0.9 kd" in said.out
-    assert "alone" in said.out
+    line = next(line for line in said.out.splitlines() if line.startswith("kd:"))
+    assert "parameters; loss = 0.1 x labels + 0.9 x kd; 20 steps, batch 128, 128 labelled rows" in line
+    assert "alone:" in said.out
     found = json.loads(command("check", ROOT / "recipes/images.yaml", "--tiny", "--json").out)
-    assert set(found) == {"recipe", "data", "arms", "tasks"}
+    assert set(found) == {"recipe", "data", "arms", "tasks", "notes"}
+    assert f"{len(found['tasks'])} tasks" in said.out and found["tasks"][-2:] == ["export", "report"]
     assert list(found["arms"]) == ["alone", "kd", "kd+bank", "smooth"]
     assert found["recipe"]["train"]["steps"] == 20
 
@@ -292,9 +294,16 @@ def test_another_folder_trains_nothing_that_the_cache_has(command, finished, tmp
 
 
 def test_json_of_a_run_is_its_metrics_and_nothing_else(command, finished):
-    said = command("run", ROOT / "recipes/first-network.yaml", "--tiny", "--json", "--out", finished["first-network"])
+    words = ("run", ROOT / "recipes/first-network.yaml", "--tiny", "--json", "--out", finished["first-network"])
+    said = command(*words, "--quiet")
     assert json.loads(said.out) == metrics(finished["first-network"])
     assert said.err == ""
+    loud = command(*words)
+    assert loud.out == said.out
+    numbered = [line for line in loud.err.splitlines() if line.startswith("[")]
+    counts = [line.partition("]")[0] for line in numbered]
+    of = len(json.loads(command("check", words[1], "--tiny", "--json").out)["tasks"])
+    assert counts == [f"[{number}/{of}" for number in range(1, of + 1)], "what check counts is what run counts"
 
 
 def test_a_plan_says_what_is_done_and_does_nothing(command, finished, tmp_path):
@@ -302,9 +311,12 @@ def test_a_plan_says_what_is_done_and_does_nothing(command, finished, tmp_path):
     said = command("run", recipe, "--tiny", "--plan", "--out", finished["images"])
     assert said.code == 0
     assert "to do" not in said.out
+    assert "time:" not in said.out
     found = json.loads(command("run", recipe, "--tiny", "--plan", "--json", "--out", fresh).out)
     assert not any(task["done"] for task in found["tasks"])
     assert "MB" in found["expected"]["record"]
+    assert found["expected"]["time"].startswith("about ")
+    assert {"all", "teacher", "recording", "students", "export"} == set(found["seconds"])
     assert not fresh.exists()
 
 
@@ -503,7 +515,7 @@ def test_words_that_no_command_knows(command):
 @pytest.mark.parametrize(
     ("raised", "code", "words"),
     [
-        (KeyboardInterrupt(), 2, "run the same command again"),
+        (KeyboardInterrupt(), 130, "run the same command again"),
         (MemoryError(), 2, "Not enough memory"),
         (ZeroDivisionError("division by zero"), 1, "a fault of Stillroom"),
     ],
@@ -594,7 +606,10 @@ def test_every_panel_says_something_of_pictures_texts_and_tables_and_a_recipe_fo
 def test_a_student_is_mined_by_itself_and_a_bundle_with_its_data(command, finished, tmp_path):
     run = finished["images"]
     said = command("mine", run, "--model", "kd", "--only", "answers", "--out", tmp_path / "one", "--quiet")
-    assert said.code == 0 and "How often it is right" in said.out
+    assert said.code == 0 and said.out.startswith("It is right on ") and "\nanswers " in said.out
+    assert "How often it is right: " not in said.out, "every finding is printed with --verbose"
+    told = command("mine", run, "--model", "kd", "--only", "answers", "--out", tmp_path / "one", "--verbose").out
+    assert "How often it is right: " in told
     bundle = run / "export" / "student"
     said = command("mine", bundle, "--data", "fashion-mnist-sample", "--only", "answers", "--out", tmp_path / "two")
     assert said.code == 0 and "Report:" in said.out

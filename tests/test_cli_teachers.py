@@ -115,7 +115,7 @@ def test_json_a_store_and_a_bundle_for_the_student(command, shelf, monkeypatch):
         (["net", "--teachers", "knows", "other"], "other classes than the data"),
         (["net", "--teachers", "knows", "wide"], "other classes"),
         (["net", "--teachers", "knows", "."], "not a bundle"),
-        (["net", "--teachers", "knows", "guesses", "--on", "digits"], "question of its own"),
+        (["net", "--teachers", "knows", "guesses", "--on", "digits"], "cannot be combined with"),
         (["knows", "guesses"], "--teachers"),
     ],
 )

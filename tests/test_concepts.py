@@ -185,7 +185,8 @@ def test_planted_concepts_are_told_and_noise_is_told_to_be_none():
         model.last.weight.copy_(4 * torch.linalg.pinv(truth).T[:6])
     panel = concepts(Subject(made(rows, model(rows).argmax(1), 6), model), Budget(60.0))
     assert (
-        "way of looking" not in panel.findings[0].sentence and "not that it is a part" not in panel.findings[2].sentence
+        "do not take the directions for parts" not in panel.findings[0].sentence
+        and "where the features vary most" not in panel.findings[2].sentence
     )
     for told in panel.numbers["methods"].values():
         assert told["explained"] > 0.9 and told["found_again"] > told["found_again_by_chance"]
@@ -195,8 +196,8 @@ def test_planted_concepts_are_told_and_noise_is_told_to_be_none():
     empty = Shown(32, 6)
     panel = concepts(Subject(made(noise, empty(noise).argmax(1), 6), empty), Budget(60.0))
     assert list(panel.numbers["methods"]) == ["sparse"] and any("no NMF" in note for note in panel.notes)
-    assert "way of looking" in panel.findings[0].sentence, panel.findings[0].sentence
-    assert "not that it is a part" in panel.findings[2].sentence, panel.findings[2].sentence
+    assert "do not take the directions for parts" in panel.findings[0].sentence, panel.findings[0].sentence
+    assert "where the features vary most" in panel.findings[2].sentence, panel.findings[2].sentence
     drawable(panel)
 
 

@@ -540,7 +540,7 @@ def test_a_folder_of_pictures_is_decoded_once(tmp_path, monkeypatch):
     assert source.inputs.shape == (20, 3, 8, 8) and source.classes == ["cat", "dog"] and source.name == "pets"
     assert source.labels.tolist() == [0] * 10 + [1] * 10
     with monkeypatch.context() as patch:
-        patch.setattr(loaders, "_decode", lambda *given: pytest.fail("decoded twice"))
+        patch.setattr(loaders, "decode_all", lambda *given: pytest.fail("decoded twice"))
         assert torch.equal(open_source("images", path=root, size=8).inputs, source.inputs)
     assert open_source("images", path=root, size=8, channels=1).inputs.shape == (20, 1, 8, 8)
     Image.new("RGB", (9, 7)).save(root / "cat" / "00.png")
@@ -632,9 +632,9 @@ def test_wrong_npz_files_are_refused(tmp_path):
         "nan.npz": "holds NaN or infinity: got example 1",
         "uneven.npz": "inputs of train 9, labels of train 8",
         "single.npy": "single array",
-        "short.npz": "Unreadable|pickle",
-        "text.npz": "Unreadable|pickle",
-        "flipped.npz": "Unreadable",
+        "short.npz": "Cannot read|pickle",
+        "text.npz": "Cannot read|pickle",
+        "flipped.npz": "Cannot read",
         "none.npz": "does not exist",
     }
     for name, message in messages.items():

@@ -411,8 +411,11 @@ def test_a_run_learns_from_what_it_made_and_compares_with_as_many_real_images(ra
 
 def test_the_report_shows_the_images_and_how_to_use_them(ran: tuple[Path, dict]):
     text = (ran[0] / "run" / "report.html").read_text(encoding="utf-8")
-    assert "What the data came down to: made" in text and "What the data came down to: again" not in text
-    assert "learnt from 20 examples that were made, 2 a class, to stand for 970 real ones" in text
+    assert "The synthetic examples: made" in text and "The synthetic examples: again" not in text
+    assert (
+        "learnt from 20 synthetic examples, 2 a class, made so that "
+        "networks get nearly the same gradient from them as from 970 real ones" in text
+    )
     assert "use: npz, path:" in text and text.count("<img") >= 10
 
 
@@ -476,11 +479,11 @@ def test_a_run_whose_images_did_not_help_says_what_to_try(ran: tuple[Path, dict]
 
 def test_a_plan_tells_the_time_of_the_making(monkeypatch: pytest.MonkeyPatch):
     from stillroom.pipeline.checking import check_shapes
-    from stillroom.pipeline.costing import seconds_of
+    from stillroom.pipeline.costing import estimated
     from stillroom.pipeline.recipes import experiment_of
     from stillroom.pipeline.tasks import Task
 
     experiment = experiment_of(read_recipe(RECIPE, set=["arms.made.distilled_data.steps=100000"]))
-    assert seconds_of(experiment, [Task("examples", "made")], 1) > 100
-    assert "from 20 synthetic examples" in check_shapes(experiment)["made"]
-    assert "from 20 rows" in check_shapes(experiment)["alone"]
+    assert estimated(experiment, [Task("examples", "made")], 1).seconds > 100
+    assert "batch 32, 20 synthetic examples" in check_shapes(experiment)["made"]
+    assert "batch 32, 20 labelled rows" in check_shapes(experiment)["alone"]

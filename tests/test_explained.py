@@ -73,7 +73,7 @@ def test_every_panel_keeps_to_its_time_and_says_what_was_planted(mined):
     assert told["rules"].numbers["rules"] == 2 and '"trigger"' in told["rules"].findings[0].figure["text"]
     assert told["layers"].numbers["layers"]["head"]["probe"] > 0.95
     assert "gradient_cosine" in told["students"].numbers["arms"]["kd"]
-    assert "cosine of reasons" in str(draw(told["students"].findings[0].figure, {}))
+    assert "cosine of attributions" in str(draw(told["students"].findings[0].figure, {}))
 
 
 class Slow(nn.Module):

@@ -258,16 +258,19 @@ def test_a_worker_that_is_killed_is_told_and_the_rerun_completes(several: Lab, w
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_that_it_can_go_on_and_it_does(several: Lab, wanted: dict) -> None:
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "Stopped"), (signal.SIGTERM, "Terminated")])
+def test_ctrl_c_and_sigterm_say_that_it_can_go_on_and_it_does(
+    several: Lab, wanted: dict, number: int, word: str
+) -> None:
     running = started(several, "stopped")
     until = time.monotonic() + 60
     while not list((several.root / "stopped" / "arms").glob("*/begun.json")) and time.monotonic() < until:
         time.sleep(0.05)
     workers = family(running.pid)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     _, told = running.communicate(timeout=20)
-    assert running.returncode == 2, told
-    assert "run the same command again" in told and "Traceback" not in told
+    assert running.returncode == 128 + number, told
+    assert f"{word}. What was finished is kept" in told and "Traceback" not in told
     assert gone(workers, within=2)
     assert several.run("stopped") == 0
     assert several.result("stopped") == wanted

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from stillroom import ArraySource, open_source
+from stillroom.data.table import named
 from stillroom.errors import DataError
 from stillroom.files import read_json
 from stillroom.generality import compare, curve, findings, headline, probes, summary, task_of
 from stillroom.generality.compare import raw_input
-from stillroom.pipeline.generality import generality_of_run, open_tasks, source_of
+from stillroom.pipeline.generality import generality_of_run, open_tasks
 from stillroom.pipeline.recipes import experiment_of
 from stillroom.pipeline.run import perform
 from stillroom.recipe import read_recipe
@@ -158,10 +159,10 @@ def test_what_is_no_task_is_refused():
     with pytest.raises(DataError, match="named twice"):
         open_tasks([("digits", {}), ("digits", {})], 100)
     with pytest.raises(DataError, match="Did you mean 'digits'"):
-        source_of("digts")
+        named("digts")
     with pytest.raises(DataError, match="takes no path"):
-        source_of("digits:here")
-    assert source_of("npz:some/file.npz") == ("npz", {"path": "some/file.npz"})
+        named("digits:here")
+    assert named("npz:some/file.npz") == ("npz", {"path": "some/file.npz"})
 
 
 # --- sources that ask other questions ------------------------------------------------------------------------

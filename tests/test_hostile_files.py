@@ -261,7 +261,7 @@ def test_data_that_does_not_fit_is_not_a_matter_of_the_batch(error, recipe, comm
 
     monkeypatch.setattr(np, "load", full)
     code, _, err = command("check", recipe)
-    assert code == 2 and "Not enough memory to read data 'npz'" in err and "fewer rows" in err
+    assert code == 2 and "d.npz does not fit into memory" in err and "fewer or smaller rows" in err
     assert "train.batch" not in err and "Save it again" not in err
 
 

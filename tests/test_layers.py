@@ -47,7 +47,7 @@ def test_the_layer_from_which_a_planted_product_can_be_read_is_named():
     own = panel.numbers["layers"]
     assert own["first"]["probe"] < 0.6 and own["second"]["probe"] > 0.95
     sentence, twin = panel.findings[0].sentence, panel.numbers["control"]["second"]
-    assert panel.numbers["earliest"] == "second" and "From 'second' on" in sentence
+    assert panel.numbers["earliest"] == "second" and "Layers after 'second' add nothing" in sentence
     assert sentence.startswith(
         f"A linear classifier on the first layer ('first') is already right on {100 * own['first']['probe']:.1f} %"
     )
@@ -95,7 +95,10 @@ def test_a_width_that_training_has_changed_is_said_to_be(seed):
     level = torch.eye(10).repeat(3, 1)
     level[:, 0] /= 100
     wide = layers(straight(seed, level, stretch=100.0), Budget())
-    assert wide.numbers["random_weights"]["changed"] == "widened" and "but widened it" in wide.findings[1].sentence
+    assert (
+        wide.numbers["random_weights"]["changed"] == "widened"
+        and "training has widened it" in wide.findings[1].sentence
+    )
 
 
 def test_a_network_that_has_learnt_nothing_has_not_changed_its_width():
@@ -106,7 +109,10 @@ def test_a_network_that_has_learnt_nothing_has_not_changed_its_width():
 def test_without_time_one_network_is_asked_and_the_sentence_leaves_it_open():
     panel = layers(straight(0), Budget(0.0))
     assert len(panel.numbers["random_weights"]["directions"]) == 1
-    assert panel.numbers["random_weights"]["changed"] is None and "one network only" in panel.findings[1].sentence
+    assert (
+        panel.numbers["random_weights"]["changed"] is None
+        and "one such network is too few" in panel.findings[1].sentence
+    )
 
 
 def test_labels_dealt_at_random_are_read_from_nowhere():

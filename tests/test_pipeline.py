@@ -12,9 +12,9 @@ import stillroom
 from stillroom.contracts import UNLABELLED
 from stillroom.data.splits import few_labels, labels_of
 from stillroom.errors import RecipeError, StoreError, TrainError
+from stillroom.fingerprints import fingerprint_of
 from stillroom.gradients import room
 from stillroom.learner import Learner
-from stillroom.models.open_box import fingerprint
 from stillroom.pipeline.checking import check_shapes, expectations
 from stillroom.pipeline.plan import ALONE
 from stillroom.pipeline.recipes import experiment_of
@@ -67,8 +67,8 @@ def test_the_control_starts_where_the_arm_starts_and_reads_no_teacher():
     arms = experiment_of(read_recipe(RECIPE)).arms
     assert list(arms) == [ALONE, "kd", "bank"]
     for seed in (0, 1):
-        assert len({fingerprint(arm.make_student(seed)) for arm in arms.values()}) == 1
-    assert fingerprint(arms["kd"].make_student(0)) != fingerprint(arms["kd"].make_student(1))
+        assert len({fingerprint_of(arm.make_student(seed)) for arm in arms.values()}) == 1
+    assert fingerprint_of(arms["kd"].make_student(0)) != fingerprint_of(arms["kd"].make_student(1))
     kept = {one.name: one for one in arms[ALONE].objectives()}
     assert sorted(kept) == ["l2", "labels"] and kept["labels"].weight == 1.0 and kept["l2"].weight == 1e-4
     assert kept["labels"].options == {"smoothing": 0.05, "class_weights": None}

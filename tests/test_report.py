@@ -18,7 +18,7 @@ from stillroom.errors import DataError, StoreError, UserError
 from stillroom.report import compare, write_report
 from stillroom.report import run_findings as found
 from stillroom.report.figures import KINDS, draw, names, picture, table
-from stillroom.report.numbers import number, over_seeds, with_interval
+from stillroom.report.numbers import number, spread, with_interval
 from stillroom.report.page import page
 from stillroom.report.readings import main_arm, model_order
 from stillroom.report.run_pull import pull
@@ -335,9 +335,9 @@ def test_numbers_are_written_for_readers():
 
 
 def test_intervals_over_seeds_are_student_t():
-    three = over_seeds([1.0, 2.0, 3.0])
+    three = spread([1.0, 2.0, 3.0])
     assert three["n"] == 3 and three["high"] == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-5)
-    assert over_seeds([5.0])["low"] is None and over_seeds([None, NAN])["mean"] is None
+    assert spread([5.0])["low"] is None and spread([None, NAN])["mean"] is None
 
 
 def test_names_keep_their_colour_and_ticks_are_round():
@@ -371,7 +371,7 @@ def test_models_are_ordered_and_the_first_arm_is_known_from_sorted_json():
         (0.904, 3, "5 are needed to claim it"),
         (0.904, 1, "one seed only"),
         (0.800, 5, "No, it made the student worse."),
-        (0.800, 3, "came out worse"),
+        (0.800, 3, "No, it made the student worse in these 3 seeds."),
     ],
 )
 def test_the_verdict_says_what_happened_whichever_way(kd, seeds, words):
@@ -427,10 +427,10 @@ def test_the_pull_of_teacher_and_labels_is_put_into_words():
     held = {"step": [1, 101, 201, 301], "cosine": [0.5, 0.1, -0.2, -0.1], "ratio": [1.0, 2.0, 9.0, 40.0]}
     finding = pull("kd", {**held, "looked": 8, "against": 4})
     assert (
-        "In 50 % of the 8 looked-at steps of 'kd' they pulled against each other (mean cosine 0.07" in finding.sentence
+        "The two gradients were opposed in 50 % of the 8 measured steps of 'kd' (mean cosine 0.07" in finding.sentence
     )
     assert "at right angles" in finding.sentence and finding.number == pytest.approx(0.075)
-    assert "5.50 times as strong" in finding.sentence and "40.0 times towards the end" in finding.sentence
+    assert "5.50 times as large" in finding.sentence and "40.0 times towards the end" in finding.sentence
     assert [panel["series"][0]["y"] for panel in finding.figure["figures"]] == [held["cosine"], held["ratio"]]
     Page(str(draw(finding.figure, {})))
 
@@ -438,17 +438,17 @@ def test_the_pull_of_teacher_and_labels_is_put_into_words():
 @pytest.mark.parametrize(
     ("cosine", "ratio", "said"),
     [
-        (0.8, 1.0, "Mostly the same way"),
-        (0.3, 1.0, "In part the same way"),
-        (-0.4, 1.0, "Mostly against each other"),
+        (0.8, 1.0, "Mostly in the same direction"),
+        (0.3, 1.0, "Partly in the same direction"),
+        (-0.4, 1.0, "Mostly in opposite directions"),
         (0.8, 0.01, "set train.balance"),
     ],
 )
 def test_what_a_cosine_means_is_said(cosine, ratio, said):
     held = {"step": [1], "cosine": [cosine], "ratio": [ratio], "looked": 1, "against": int(cosine < 0)}
     finding = pull("kd", held)
-    assert said in finding.sentence and "of the one looked-at step" in finding.sentence
-    assert finding.sentence.startswith("In none of" if cosine > 0 else "In 100 % of")
+    assert said in finding.sentence and "at one step of 'kd' only" in finding.sentence
+    assert not finding.figure, "one point is no curve"
     assert "train.gradient_norms_every" in finding.sentence
 
 
@@ -459,7 +459,7 @@ def test_without_two_gradients_nothing_is_said_of_their_pull():
 def test_reliability_says_which_way_a_model_errs():
     shy = {**CALIBRATION, "accuracy": [min(1.0, c + 0.1) for c in BINS]}
     sentence = found.reliability({"teacher": CALIBRATION, "kd": shy}).sentence
-    assert "'teacher' is too sure" in sentence and "'kd' is less sure" in sentence
+    assert "'teacher' is overconfident" in sentence and "'kd' is underconfident" in sentence
 
 
 def test_losses_by_class_are_ordered_and_absent_classes_left_out():
@@ -509,8 +509,12 @@ def test_weights_say_whether_they_can_go():
         ],
     }
     finding = found.weights(tensors, {"plain": 0.9, "l1": 0.88}, {"plain": 0.9, "l1": 0.8799})
-    assert finding.number == pytest.approx(0.81) and "81.0 %" in finding.sentence and "they can go" in finding.sentence
-    assert "not idle" in found.weights(tensors, {"l1": 0.88}, {"l1": 0.7}).sentence
+    assert (
+        finding.number == pytest.approx(0.81)
+        and "81.0 %" in finding.sentence
+        and "they can be pruned" in finding.sentence
+    )
+    assert "they matter" in found.weights(tensors, {"l1": 0.88}, {"l1": 0.7}).sentence
     assert "No weights" in found.weights({}, {}, {}).sentence
 
 

@@ -40,14 +40,14 @@ def found(main, *, alone=0.2, teacher=0.4, inputs="pictures", **more):
 @pytest.mark.parametrize(
     ("main", "words"),
     [
-        (entry(0.9, lead=interval(0.7)), "The teacher's reasons were passed on"),
+        (entry(0.9, lead=interval(0.7)), "The teacher's gradients were passed on"),
         (entry(0.9, lead=interval(0.7, n=3)), "5 seeds are needed to claim it"),
         (entry(0.21, lead=interval(0.01, half=0.005)), "too small to matter"),
         (entry(0.2, lead=interval(0.0)), "is not shown"),
-        (entry(0.1, lead=interval(-0.1)), "less for the teacher's reasons than the student alone"),
+        (entry(0.1, lead=interval(-0.1)), "less like the teacher's than those of the student alone"),
         (entry(0.9, lead={**interval(0.7), "low": None, "high": None}), "is not shown"),
-        (entry(0.9, 0.9, lead=interval(0.7), above=0.0), "it shares how a class looks, not what counts in this very"),
-        (entry(0.9, lead=interval(0.7)), "Of what is particular to a picture it shares 0.30, alone 0.30"),
+        (entry(0.9, 0.9, lead=interval(0.7), above=0.0), "the similarity is that of the class, not of the single"),
+        (entry(0.9, lead=interval(0.7)), "With the mean of the class removed the cosine is 0.30, alone 0.30"),
     ],
 )
 def test_every_outcome_has_its_words(main, words):
@@ -56,8 +56,8 @@ def test_every_outcome_has_its_words(main, words):
 
 def test_a_teacher_whose_gradients_are_its_classes_is_told():
     told = headline(found(entry(0.9, lead=interval(0.7)), teacher=0.87), "kd")
-    assert "the teacher's own have 0.87 with each other, so that most of what it shows is of a class" in told
-    assert "so that most" not in headline(found(entry(0.9, lead=interval(0.7)), teacher=0.4), "kd")
+    assert "the teacher's own have 0.87 with each other, so most of it belongs to the class" in told
+    assert "so most of it" not in headline(found(entry(0.9, lead=interval(0.7)), teacher=0.4), "kd")
 
 
 def test_without_a_control_no_lead_is_named():
@@ -81,7 +81,7 @@ def test_the_figure_holds_every_model_its_control_and_the_rest():
     assert shown[:4] == [ALONE, "kd", "other", RANDOM] and "teacher, other pictures" in shown
     assert "kd, other pictures" in shown and f"{RANDOM}, other pictures" not in shown
     assert [row["name"] for row in second["rows"]] == [ALONE, "kd", RANDOM]
-    assert "'other' is most like the teacher, by 0.50" in finding.sentence
+    assert "'other' has the highest cosine, 0.50" in finding.sentence
     html = str(draw(finding.figure, slots(names(finding.figure))))
     assert "nan" not in html and html.count("<svg") == 2
 
@@ -90,7 +90,10 @@ def test_explanation_maps_have_panels_of_their_own():
     held = found(entry(0.9, lead=interval(0.7)))
     held["explanation"] = {"teacher": 0.6, "models": {"kd": entry(0.8, 0.7, lead=interval(0.0)), ALONE: entry(0.8)}}
     finding = likeness(held, "kd")
-    assert "Grad-CAM) agrees by 0.80, alone by 0.80" in finding.sentence and "which may be chance" in finding.sentence
+    assert (
+        "Grad-CAM maps have a cosine of 0.80, those of 'alone' 0.80" in finding.sentence
+        and "which may be chance" in finding.sentence
+    )
     assert len(finding.figure["figures"]) == 4
 
 

@@ -161,7 +161,7 @@ def test_a_run_with_derivatives_says_how_alike_they_are(ran):
 def test_the_report_shows_the_numbers_and_the_maps(ran):
     root, outcome = ran
     held = {one.title: one for one in outcome.findings}
-    numbers, pictures = held["Does it answer for the teacher's reasons?"], held["What the answers hang on"]
+    numbers, pictures = held["Do its gradients resemble the teacher's?"], held["What the answers depend on"]
     assert numbers.number == pytest.approx(
         outcome.metrics["gradients"]["input"]["models"]["gradient"]["cosine"]["mean"]
     )
@@ -225,7 +225,7 @@ def test_a_store_without_gradients_of_the_whole_input_gives_none(ran, cache, tmp
     second = {**first, "teacher": {"store": str((tmp_path / "first" / "knowledge").resolve())}}
     outcome = perform(experiment_of(read_recipe(second)), tmp_path / "second")
     assert "gradients" not in outcome.metrics
-    assert "Does it answer for the teacher's reasons?" not in {one.title for one in outcome.findings}
+    assert "Do its gradients resemble the teacher's?" not in {one.title for one in outcome.findings}
 
 
 def test_explanation_maps_are_compared_where_an_arm_reads_them(cache, tmp_path):
@@ -245,7 +245,7 @@ def test_explanation_maps_are_compared_where_an_arm_reads_them(cache, tmp_path):
     found = outcome.metrics["gradients"]
     assert set(found["explanation"]["models"]) == set(found["input"]["models"]) == {"kd", "seen", ALONE, RANDOM}
     assert (found["explanation"]["student"], found["explanation"]["teacher"]) == ("block2@gradcam", "block3@gradcam")
-    finding = next(one for one in outcome.findings if "reasons" in one.title)
+    finding = next(one for one in outcome.findings if "gradients resemble" in one.title)
     assert "Grad-CAM" in finding.sentence and len(finding.figure["figures"]) >= 2
 
 
@@ -268,8 +268,8 @@ def test_rows_of_numbers_have_the_numbers_and_no_pictures(cache, tmp_path):
     found = result.metrics["gradients"]
     assert found["inputs"] == "numbers" and found["examples"] == len(source.splits["test"])
     titles = [one.title for one in result.findings]
-    assert "Does it answer for the teacher's reasons?" in titles and "What the answers hang on" not in titles
-    assert "picture" not in next(one.sentence for one in result.findings if "reasons" in one.title)
+    assert "Do its gradients resemble the teacher's?" in titles and "What the answers depend on" not in titles
+    assert "picture" not in next(one.sentence for one in result.findings if "gradients resemble" in one.title)
 
 
 def test_texts_have_no_gradient_by_their_letters(cache, tmp_path):

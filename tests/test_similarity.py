@@ -59,7 +59,7 @@ def test_likeness_that_was_planted_in_a_closed_model_is_more_than_chance(seed):
     panel = similarity(subject(2.0, seed), Budget())
     control, sentence = panel.numbers["control"], panel.findings[0].sentence
     assert panel.numbers["verdict"] == "beyond" and "That is more than chance" in sentence
-    assert ("taught this beside the right class" in sentence) == (panel.numbers["pairs_again"] >= 0.8)
+    assert ("besides the right class a student is taught this" in sentence) == (panel.numbers["pairs_again"] >= 0.8)
     assert "what its architecture alone would show is not known" in panel.findings[0].control
     low, high = control["correlation_range"]
     assert -0.7 < low < control["correlation"] < high < 0.7 and abs(control["correlation"]) < 0.2
@@ -126,7 +126,7 @@ def test_of_a_network_that_has_learnt_nothing_no_likeness_is_claimed(deep):
         panel = similarity(Subject(subject(2.0, seed).data, module, seed=seed), Budget())
         told = " ".join(finding.sentence for finding in panel.findings)
         claims = any(word in told for word in ("goes beyond", "is taught", "families of classes, the same"))
-        silent += not claims and any(f"no more than {what}" in told for what in ("chance", "what the", "a lean"))
+        silent += not claims and any(f"no more than {what}" in told for what in ("chance", "what the", "a bias"))
     assert silent >= 9
 
 
@@ -148,7 +148,7 @@ def test_likeness_that_random_weights_show_too_is_not_called_learnt():
     panel = similarity(Subject(subject(3.0).data, module), Budget())
     assert panel.numbers["verdict"] == "follows" and panel.numbers["control"]["correlation"] > 0.8
     sentence = panel.findings[0].sentence
-    assert "may find the same classes alike (correlation" in sentence and "not clearly below 0.5" in sentence
+    assert "may find the same classes similar (correlation" in sentence and "not clearly below 0.5" in sentence
     assert "taught" not in sentence and "No families" in panel.findings[1].sentence
 
 

@@ -104,3 +104,32 @@ def test_the_interval_over_seeds_is_right_about_as_often_as_it_says():
         for found in (over_seeds(generator.normal(1.0, 0.3, size=3).tolist()) for _ in range(400))
     )
     assert 0.92 < right / 400 < 0.98
+
+
+def test_the_gap_is_divided_by_the_teachers_lead_and_seeds_widen_it_by_the_delta_method():
+    """Teacher 90 %, alone 50 and 60 %, distilled 70 and 90 %: gains 20 and 30 of leads 40 and 30 points."""
+
+    def right(*shares):
+        return np.stack([np.arange(1000) < 1000 * share for share in shares]).astype(float)
+
+    teacher, alone, distilled = right(0.9)[0], right(0.5, 0.6, 0.5, 0.6), right(0.7, 0.9, 0.7, 0.9)
+    found, reason = gap_closed(distilled, alone, teacher)
+    assert reason == "" and found.mean == pytest.approx(0.25 / 0.35), "not 0.25 / 0.9, nor the mean of 0.5 and 1"
+    share = 0.25 / 0.35
+    pseudo = [share + (gain - share * lead) / 0.35 for gain, lead in ((0.2, 0.4), (0.3, 0.3)) * 2]
+    low, high = stats.t.interval(0.95, 3, loc=share, scale=stats.sem(pseudo))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high)) and found.n == 4
+    assert found.method == "Student's t over 4 seeds, 95 %"
+
+
+def test_rows_paired_wrongly_make_another_interval():
+    """Two models that differ in ten of 400 rows: paired they are told apart; with one's rows shuffled they are not."""
+    shared = hits(2, 400, 0.7)
+    better = shared.copy()
+    better[np.flatnonzero(shared == 0)[:10]] = 1
+    mixed = better[np.random.default_rng(0).permutation(400)]
+    right, wrong = paired(better[None], shared[None]), paired(mixed[None], shared[None])
+    assert right.mean == pytest.approx(wrong.mean) == pytest.approx(10 / 400)
+    assert right.low > 0 > wrong.low and right.n == 1 and wrong.width > 3 * right.width
+    seeds = np.stack([shared, better])
+    assert paired(seeds, seeds).width == 0 < paired(seeds, seeds[::-1]).width, "seeds are paired too"

@@ -277,16 +277,18 @@ def test_rows_without_text_are_left_out_and_a_zero_byte_too(tmp_path):
 # --- what a person wants classified ----------------------------------------------------------------
 
 
-def test_texts_to_classify_come_with_their_file_and_line(tmp_path):
+def test_texts_to_classify_come_with_their_file_and_row(tmp_path):
     lines = write(tmp_path, "first\n\n  second one \n", "a.txt")
     table = write(tmp_path, "id,text\n1,third\n2,\n", "b.csv")
-    names, texts = texts_of([lines, table])
-    assert texts == ["first", "second one", "third", ""]
-    assert names == [f"{lines}:1", f"{lines}:3", f"{table}:2", f"{table}:3"]
-    assert texts_of([tmp_path])[1] == texts
+    found = texts_of([lines, table])
+    assert found.rows == ["first", "second one", "third", ""]
+    places = [(one["input"], one["row"]) for one in found.shown]
+    assert places == [(str(lines), 1), (str(lines), 3), (str(table), 1), (str(table), 2)]
+    assert [one["columns"] for one in found.shown[2:]] == [{"id": "1", "text": "third"}, {"id": "2", "text": ""}]
+    assert texts_of([tmp_path]).rows == found.rows
     only = write(tmp_path, '{"review": "fourth"}\n', "c.jsonl")
-    assert texts_of([only])[1] == ["fourth"]
-    assert texts_of([table], column="id")[1] == ["1", "2"]
+    assert texts_of([only]).rows == ["fourth"]
+    assert texts_of([table], column="id").rows == ["1", "2"]
 
 
 def test_what_cannot_be_classified_is_told(tmp_path):

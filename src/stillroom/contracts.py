@@ -416,7 +416,7 @@ class Finding:
     sentence: str
     number: float | None = None
     control: str = ""
-    figure: Mapping[str, Any] = field(default_factory=dict)
+    figure: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)

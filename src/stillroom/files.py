@@ -286,7 +286,7 @@ def known_checksum(path: Path) -> str:
 
 
 def note(text: str) -> None:
-    """Tell a person, once, of what was mended or not trusted; it is also kept until :func:`take_notes`."""
+    """Tell a person, once a run, of what was mended or not trusted; it is also kept until :func:`take_notes`."""
     if text not in _told:
         _told.add(text)
         _pending.append(text)
@@ -298,6 +298,15 @@ def take_notes() -> list[str]:
     taken = list(_pending)
     _pending.clear()
     return taken
+
+
+@contextlib.contextmanager
+def notes_of_a_run() -> Iterator[None]:
+    """Forget at the end what was told, so that the next run of this process is told again."""
+    try:
+        yield
+    finally:
+        _told.intersection_update(_pending)
 
 
 # --- committed steps -------------------------------------------------------------------------------

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from stillroom.contracts import Batch, Place, Signals
 from stillroom.errors import LossError
 from stillroom.objectives import Given, Objective, objectives_of
+from stillroom.settings import Precision, Resolved, resolved_precision
 from stillroom.taps import Reader, Takes, read, sizing
 from stillroom.taps.derivatives import refuse_for_training
-
-Precision = Literal["float32", "bf16"]
 
 
 class Learner(nn.Module):
@@ -57,7 +56,7 @@ class Learner(nn.Module):
             objective.bind(student)
         for one in self._places("student"):
             refuse_for_training(one.tap)
-        self.precision: Precision = precision
+        self.precision: Resolved = resolved_precision(precision)
         self.reader: Reader = read(student, [one.tap for one in self._places("student")], encode, takes=takes)
 
     def _each(self) -> list[Objective]:
@@ -135,6 +134,22 @@ class Learner(nn.Module):
             return self.reader(batch, teacher, skip=skip)
         with torch.autocast(batch["id"].device.type, dtype=torch.bfloat16):
             return self.reader(batch, teacher, skip=skip)
+
+
+def frozen(student: nn.Module) -> list[nn.Module]:
+    """Return the parts in evaluation mode whose parameters, there are some, all want no gradient; and those within."""
+    found = []
+    for part in student.modules():
+        parameters = list(part.parameters())
+        if not part.training and parameters and not any(one.requires_grad for one in parameters):
+            found += [inner for inner in part.modules() if not inner.training]
+    return found
+
+
+def set_to_rest(student: nn.Module) -> list[nn.Module]:
+    """Return the parts without parameters that were put into evaluation mode, if it was not the whole student."""
+    alone = [part for part in student.modules() if not part.training and next(part.parameters(), None) is None]
+    return alone if student.training else []
 
 
 def _rows(count: int, part: float) -> Tensor | None:

@@ -63,6 +63,9 @@ def permutation(count: int, seed: int, *position: int | str) -> NDArray[np.int64
     return np.argsort(draw(seed, *position, np.arange(count)), kind="stable")
 
 
+_WORDS = 1 << 19
+
+
 def row_hashes(rows: NDArray[Any]) -> Words:
     """Return a 64-bit hash of each row's bytes (any dtype, any shape after the first axis)."""
     flat = np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)
@@ -73,9 +76,10 @@ def row_hashes(rows: NDArray[Any]) -> Words:
     with np.errstate(over="ignore"):
         salt = mix(np.arange(1, words.shape[1] + 1, dtype=np.uint64) * _GOLDEN)
         hashed = np.empty(len(words), np.uint64)
-        for start in range(0, len(words), 4096):
-            part = words[start : start + 4096]
-            hashed[start : start + 4096] = mix(mix(part ^ salt).sum(axis=1, dtype=np.uint64))
+        step = max(1, min(4096, _WORDS // max(1, words.shape[1])))  # large rows few at a time: each makes copies
+        for start in range(0, len(words), step):
+            part = words[start : start + step]
+            hashed[start : start + step] = mix(mix(part ^ salt).sum(axis=1, dtype=np.uint64))
     return hashed
 
 

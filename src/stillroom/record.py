@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,23 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from stillroom import files
-from stillroom.behaviour import behaviour
 from stillroom.contracts import Progress, Signals, Source, Teacher
 from stillroom.errors import StoreError, say
-from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.paths import expand, is_file
+from stillroom.store.decoded import Shelf
 from stillroom.store.encoding import Column, encode, lay_out
 from stillroom.store.manifest import MANIFEST, PLAN, SCHEMA, SIDES, Manifest, Plan, read_manifest, read_plan, write
 from stillroom.store.shards import Note, Shard, array, build, committed, intact, note_path, shard_name, write_shard
-from stillroom.store.store import Store
+from stillroom.store.store import Store, memory_budget
 
 SPLITS = ("train", "validation", "test")
 EXAMPLE_ROWS = 32  # rows asked first, to learn what a row weighs
 SHARD_BYTES = 2**27  # a shard is held in memory while it is recorded
 CANARY_ROWS = 8
+ANEW = "asked anew"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Recording:
     limit: int | None = None
     budget: int | None = None
     progress: Progress | None = None
+    asked_anew: list[str] = field(default_factory=list, init=False)  # why what was here before was not kept
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,28 @@ def record(teacher: Teacher, source: Source, folder: str | Path, **options: Any)
     """Record what ``teacher`` shows on ``source`` into ``folder`` and open it; options: :class:`Recording`.
 
     Run again with the same plan it keeps whole shards and asks only for what is missing or damaged; a folder with
-    another plan's store is moved to ``old/`` beside it. Memory: one shard.
+    another plan's store is moved to ``old/`` beside it. So is a store of the same plan if the teacher does not answer
+    a few of its rows as it did then; the new one says so in its notes. Memory: one shard.
 
     Raises:
         StoreError: an option is wrong, the store would not fit, the teacher's signals are not finite, change
-            their shape or cannot be stored, shards of other ranks did not come, or the folder holds the answers
-            of another teacher that has no fingerprint.
+            their shape or cannot be stored, shards of other ranks did not come, or another teacher is given to some
+            ranks of several.
     """
     job = _options(options)
     folder = expand(folder, "The folder of a store", StoreError)
     rows = _Rows.plan(source, job)
     plan = _plan(teacher, source, job, rows)
     _open_folder(folder, plan, job)
+    if differing := _changed(teacher, source, folder, plan, rows, job):
+        if job.world > 1:
+            raise StoreError(
+                f"{folder} holds the answers of another teacher: got {differing} from what is stored. Use that teacher "
+                "on all ranks, or record into another folder."
+            )
+        old = files.set_aside(folder)
+        write(folder / PLAN, plan)
+        job.asked_anew.append(f"{ANEW}: {differing} from what the teacher showed before, which lies in {old.name}")
     if not _whole(folder, plan.inputs):
         weight, columns = _example(teacher, source, rows, job)
         per_shard = _rows_per_shard(job, weight)
@@ -104,9 +115,71 @@ def record(teacher: Teacher, source: Source, folder: str | Path, **options: Any)
             if number % job.world == job.rank:
                 writer.shard(number, starts[number], min(len(rows.ids), starts[number] + per_shard))
         _finish(folder, plan, len(starts), rows, source, job)
-    elif plan.fingerprints["teacher"] is None:  # only its answers can tell a teacher that has no name
-        Store.open(folder).check(source, canary=teacher)
     return Store.open(folder, budget=job.budget)
+
+
+def still_shows(teacher: Teacher, source: Source, folder: str | Path, **options: Any) -> bool:
+    """Whether ``folder`` holds a whole store, and ``teacher`` answers some of its rows as it did then.
+
+    ``options`` are those that it was recorded with.
+    """
+    job, folder = _options(options), Path(folder)
+    try:
+        manifest = read_manifest(folder)
+    except StoreError:
+        return False
+    return not _differing(Store.open(folder), teacher, source, _Rows.plan(source, job), job) or manifest.rows == 0
+
+
+def _changed(teacher: Teacher, source: Source, folder: Path, plan: Plan, rows: _Rows, job: Recording) -> str:
+    """What a teacher answers otherwise than the whole or partial store of the same plan in ``folder``; "" for nothing.
+
+    A fingerprint alone does not tell: some teachers have none, and others depend on what no fingerprint sees.
+    """
+    if _whole(folder, plan.inputs):
+        return _differing(Store.open(folder), teacher, source, rows, job)
+    numbers = [int(path.stem.removeprefix("shard-")) for path in sorted(folder.glob("shard-*.json"))]
+    notes = [note for number in numbers if (note := committed(folder, number, plan.inputs)) is not None]
+    notes = [note for note in notes if note.signals == notes[0].signals]
+    if not notes:
+        return ""
+    part = _manifest(plan, notes, rows, None)
+    chosen = np.unique(np.linspace(0, len(notes) - 1, CANARY_ROWS).astype(np.int64))
+    part = part.model_copy(update={"canary": [notes[number].shard.first for number in chosen]})
+    return _differing(Store(Shelf(folder, part, memory_budget()), sorted(part.signals)), teacher, source, rows, job)
+
+
+def _differing(store: Store, teacher: Teacher, source: Source, rows: _Rows, job: Recording) -> str:
+    """What a teacher answers otherwise than the store; where the answer hangs on the batch, in the batches of then."""
+    try:
+        if not (said := store.unlike(source, teacher)):
+            return ""
+        for ids in _batches(store.manifest, rows, job):
+            if said := store.unlike(source, teacher, ids):
+                return said
+    except StoreError as error:  # signals of another shape, or that cannot be stored
+        return f"what it shows ({error}) is far"
+    return ""
+
+
+def _batches(manifest: Manifest, rows: _Rows, job: Recording) -> Iterator[Tensor]:
+    """Yield the batches in which the canary's rows were asked."""
+    wanted = set(manifest.canary)
+    for shard in manifest.shards:
+        start = int(np.flatnonzero((rows.ids == np.asarray(shard.first)).all(1))[0])
+        asked = _in_order(rows.ids[start : start + shard.rows], job)[0]
+        for at in range(0, len(asked), job.batch):
+            part = asked[at : at + job.batch]
+            if any((int(example), int(view)) in wanted for example, view in part):
+                yield torch.from_numpy(part.copy())
+
+
+def _in_order(ids: NDArray[np.int64], job: Recording) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Return the rows of a shard in the order in which they are asked, and that order, None where it is their own."""
+    if job.order_by is None:
+        return ids, None
+    order = np.argsort(np.asarray(job.order_by(torch.from_numpy(ids[:, 0].copy()))), kind="stable")
+    return ids[order], order
 
 
 def estimate(teacher: Teacher, source: Source, **options: Any) -> Estimate:
@@ -121,7 +194,7 @@ def estimate(teacher: Teacher, source: Source, **options: Any) -> Estimate:
 
 
 def _options(options: Mapping[str, Any]) -> Recording:
-    known = [entry.name for entry in fields(Recording)]
+    known = [entry.name for entry in fields(Recording) if entry.init]
     for name in options:
         if name not in known:
             raise StoreError(say("record has no such option", f"'{name}'", known))
@@ -215,14 +288,9 @@ def _plan(teacher: Teacher, source: Source, job: Recording, rows: _Rows) -> Plan
 
 
 def _print_of(teacher: Teacher) -> str | None:
-    """The fingerprint of a teacher that is a module: without it, another one's shards would be taken for its own."""
-    parts = [getattr(teacher, "module", None), getattr(getattr(teacher, "reader", None), "encode", None)]
-    if not isinstance(parts[0], nn.Module):
-        return None
-    known = [fingerprint_of(part) if isinstance(part, nn.Module) else None for part in parts]
-    precision = getattr(teacher, "precision", "float32")
-    known += [] if precision == "float32" else [precision]
-    return files.fingerprint([*known, behaviour(*(part for part in parts if part is not None))])
+    """The fingerprint that a teacher gives itself: without it, only its answers tell it from another one."""
+    known = getattr(teacher, "fingerprint", None)
+    return known if isinstance(known, str) else None
 
 
 def _digest(values: NDArray[Any]) -> str:
@@ -339,10 +407,8 @@ class _Writer:
 
     def shard(self, number: int, start: int, end: int) -> None:
         """Ask for rows ``start`` to ``end``, write them, then commit them by their note."""
-        ids, order = self.rows.ids[start:end], None
-        if self.job.order_by is not None:
-            order = np.argsort(np.asarray(self.job.order_by(torch.from_numpy(ids[:, 0].copy()))), kind="stable")
-        asked = ids if order is None else ids[order]
+        ids = self.rows.ids[start:end]
+        asked, order = _in_order(ids, self.job)
         arrays: dict[str, list[pa.Array]] = {name: [] for name in self.columns}
         sizes = dict.fromkeys(self.columns, 0)
         hashes = np.empty(len(ids), np.uint64)
@@ -375,16 +441,24 @@ class _Writer:
     def _tell(self, rows: int) -> None:
         self.done += rows
         if self.job.progress is not None:
-            self.job.progress(self.done, len(self.rows.ids), "recording")
+            self.job.progress(self.done, len(self.rows.ids), "rows")
 
 
 def _finish(folder: Path, plan: Plan, count: int, rows: _Rows, source: Source, job: Recording) -> None:
     """Write the manifest once all shards are there, whoever wrote them: every rank would write the same bytes."""
     notes = _gather(folder, plan.inputs, count, job)
     classes = job.classes if job.classes is not None else getattr(source, "classes", None)
+    manifest = _manifest(plan, notes, rows, classes)
+    manifest = manifest.model_copy(update={"notes": [*dict.fromkeys([*job.asked_anew, *manifest.notes])]})
+    files.faultpoint("record:manifest")
+    write(folder / MANIFEST, manifest)
+    files.faultpoint("record:done")
+
+
+def _manifest(plan: Plan, notes: Sequence[Note], rows: _Rows, classes: Sequence[str] | None) -> Manifest:
     chosen = np.unique(np.linspace(0, len(rows.ids) - 1, CANARY_ROWS).astype(np.int64))
     counts = {name: int((rows.codes == code).sum()) for code, name in enumerate(rows.splits)}
-    manifest = Manifest(
+    return Manifest(
         inputs=plan.inputs,
         rows=plan.rows,
         views=plan.views,
@@ -398,9 +472,6 @@ def _finish(folder: Path, plan: Plan, count: int, rows: _Rows, source: Source, j
         canary=[(int(example), int(view)) for example, view in rows.ids[chosen]],
         notes=list(dict.fromkeys(one for note in notes for one in note.notes)),
     )
-    files.faultpoint("record:manifest")
-    write(folder / MANIFEST, manifest)
-    files.faultpoint("record:done")
 
 
 def _gather(folder: Path, inputs: str, count: int, job: Recording) -> list[Note]:

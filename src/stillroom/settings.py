@@ -5,9 +5,65 @@ They live below everything that computes, so that a recipe can be checked withou
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from stillroom.errors import TrainError, say
+
+Resolved = Literal["float32", "bf16"]
+Precision = Literal["auto", "float32", "bf16"]
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # how Linux names the instructions of x86 and of Arm
+
+
+@cache
+def has_bf16() -> bool:
+    """Tell whether this processor multiplies bfloat16 in hardware; without, PyTorch imitates it several times slower.
+
+    Linux lists the flags of the processor. Elsewhere PyTorch is asked, which is imported only then.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    flags = [set(line.partition(":")[2].split()) for line in lines if line.lower().startswith(("flags", "features"))]
+    if flags:
+        return bool(BF16_FLAGS & flags[0])
+    import torch
+
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def resolved_precision(asked: str) -> Resolved:
+    """Return the precision that is computed in: ``auto`` is bf16 where the processor has it, else float32.
+
+    Raises:
+        TrainError: there is no such precision.
+    """
+    if asked not in get_args(Precision):
+        raise TrainError(say("Unknown precision", f"'{asked}'", get_args(Precision)))
+    if asked == "auto":
+        return "bf16" if has_bf16() else "float32"
+    return "float32" if asked == "float32" else "bf16"
+
+
+PrecisionSetting = Annotated[Precision, AfterValidator(resolved_precision)]
+"""As a setting: ``auto`` is resolved when it is read, so that fingerprints hold what was really computed in."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -66,7 +122,7 @@ class Training(Settings):
     warmup: Fraction = 0.0
     clip: Positive | None = None
     balance: Positive | None = None
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: PrecisionSetting = "float32"
     channels_last: bool = False
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None
     gradient_norms_every: Annotated[int, Field(ge=0)] = 100

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +25,7 @@ from stillroom.store import Store
 from stillroom.taps import Reader, Takes, read
 from stillroom.tasks import check_answers, check_labels, check_names
 from stillroom.teachers import Average, Live
+from stillroom.tensors import copy_of
 from stillroom.train import Rows, fit
 
 WARMUP, RATE, BATCH = 200, 3e-3, 64  # steps on the mean of all teachers, before anything is asked
@@ -199,7 +199,7 @@ def _student(
 ) -> tuple[nn.Module, Callable[..., Any] | None]:
     """Return a student of its own, to be warmed up, and its encode."""
     if isinstance(student, nn.Module):
-        made = copy.deepcopy(student)
+        made = copy_of(student, "The student")
     else:
         with forked(seed, "weights"):
             made = student()

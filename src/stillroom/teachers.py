@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from stillroom.contracts import UNLABELLED, Batch, Signals, Tap, Teacher
 from stillroom.errors import ModelError, say
+from stillroom.fingerprints import fingerprint_of
+from stillroom.settings import Precision, resolved_precision
 from stillroom.taps import Takes, read
 from stillroom.tasks import check_answers
 from stillroom.tensors import copy_of
@@ -18,8 +20,9 @@ from stillroom.tensors import copy_of
 class Live:
     """A model that answers while training runs: in eval mode, detached, never trained.
 
-    ``precision`` "bf16" lets matrix products run in bfloat16, which large teachers answer up to twice as fast in; what
-    they show is given back as float32.
+    ``precision`` "bf16" lets matrix products run in bfloat16, which large teachers answer up to twice as fast in where
+    the processor has instructions for it, and several times slower where not; "auto" looks. What they show is given
+    back as float32.
 
     Example:
         >>> teacher = Live(network, ["logits", "layer3"])
@@ -32,10 +35,16 @@ class Live:
         *,
         encode: Callable[..., Any] | None = None,
         takes: Takes = ("inputs",),
-        precision: Literal["float32", "bf16"] = "float32",
+        precision: Precision = "float32",
     ) -> None:
-        self.module, self.precision = module, precision
+        self.module, self.precision = module, resolved_precision(precision)
         self.reader = read(module, taps, encode, takes=takes)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Who answers, and to what; None where a part of the module cannot be seen."""
+        how = [self.precision, [str(one) for one in self.reader.taps], self.reader.takes]
+        return fingerprint_of(self.module, self.reader.encode, how)
 
     @property
     def notes(self) -> list[str]:

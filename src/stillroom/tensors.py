@@ -47,14 +47,13 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
         )
     state = {name: value for name, value in module.state_dict().items() if value is not None}
     odd = sorted(name for name, value in state.items() if not isinstance(value, Tensor))
-    if any("_packed_params" in name for name in odd):
+    if odd and _quantised(module):
         raise ModelError(
             say(
                 "A quantised module keeps its weights packed, not as tensors",
                 f"{_some(odd)} of {type(module).__name__}",
-                "a module of floating weights, or what it answered",
-                "Give the network as it was before it was quantised (an export can be: int8), or wrap it in a function "
-                "that returns {'logits': ...} and record that: stillroom.record.",
+                "a module of floating weights; a quantised one can teach, since a teacher is only asked",
+                "Give the network as it was before it was quantised (an export can be: int8).",
             )
         )
     if odd:
@@ -70,24 +69,53 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def copy_of(module: nn.Module, whose: str) -> nn.Module:
-    """Return a copy of a module that shares nothing with it.
+    """Return a copy that shares no tensor with ``module``; weights that are computed before each call are copied too.
 
     Raises:
-        ModelError: PyTorch cannot copy it, as where tensors computed from others are kept as attributes.
+        ModelError: a part of it cannot be copied, as where it holds an open file.
     """
+    held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    computed = {id(value): value.detach().clone() for value in held if value.grad_fn is not None}
     try:
-        return copy.deepcopy(module)
-    except (RuntimeError, TypeError) as error:
+        return copy.deepcopy(module, dict(computed))
+    except Exception as error:
         reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise ModelError(
             say(
                 f"{whose} cannot be copied",
                 f"a {type(module).__name__} ('{type(error).__name__}: {reason}')",
-                "modules whose tensors are parameters and buffers",
-                "Pass a function that makes it, or use torch.nn.utils.parametrizations.weight_norm in the place of "
-                "torch.nn.utils.weight_norm.",
+                "modules that copy.deepcopy copies",
+                "Keep open files, sessions and generators out of it, or pass a function that makes it anew.",
             )
         ) from error
+
+
+def shared_tensors(one: nn.Module, others: Iterable[Tensor]) -> list[str]:
+    """Return the names of the parameters and buffers of ``one`` that lie in the memory of ``others``."""
+    places = {_memory(value) for value in others} - {None}
+    named = [*one.named_parameters(), *one.named_buffers()]
+    return [name for name, value in named if _memory(value) in places]
+
+
+def _memory(value: Tensor) -> tuple[str, int] | None:
+    if value.is_meta or value.layout != torch.strided or nn.parameter.is_lazy(value) or not value.numel():
+        return None
+    return str(value.device), value.untyped_storage().data_ptr()
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Return how many numbers ``module`` learns; tied ones are counted once."""
+    return sum(value.numel() for value in module.parameters())
+
+
+def holds_tensors(module: nn.Module) -> bool:
+    """Whether all that a module's state holds can be written as tensors: not so where it is quantised."""
+    values = [value for value in module.state_dict().values() if value is not None]
+    return all(isinstance(one, Tensor) and one.layout == torch.strided and not one.is_quantized for one in values)
+
+
+def _quantised(module: nn.Module) -> bool:
+    return any(".quantized." in type(part).__module__ for part in module.modules())
 
 
 def restore(
@@ -200,10 +228,10 @@ def unpack(path: Path, *, error: type[UserError] = ModelError) -> tuple[dict[str
     try:
         tensors = safetensors.torch.load(content)
         header, note = _header(content)
-        if SEAL not in note and issubclass(error, Damaged):
-            raise ValueError("it carries no checksum")
-        if SEAL in note and note[SEAL] != _digest(content, header, note):
-            raise ValueError("it does not match its checksum")
+        if (SEAL in note or issubclass(error, Damaged)) and note.get(SEAL) != _digest(content, header, note):
+            given = "another checksum" if SEAL in note else "no checksum"
+            do = "Restore it, or make it again. In a run folder, run the recipe again: it makes anew what is damaged."
+            raise error(say(f"{path} is not the file that was written", given, "every byte as it was", do))
         aliases, meta = note.get("aliases", {}), note.get("meta", {})
         if not isinstance(meta, dict):
             raise ValueError("its note is not a dictionary")

@@ -16,14 +16,15 @@ from stillroom import checkpoint
 from stillroom.contracts import Batch, HasBank, HasPast, Kept, Recorded, Signals, Source, Step, Teacher
 from stillroom.errors import TrainError, say
 from stillroom.files import faultpoint, fingerprint
+from stillroom.fingerprints import fingerprint_of, unseen_in
 from stillroom.gradients import Gradients, Looked, Looking, Sided, fill, filler, room_for
 from stillroom.gradients.balance import one_sided
-from stillroom.learner import Learner
+from stillroom.learner import Learner, frozen, set_to_rest
 from stillroom.losses import l2
 from stillroom.objectives import Objective
 from stillroom.order import Order, Part, lengths_of
 from stillroom.randomness import reseed, stream
-from stillroom.settings import Mixed, Training
+from stillroom.settings import Mixed, Training, resolved_precision
 from stillroom.taps.derivatives import trained_through
 
 Prepare = Callable[[nn.Module, Batch], Batch]
@@ -140,6 +141,9 @@ def train(
     ``prepare(student, batch)`` may change the inputs by looking at the student (an attack); ``gradients(learner,
     losses, weights)`` fills ``.grad`` itself. Under ``torch.distributed`` each process takes its share of every batch.
 
+    Parts of the student in evaluation mode whose parameters all want no gradient stay so: a frozen BatchNorm keeps its
+    statistics. So do parts without parameters (Dropout), unless the whole student is in evaluation mode.
+
     Raises:
         TrainError: the loss is not finite, a signal is missing, or two arguments cannot go together.
 
@@ -201,7 +205,7 @@ class _Run:
             (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
         )
         if self.settings.precision != "float32":
-            learner.precision = self.settings.precision
+            learner.precision = resolved_precision(self.settings.precision)
         self.notes: list[str] = []
         self.told: set[str] = set()  # notes of how derivatives were read that were passed on
         if settings.balance is not None and (idle := one_sided(learner)):
@@ -211,6 +215,7 @@ class _Run:
         self.past = teacher if isinstance(teacher, HasPast) else None
         self.bank_rows = bank_rows(len(data.splits["train"])) if learner.banks else 0
         self.saved, self.inputs = 0, ""
+        self.rests = set_to_rest(learner.student)
         self.wrapped: nn.Module = learner
 
     def _refuse(self) -> None:
@@ -271,18 +276,23 @@ class _Run:
 
     def _signature(self) -> str:
         shapes = {name: list(value.shape) for name, value in self.learner.state_dict().items()}
+        # without what a loss may count or keep while a training runs
+        codes = {one.name: fingerprint_of(one.loss, weights=False) for one in self._objectives()}
+        learns = [name for name, value in self.learner.named_parameters() if value.requires_grad]
         return fingerprint(
             {
                 "settings": self.settings.model_dump(exclude=LOOKING),
                 "seed": self.seed,
                 "total": self.total,
                 "shapes": shapes,
+                "learns": learns,
+                "student": fingerprint_of(self.learner.student, self.learner.reader.encode, weights=False),
                 "views": self.order.views,
                 "rows": [
                     [part.name, len(part.examples), int(part.examples.sum()), part.count] for part in self.order.parts
                 ],
                 "data": [getattr(self.data, name, None) for name in ("fingerprint", "labels_fingerprint")],
-                "objectives": [one.described() for one in self._objectives()],
+                "objectives": [one.described() | {"code": codes[one.name]} for one in self._objectives()],
                 "teacher": getattr(self.teacher, "fingerprint", None),
             }
         )
@@ -298,8 +308,7 @@ class _Run:
         first = self._resume()
         if self.world > 1:
             self.wrapped = DistributedDataParallel(learner)
-        learner.train()
-        parts = list(learner.modules())
+        parts, modes = list(learner.modules()), self._train_mode()
         for step in range(first, self.total):
             done = self._step(step)
             yield done
@@ -308,8 +317,16 @@ class _Run:
             # After the caller has done its part of this step, so that a resumed run never misses it.
             if self.folder is not None and saves_after(self.settings, done.number, self.total):
                 self._save(done.number)
-            if not all(part.training for part in parts):  # the caller may have evaluated it
-                learner.train()
+            if [part.training for part in parts] != modes:  # the caller may have evaluated it
+                modes = self._train_mode()
+
+    def _train_mode(self) -> list[bool]:
+        """Put the learner into training mode, all but what is frozen; return the mode of each part."""
+        rests = [*self.rests, *frozen(self.learner.student)]
+        self.learner.train()
+        for part in rests:
+            part.training = False
+        return [part.training for part in self.learner.modules()]
 
     def _size(self) -> None:
         batch = self._batch(0)
@@ -329,6 +346,8 @@ class _Run:
         self.inputs = self._signature()
         moment = checkpoint.load(self.folder, self.learner, self.optimizer, self._with_state(), self.inputs)
         self.saved = moment.step if moment else 0
+        if moment and (hidden := unseen_in(student=self.learner.student, encode=self.learner.reader.encode)):
+            self.notes.append(f"resumed, though {hidden} cannot be seen: give the same student")
         if moment and (differences := checkpoint.Moment.now(0, self.inputs, self.world).differences(moment)):
             self.notes.append("resumed, but not bit for bit: " + "; ".join(differences))
         return self.saved

@@ -7,20 +7,23 @@ import io
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from stillroom.cli import mining, models, runs, stores
+from stillroom.cli.help import Command
 from stillroom.errors import RecipeError, UserError, no_memory, out_of_memory, say
 from stillroom.paths import REASONS, is_utf8, unreadable
 from stillroom.terminal import visible
 
 GOOD, OURS, THEIRS = 0, 1, 2
-INTERRUPTED = 130  # what Typer makes of Ctrl-C
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as shells count them; Typer too for Ctrl-C
+GO_ON = "What was finished is kept; run the same command again to go on."
 EMPTY = re.compile("--[a-z][a-z0-9-]*=")  # an option with nothing behind its sign
 # Typer brings Click along under its own name or beside it, depending on its version.
 USAGE: type[Exception] = next(  # type: ignore[assignment]
@@ -29,9 +32,7 @@ USAGE: type[Exception] = next(  # type: ignore[assignment]
 
 app = typer.Typer(
     name="stillroom",
-    help="Distil trained neural networks: the teacher runs once, and every run says whether it helped.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -49,14 +50,40 @@ for command in (
     runs.report,
     models.export,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(stores.app, name="store")
 app.add_typer(models.data_app, name="data")
-app.command()(models.version)
+app.command(cls=Command)(models.version)
+
+
+class Terminated(BaseException):
+    """The process was asked to end (SIGTERM); it unwinds, so that its workers end too."""
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"stillroom {version('stillroom')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def stillroom(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit")
+    ] = False,
+) -> None:
+    """Distil trained neural networks: the teacher runs once, and every run says whether it helped."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated
 
 
 def main() -> NoReturn:
-    """Run the command line: 0 good, 2 the user's mistake, 1 ours."""
+    """Run the command line: 0 good, 2 the user's mistake, 1 ours, 130 after Ctrl-C, 143 after SIGTERM."""
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         check_words(sys.argv[1:])
         answer = app(standalone_mode=False)
@@ -68,11 +95,16 @@ def main() -> NoReturn:
     except USAGE as error:
         shown = io.StringIO()
         error.show(file=shown)  # type: ignore[attr-defined]
-        sys.stderr.write(visible(f"{shown.getvalue()}Given: stillroom {shlex.join(sys.argv[1:])}\n"))
+        if type(error).__name__ == "BadParameter":  # which does not say what was given
+            shown.write(f"Given: stillroom {shlex.join(sys.argv[1:])}\n")
+        sys.stderr.write(visible(shown.getvalue()))
         code = THEIRS
     except (KeyboardInterrupt, typer.Abort):
-        complain("Stopped. What was finished is kept; run the same command again to go on.")
-        code = THEIRS
+        say_stopped("Stopped")
+        code = INTERRUPTED
+    except Terminated:
+        say_stopped("Terminated")
+        code = TERMINATED
     except UserError as error:
         told(error)
         code = THEIRS
@@ -84,6 +116,8 @@ def main() -> NoReturn:
         known = of_the_machine(error)
         code = OURS if known is None else THEIRS
         complain(known or fault(error))
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     sys.exit(code)
 
 
@@ -123,6 +157,11 @@ def fault(error: Exception) -> str:
         f"This is a fault of Stillroom, not yours: {type(error).__name__}: {error}. What was finished is kept. "
         "Run again with STILLROOM_DEBUG=1 for the traceback, and please report it."
     )
+
+
+def say_stopped(how: str) -> None:
+    """Say that the work was stopped, which is nobody's error."""
+    sys.stderr.write(f"{how}. {GO_ON}\n")
 
 
 def told(error: UserError) -> None:

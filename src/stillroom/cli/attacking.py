@@ -29,27 +29,25 @@ def size_of(text: str) -> float:
         share = math.nan
     if not 0 <= share <= 1:
         allowed = "a share of the inputs' range, 0 to 1, such as 8/255 or 0.03"
-        raise UserError(say("An attack cannot go so far", f"'{text}'", allowed))
+        raise UserError(say("This attack has no such size", f"'{text}'", allowed))
     return share
 
 
-def attacked(deployed: Deployed, source: Source, split: str, size: float, *, quiet: bool) -> dict[str, Any]:
+def attacked(deployed: Deployed, source: Source, split: str, size: float) -> dict[str, Any]:
     """Return the accuracy on the first thousand rows of a split, as they are and under PGD, and what it was."""
     from stillroom.attacks import PGD, under_attack
-    from stillroom.progress import ticking
+    from stillroom.progress import waiting
 
     low, high, range_ = _ends(deployed, source, split)
-    with ticking(1, {"attack": "attack"}, quiet=quiet) as told:
-        told("attack", 0, 0, "")
+    with waiting("attacking") as told:
         plain, right = under_attack(
             deployed,
             source,
             PGD(size, steps=STEPS, low=low, high=high),
             split=split,
             limit=ROWS,
-            progress=lambda done, of, _: told("attack", done, max(of, 2), "rows"),
+            progress=lambda done, of, _: told(done, of, "rows"),
         )
-        told("attack", 1, 1, "")
     return {
         "attack": f"PGD, {STEPS} steps, up to {size:.4g} of {range_}",
         "attacked": len(right),
@@ -84,5 +82,5 @@ def _ends(deployed: Deployed, source: Source, split: str) -> tuple[float | Tenso
     if not bool((least < most).any()):
         do = "From Python, stillroom.PGD takes low= and high=, a number for each column."
         given = f"{inputs.shape[1]} columns, {len(kept)} of categories"
-        raise DataError(say("Nothing in this table can be moved a little", given, "columns of numbers that differ", do))
+        raise DataError(say("No column of this table can be attacked", given, "columns of numbers that differ", do))
     return least, most, f"each column's range in '{split}'" + (", categories as they are" if kept else "")

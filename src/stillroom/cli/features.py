@@ -21,24 +21,19 @@ LEARNT_FROM = 4000  # rows from which the order of the dimensions is learnt
 def evaluate_on(model: Path, on: Sequence[str], rows: int, report: Path | None, as_json: bool, *, load: Load) -> None:
     """Try the features of a run's student (beside its teacher and controls) or of a bundle on other tasks."""
     from stillroom.cli import screen
+    from stillroom.data.table import named
     from stillroom.generality import findings, summary
-    from stillroom.pipeline.generality import generality_of_model, generality_of_run, open_tasks, source_of
-    from stillroom.progress import ticking
+    from stillroom.pipeline.generality import generality_of_model, generality_of_run, open_tasks
+    from stillroom.progress import waiting
     from stillroom.report import write_report
 
     names = [name.strip() for entry in on for name in entry.split(",") if name.strip()]
-    tasks = open_tasks([source_of(name) for name in names], rows)
-    with ticking(1, {"on": "features on other tasks"}, quiet=as_json) as told:
-        told("on", 0, 0, "")
-
-        def tell(done: int, of: int, what: str) -> None:
-            told("on", done, max(of, 2), what)
-
+    with waiting("evaluating features on other tasks") as told:
+        tasks = open_tasks([named(name) for name in names], rows)
         if is_file(model / "recipe.yaml"):
-            result = generality_of_run(model, tasks, tell)
+            result = generality_of_run(model, tasks, told)
         else:
-            result = generality_of_model(load(model), tasks, tell)
-        told("on", 1, 1, "")
+            result = generality_of_model(load(model), tasks, told)
     if report is not None:
         found = findings(result)
         write_report(report, title=f"{model.name} on other tasks", verdict=summary(result), findings=found)
@@ -76,32 +71,30 @@ def record_features(
     from stillroom.cli import screen
     from stillroom.features import FeatureExtractor, write_features
     from stillroom.features.extractor import DTYPES
-    from stillroom.progress import ticking
+    from stillroom.progress import waiting
 
     if dtype not in DTYPES:
-        raise UserError(say("Features cannot be stored so", f"--dtype {dtype}", DTYPES))
+        raise UserError(say("Features have no such dtype", f"--dtype {dtype}", DTYPES))
     if is_folder(out):
         raise UserError(
             f"{out} is a folder: features are written to one file. Name it, for example --out "
             f"{out / 'features.parquet'}."
         )
-    extractor = _extractor(model, load)
-    if not hasattr(extractor, "center_") and (dimensions is not None or dtype in ("int8", "binary")):
-        extractor = FeatureExtractor(
-            extractor.model, extractor.tap, "pca" if dimensions is not None else extractor.head
-        )
-        extractor.fit((source, source.splits["train"][:LEARNT_FROM]))
-    with ticking(1, {"features": "features"}, quiet=quiet) as told:
-        told("features", 0, 0, "")
+    with waiting("recording features", quiet=quiet) as told:
+        extractor = _extractor(model, load)
+        if not hasattr(extractor, "center_") and (dimensions is not None or dtype in ("int8", "binary")):
+            extractor = FeatureExtractor(
+                extractor.model, extractor.tap, "pca" if dimensions is not None else extractor.head
+            )
+            extractor.fit((source, source.splits["train"][:LEARNT_FROM]))
         facts = write_features(
             extractor,
             source,
             out,
             dimensions=dimensions,
             dtype=dtype,  # type: ignore[arg-type]
-            progress=lambda done, of, what: told("features", done, max(of, 2), what),
+            progress=told,
         )
-        told("features", 1, 1, "")
     size = screen.bytes_text(facts["bytes"])
     screen.out.print(f"Wrote {facts['rows']:,} rows of {facts['columns']} x {dtype} to {out} ({size})", markup=False)
 

@@ -1,4 +1,4 @@
-"""The command that turns a black box into a white one."""
+"""The command mine: an interpretability report of a trained model."""
 
 from __future__ import annotations
 
@@ -15,34 +15,68 @@ if TYPE_CHECKING:
     from stillroom.pipeline.mining import Mined
 
 SECONDS = 20.0
+ASKING = "asking"  # what the pipeline calls the pass over the data that all panels share
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a bundle with --data", show_default=False)]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="NAME", help="A teacher or an arm of the run (default: its teacher)", show_default=False
+    ),
+]
+DataName = Annotated[
+    str,
+    typer.Option(
+        "--data", metavar="SOURCE", help="For a bundle: fashion-mnist-sample, npz:FILE, ...", show_default=False
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="PANEL", help="Run this panel alone, such as rules; may be repeated", show_default=False
+    ),
+]
+Seconds = Annotated[float, typer.Option("--seconds", metavar="NUMBER", min=1.0, help="Time limit of each panel")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Option of a panel, --set rules.leaves=32; may be repeated",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FOLDER", help="Folder to write (default: RUN/mining)", show_default=False),
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="FILE", help="Write a recipe that follows from the findings", show_default=False),
+]
+Verbose = Annotated[
+    bool | None,
+    typer.Option("--verbose/--quiet", help="Print every finding; show no progress", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output")]
 
 
 def mine(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a bundle with --data", show_default=False)],
-    model: Annotated[
-        str, typer.Option("--model", help="A teacher or an arm of the run (default: its teacher)", show_default=False)
-    ] = "",
-    data: Annotated[
-        str, typer.Option("--data", help="For a bundle: fashion-mnist-sample, npz:FILE, ...", show_default=False)
-    ] = "",
-    only: Annotated[
-        list[str] | None, typer.Option("--only", help="Some panels, by name; repeat it", show_default=False)
-    ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="At most so long for a panel")] = SECONDS,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Of a panel: rules.fidelity=0.9, rules.leaves=32; repeat it", show_default=False),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder (default: RUN/mining)", show_default=False)] = None,
-    recipe: Annotated[
-        Path | None, typer.Option("--recipe", help="Write here the recipe that follows", show_default=False)
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else")] = False,
+    run: Run,
+    model: Model = "",
+    data: DataName = "",
+    only: Only = None,
+    seconds: Seconds = SECONDS,
+    options: Options = None,
+    out: Out = None,
+    recipe: RecipeFile = None,
+    verbose: Verbose = None,
+    as_json: Json = False,
 ) -> None:
-    """Dig out what a trained model knows: findings with their controls, as a report, numbers and files.
+    """Explain a trained model: an interpretability report.
 
-    What is found is kept: the same command again answers at once.
+    Panels look at its answers, rules that imitate it, attributions, concepts, influential examples and layers; each
+    finding stands beside its control. Results are kept, so the same command again answers at once.
 
     Example: stillroom mine runs/images
 
@@ -55,48 +89,61 @@ def mine(
     from stillroom.files import write_bytes
     from stillroom.mining.options import read_options
     from stillroom.mining.panels import chosen
-    from stillroom.pipeline.mining import mine as dig
+    from stillroom.pipeline.mining import mine as explain
     from stillroom.pipeline.mining import recipe_of_run
-    from stillroom.progress import ticking
+    from stillroom.progress import ticking, waiting
 
     chosen(only or [], True)
     more = read_options(options or [])
     if recipe is not None:
         _may_write(recipe)
-    subject, students = _subjects(run, model, data)
+    with waiting("opening the model and its data", quiet=verbose is False):
+        subject, students = _subjects(run, model, data)
     base = None if data else recipe_of_run(run, model)
     if recipe is not None and base is None:
         given = f"{run}{f', --model {model}' if model else ''}{f', --data {data}' if data else ''}"
         allowed = "a run folder whose recipe has one teacher, that teacher mined"
         raise UserError(say("No recipe can be mined", given, allowed, "Leave --recipe out, or mine such a run."))
     folder = out or run / "mining"
-    with ticking(len(chosen(only or [], bool(students))), {}, quiet=quiet or as_json) as told:
-        mined = dig(
+    panels, silent = [ASKING, *chosen(only or [], bool(students))], verbose is False
+    with ticking(len(panels), {name: name for name in panels} | {ASKING: "the model's answers"}, quiet=silent) as told:
+        mined = explain(
             subject, folder, students=students, only=only or [], seconds=seconds, told=told, recipe=base, options=more
         )
     if recipe is not None:
         write_bytes(recipe, mined.panels["recipe"].files["recipe.yaml"])
-    _show(mined, folder, recipe, as_json=as_json)
+    _show(mined, folder, recipe, as_json=as_json, verbose=bool(verbose))
 
 
-def _show(mined: Mined, folder: Path, recipe: Path | None, *, as_json: bool) -> None:
+def _show(mined: Mined, folder: Path, recipe: Path | None, *, as_json: bool, verbose: bool) -> None:
     from stillroom.cli import screen
+    from stillroom.mining.headline import first_sentence
+    from stillroom.progress import duration
 
     if as_json:
         screen.show_json(
             {
                 "folder": str(folder),
+                "headline": mined.headline,
                 "findings": [{"title": one.title, "sentence": one.sentence} for one in mined.findings],
                 "notes": mined.notes,
                 "seconds": dict(mined.seconds),
             }
         )
         return
-    for finding in mined.findings:
-        screen.out.print(f"{finding.title}: {finding.sentence}", markup=False)
-    for note in mined.notes:
-        screen.out.print(f"note: {note}", markup=False)
-    screen.out.print(", ".join(f"{name} {took:.1f} s" for name, took in mined.seconds.items()), markup=False)
+    screen.out.print(mined.headline, markup=False)
+    if verbose:
+        for finding in mined.findings:
+            screen.out.print(f"{finding.title}: {finding.sentence}", markup=False)
+        for note in mined.notes:
+            screen.out.print(f"note: {note}", markup=False)
+        screen.out.print(", ".join(f"{name} {duration(took)}" for name, took in mined.seconds.items()), markup=False)
+    else:
+        for name, panel in mined.panels.items():
+            said = first_sentence(panel.findings[0].sentence) if panel.findings else "nothing (see --verbose)"
+            screen.out.print(f"{name:<12} {said}", markup=False)
+        notes = f", {len(mined.notes)} note{'s' * (len(mined.notes) != 1)}" if mined.notes else ""
+        screen.out.print(f"{len(mined.findings)} findings{notes}: --verbose prints them all.", markup=False)
     if recipe is not None:
         screen.out.print(f"Recipe: {recipe}", markup=False)
     screen.out.print(f"Report: {folder / 'report.html'}", markup=False)
@@ -132,6 +179,7 @@ def _subjects(run: Path, model: str, data: str) -> tuple[Subject, dict[str, list
         raise UserError(
             say("--model chooses among the models of a run", f"a bundle, {run}", "a run folder", "Leave it out.")
         )
-    deployed, source = _load(run), _data(data, run)
+    deployed = _load(run)
+    source = _data(data, run, deployed.config.get("input"))
     _fits(deployed, source)
     return Subject(source, deployed.model, deployed.encode, name="model"), {}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stillroom.cli.help import Command
 from stillroom.errors import DataError, UserError, say
 from stillroom.paths import is_file
 
@@ -15,24 +16,63 @@ if TYPE_CHECKING:
     from stillroom.contracts import Source
     from stillroom.models.bundle import Deployed
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else")]
-Model = Annotated[Path, typer.Argument(help="A bundle or a run folder, for example runs/images", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output")]
+Model = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="A bundle or a run folder, for example runs/images", show_default=False),
+]
 DataName = Annotated[
-    str, typer.Option("--data", help="A source: fashion-mnist-sample, images:PATH, npz:FILE, ...", show_default=False)
+    str,
+    typer.Option(
+        "--data",
+        metavar="SOURCE",
+        help="Data: fashion-mnist-sample, images:PATH, npz:FILE, ... (default: the run's own)",
+        show_default=False,
+    ),
 ]
 More = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[MORE]...", help="More tasks after --on, teachers after --teachers", show_default=False),
+    typer.Argument(metavar="[MORE...]", help="More sources for --on, or teachers for --teachers", show_default=False),
 ]
 Teachers = Annotated[
     list[str] | None,
     typer.Option(
-        "--teachers", help="Which of these suits the student MODEL: bundles, runs, stores", show_default=False
+        "--teachers",
+        metavar="FOLDER",
+        help="Rank these teachers for the student MODEL: bundles, run folders or stores",
+        show_default=False,
+    ),
+]
+Split = Annotated[str, typer.Option("--split", metavar="NAME", help="train, validation or test")]
+On = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--on",
+        metavar="SOURCE",
+        help="Evaluate its features on other tasks: digits, npz:FILE, ...",
+        show_default=False,
+    ),
+]
+ProbeRows = Annotated[
+    int,
+    typer.Option("--rows", metavar="NUMBER", min=50, help="With --on: labelled rows to train each probe on"),
+]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="With --on: an HTML report to write", show_default=False),
+]
+Attack = Annotated[
+    str,
+    typer.Option(
+        "--attack",
+        metavar="SIZE",
+        help="Measure accuracy under a PGD attack of this size too: 8/255 of the inputs' range",
+        show_default=False,
     ),
 ]
 
 data_app = typer.Typer(
-    help="Look at sources of data.",
+    help="List the sources of data, and show what is in one.",
     no_args_is_help=True,
     rich_markup_mode=None,
     epilog="Example: stillroom data show fashion-mnist-sample",
@@ -43,26 +83,18 @@ def evaluate(
     model: Model,
     more: More = None,
     data: DataName = "",
-    split: Annotated[str, typer.Option("--split", help="train, validation or test")] = "test",
-    on: Annotated[
-        list[str] | None,
-        typer.Option("--on", help="Try its features on other tasks: digits, npz:FILE, ...", show_default=False),
-    ] = None,
-    rows: Annotated[
-        int, typer.Option("--rows", min=50, help="With --on: labelled rows from which each task is learnt")
-    ] = 2000,
-    report: Annotated[
-        Path | None, typer.Option("--out", help="With --on: write a report here", show_default=False)
-    ] = None,
-    attack: Annotated[
-        str, typer.Option("--attack", help="Also under attack, so far: 8/255 of the inputs' range", show_default=False)
-    ] = "",
+    split: Split = "test",
+    on: On = None,
+    rows: ProbeRows = 2000,
+    report: ReportFile = None,
+    attack: Attack = "",
     teachers: Teachers = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a model on a split; with --on, what its features are worth on other tasks.
+    """Evaluate a model, its features, or teachers for it.
 
-    With --teachers, MODEL is a student (a folder, or a name such as cnn:width=8) and the best of them is named.
+    By default the model is measured on one split. With --on, linear probes measure its features on other tasks. With
+    --teachers, MODEL is a student (a folder, or a name such as cnn:width=8) and the teachers are ranked for it.
 
     Example: stillroom evaluate runs/images --data fashion-mnist-sample
 
@@ -73,11 +105,12 @@ def evaluate(
     from stillroom.cli.screen import out, show_json
     from stillroom.cli.teachers import evaluate_teachers
     from stillroom.evaluate import evaluate as measure
+    from stillroom.progress import waiting
 
     size = size_of(attack) if attack else None
     if teachers:
         if on or attack or report is not None:
-            raise UserError("--teachers is a question of its own: got --on, --attack or --out beside it. Leave it out.")
+            raise UserError("--teachers cannot be combined with --on, --attack or --out: got both. Leave one out.")
         chosen = [*teachers, *(more or ())]
         evaluate_teachers(model, chosen, data, as_json, load=_load, open_data=_data, fits=_fits, split=split)
         return
@@ -89,16 +122,18 @@ def evaluate(
     if more or report is not None:
         what = f"'{more[0]}'" if more else "--out"
         raise UserError(f"{what} belongs to --on or --teachers, which is not given. Name them first: --on digits.")
-    deployed, source = _load(model), _data(data, model)
-    _fits(deployed, source)
-    found = measure(deployed, source, split=split)
+    with waiting(f"evaluating {model} on {split}"):
+        deployed = _load(model)
+        source = _data(data, model, deployed.config.get("input"))
+        _fits(deployed, source)
+        found = measure(deployed, source, split=split)
     facts: dict[str, Any] = {
         "model": str(model),
         "data": getattr(source, "name", data),
         "split": split,
         "rows": len(source.splits[split]),
         **found,
-        **({} if size is None else attacked(deployed, source, split, size, quiet=as_json)),
+        **({} if size is None else attacked(deployed, source, split, size)),
     }
     if as_json:
         show_json(facts)
@@ -111,17 +146,29 @@ def predict(
     model: Model,
     inputs: Annotated[
         list[Path],
-        typer.Argument(help="Pictures, folders of them, .npy/.npz arrays, files of texts, tables", show_default=False),
+        typer.Argument(
+            metavar="INPUT...",
+            help="Pictures, folders of them, .npy/.npz arrays, files of texts, tables",
+            show_default=False,
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="A CSV file to write")] = Path("predictions.csv"),
-    column: Annotated[str, typer.Option("--column", help="The column that holds the texts", show_default=False)] = "",
-    encoding: Annotated[str, typer.Option("--encoding", help="What texts and tables are written in")] = "utf-8",
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The CSV file to write")] = Path("predictions.csv"),
+    column: Annotated[
+        str, typer.Option("--column", metavar="NAME", help="The column that holds the texts", show_default=False)
+    ] = "",
+    encoding: Annotated[
+        str, typer.Option("--encoding", metavar="NAME", help="Character encoding of texts and tables")
+    ] = "utf-8",
+    every: Annotated[bool, typer.Option("--all", help="Write the probability of every class too")] = False,
     as_json: Json = False,
 ) -> None:
-    """Classify pictures, arrays, texts or tables and write class and probability of each to a CSV file.
+    """Classify your own files and write a CSV file.
+
+    Pictures, arrays, texts and tables are read; each row of the CSV file has a class and its probability.
 
     Texts are the rows of a .csv, .tsv or .jsonl file, or the lines of a .txt file. The columns of a table (.csv, .tsv,
-    .jsonl, .parquet) are found by their names.
+    .jsonl, .parquet) are found by their names. Your own columns stand beside the answers. What cannot be read is listed
+    at the end, and the rest is answered.
 
     Example: stillroom predict runs/images photos/ --out predictions.csv
     """
@@ -129,42 +176,52 @@ def predict(
     from stillroom.cli.screen import out as screen
     from stillroom.cli.screen import show_json
     from stillroom.files import write_bytes
+    from stillroom.progress import waiting
 
-    answers, notes = predictions(_load(model), inputs, column=column, encoding=encoding)
-    write_bytes(out, table(answers))
+    with waiting("classifying"):
+        found = predictions(_load(model), inputs, column=column, encoding=encoding, every=every)
+    write_bytes(out, table(found.answers))
     if as_json:
-        show_json({"file": str(out), "rows": len(answers), "notes": notes, "predictions": answers})
-        return
-    screen.print(f"Wrote {len(answers):,} prediction{'s' * (len(answers) != 1)} to {out}", markup=False)
-    for note in notes:
-        screen.print(note, markup=False)
+        facts = {"file": str(out), "rows": len(found.answers), "notes": found.notes, "predictions": found.answers}
+        show_json(facts | ({"bad": found.bad} if found.bad else {}))
+    else:
+        many = "s" * (len(found.answers) != 1)
+        screen.print(f"Wrote {len(found.answers):,} prediction{many} to {out}", markup=False)
+        for note in found.notes:
+            screen.print(note, markup=False)
+    if found.bad:
+        raise DataError(f"{found.bad}\nThe answers to the others are in {out}.")
 
 
 def export(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write")] = Path("exported"),
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder to write")] = Path("exported"),
     data: DataName = "",
-    int8: Annotated[bool, typer.Option("--int8", help="Also a quantised graph")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Write an int8 (quantised) ONNX graph too")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a model as safetensors and ONNX, checked on real rows.
+    """Export a model to safetensors and ONNX, checked on real rows.
 
     Example: stillroom export runs/images --int8 --out exported
     """
     from stillroom.cli.screen import bytes_text, show_json, show_table
     from stillroom.evaluate import plain_ids
     from stillroom.export import export as export_model
+    from stillroom.progress import waiting
 
-    deployed, source = _load(model), _data(data, model)
-    _fits(deployed, source)
-    train, test = source.splits["train"][:256], source.batch(plain_ids(source.splits["test"][:1000]))
-    facts = export_model(
-        deployed,
-        out,
-        examples=source.batch(plain_ids(train))["inputs"],
-        check=(test["inputs"], test.get("labels")),
-        int8=int8,
-    )
+    with waiting(f"exporting {model}") as told:
+        deployed = _load(model)
+        source = _data(data, model, deployed.config.get("input"))
+        _fits(deployed, source)
+        train, test = source.splits["train"][:256], source.batch(plain_ids(source.splits["test"][:1000]))
+        facts = export_model(
+            deployed,
+            out,
+            examples=source.batch(plain_ids(train))["inputs"],
+            check=(test["inputs"], test.get("labels")),
+            int8=int8,
+            progress=told,
+        )
     if as_json:
         show_json(facts)
         return
@@ -183,7 +240,7 @@ def export(
 
 
 def version(as_json: Json = False) -> None:
-    """Print the versions of Stillroom and of what it stands on.
+    """Print the versions of Stillroom and its dependencies.
 
     Example: stillroom version
     """
@@ -205,38 +262,49 @@ def version(as_json: Json = False) -> None:
         out.print(f"{package:<12} {text}", markup=False)
 
 
-@data_app.command(name="list")
+@data_app.command(name="list", cls=Command)
 def list_(as_json: Json = False) -> None:
-    """List the sources that a recipe can name, with their options.
+    """List the sources of data, with their options and defaults.
 
     Example: stillroom data list
     """
     from stillroom.cli.screen import out, show_json
-    from stillroom.data.table import SOURCES, options_of
+    from stillroom.data.table import MEANINGS, SOURCES, written_options
 
-    found = {name: list(options_of(name)) for name in SOURCES}
+    found = {name: written_options(name) for name in SOURCES}
     if as_json:
-        show_json(found)
+        show_json({name: list(options) for name, options in found.items()})
         return
     for name, options in found.items():
-        out.print(f"{name:<22} {', '.join(options)}", markup=False)
+        shown = [option if default is None else f"{option}={default}" for option, default in options.items()]
+        out.print(f"{name:<22} {', '.join(shown)}".rstrip(), markup=False)
+    out.print("")
+    for option, meaning in MEANINGS.items():
+        out.print(f"{option:<12} {meaning}", markup=False)
 
 
-@data_app.command()
+@data_app.command(cls=Command)
 def show(
     source: Annotated[
-        str, typer.Argument(help="A source: fashion-mnist-sample, images:PATH, npz:FILE, ...", show_default=False)
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Data: fashion-mnist-sample, npz:FILE, images:PATH,size=64", show_default=False
+        ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Say what a source holds: rows, splits, classes, shape.
+    """Show the rows, splits, classes and shape of a source.
 
-    Example: stillroom data show fashion-mnist-sample
+    Options of the source follow its name, after commas.
+
+    Example: stillroom data show images:photos,size=64
     """
     from stillroom.cli.screen import out, show_json
     from stillroom.pipeline.making import input_of
+    from stillroom.progress import waiting
 
-    opened = _data(source, None)
+    with waiting(f"opening {source}"):
+        opened = _data(source, None)
     facts: dict[str, Any] = {
         "name": getattr(opened, "name", source),
         "rows": len(opened),
@@ -245,12 +313,14 @@ def show(
         "splits": {name: len(rows) for name, rows in opened.splits.items()},
         **_of_texts(opened),
         **_of_tables(opened),
+        **({"notes": list(notes)} if (notes := getattr(opened, "notes", ())) else {}),
     }
     if as_json:
         show_json(facts)
         return
     for key, value in facts.items():
-        out.print(f"{key:<8} {', '.join(map(str, value)) if isinstance(value, list) else value}", markup=False)
+        listed = "; " if key == "notes" else ", "
+        out.print(f"{key:<8} {listed.join(map(str, value)) if isinstance(value, list) else value}", markup=False)
 
 
 def _of_texts(source: Source) -> dict[str, Any]:
@@ -259,11 +329,9 @@ def _of_texts(source: Source) -> dict[str, Any]:
         return {}
     train = source.splits["train"]
     lengths = source.lengths(train)  # type: ignore[attr-defined]
-    notes = list(getattr(source, "notes", ()))
     return {
         "bytes": f"{int(lengths.median()):,} in the middle, {int(lengths.max()):,} at most",
         "example": " ".join(str(source.show(int(train[0]))).split())[:80],
-        **({"notes": notes} if notes else {}),
     }
 
 
@@ -271,11 +339,15 @@ def _of_tables(source: Source) -> dict[str, Any]:
     """Return what else there is to say of a table: its columns, a row of it, and what was filled or left out."""
     if getattr(source, "modality", "") != "table":
         return {}
-    notes = list(getattr(source, "notes", ()))
+    texts = source.categories  # type: ignore[attr-defined]
+    kinds = [
+        f"{name} {f'categorical ({len(texts[name])})' if name in texts else 'numeric'}"
+        for name in source.names  # type: ignore[attr-defined]
+    ]
     return {
         "columns": list(source.names),  # type: ignore[attr-defined]
+        "kinds": kinds,
         "example": str(source.show(int(source.splits["train"][0]))),
-        **({"notes": notes} if notes else {}),
     }
 
 
@@ -314,22 +386,21 @@ def _rows(input_: Mapping[str, Any]) -> str:
     return "texts" if input_["dtype"] == "text" else f"rows of shape {shape} and {input_['dtype']}"
 
 
-def _data(text: str, model: Path | None) -> Source:
-    """Open ``name`` or ``name:path``; without a name, the data of the run's own recipe."""
-    from stillroom.data.table import open_source, options_of
+def _data(text: str, model: Path | None, wanted: Mapping[str, Any] | None = None) -> Source:
+    """Open ``name``, ``name:path`` or ``name:path,key=value``; without a name, the data of the run's own recipe.
+
+    Pictures are read in the size that a model takes (``wanted``, the input of its bundle), unless one is given.
+    """
+    from stillroom.data.table import named, open_source
     from stillroom.pipeline.recipes import open_data
     from stillroom.recipe import read_recipe
 
     if text:
-        name, _, path = text.partition(":")
-        if path and "path" not in options_of(name):
-            raise DataError(say(f"Data '{name}' takes no path", f"'{path}'", f"--data {name}"))
-        needed = options_of(name).get("path")
-        if needed is not None and needed.default is needed.empty and not path:
-            raise DataError(
-                say(f"Data '{name}' needs a path", f"'{name}'", f"{name}:PATH, for example {name}:pictures/")
-            )
-        return open_source(name, **({"path": path} if path else {}))
+        name, options = named(text)
+        shape = list((wanted or {}).get("shape", ()))
+        if name == "images" and len(shape) == 3 and shape[1] == shape[2]:  # as the model takes them
+            options = {"size": shape[1], "channels": shape[0]} | options
+        return open_source(name, **options)
     if model is not None and is_file(model / "recipe.yaml"):
         return open_data(read_recipe(model / "recipe.yaml").data)
     raise UserError(

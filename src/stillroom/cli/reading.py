@@ -1,197 +1,229 @@
-"""Reading what a person wants classified: pictures, folders of pictures, NumPy arrays, files of texts."""
+"""Reading what a person wants classified: pictures, folders of pictures, NumPy arrays, files of texts, tables.
+
+A file that cannot be read is noted, and the others are read all the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stillroom.data.pictures import PICTURES, files_under
 from stillroom.errors import DataError, say
-from stillroom.paths import exists, is_file, is_folder, reading, regular
+from stillroom.paths import is_file, is_folder, regular
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 ARRAYS = (".npy", ".npz")
 LINES = (".txt",)
 ENCODING = "--encoding "  # how the command line gives an encoding
+LISTED = 20  # files that an error names
 
 
-def rows_of(places: Sequence[Path], wanted: Mapping[str, Any]) -> tuple[list[str], Tensor]:
-    """Return a name and a row for everything in ``places``, in the dtype and shape a model takes.
+@dataclass
+class Found:
+    """What was found in files: for each row where it stands and the person's own columns, and the row itself.
+
+    ``shown`` have ``input`` (the file), ``row`` (from 1; None where a file is one row) and ``columns``. ``bad`` says of
+    each file that was not read why.
+    """
+
+    shown: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+    files: int = 0
+
+    def add(self, file: Path, rows: Sequence[Any] | Tensor, columns: Mapping[str, Sequence[Any]] | None = None) -> None:
+        """Note the ``rows`` of a file, in order, with the columns that stand beside them."""
+        beside = columns or {}
+        for number in range(len(rows)):
+            own = {name: values[number] for name, values in beside.items()}
+            self.shown.append({"input": str(file), "row": number + 1, "columns": own})
+        self.rows.append(rows)
+
+
+def _read(files: Sequence[Path], read: Callable[[Path, Found], None], allowed: str) -> Found:
+    """Let ``read`` take each file in turn, past those that it cannot read.
 
     Raises:
-        DataError: a place is missing, unreadable, of another shape, or there is nothing to read.
+        DataError: no file could be read, or there is nothing in them.
+    """
+    found = Found(files=len(files))
+    for file in files:
+        try:
+            read(file, found)
+        except DataError as error:
+            found.bad.append(str(error))
+    if not found.shown and found.bad:
+        raise DataError(found.bad[0] if len(found.bad) == 1 else unread(found))
+    if not found.shown:
+        given = ", ".join(map(str, files)) or "no such files"
+        raise DataError(say("There is nothing to classify", given[:200], allowed))
+    return found
+
+
+def unread(found: Found) -> str:
+    """Say which files could not be read, the first twenty with their reasons."""
+    more = f"\n  and {len(found.bad) - LISTED:,} more" if len(found.bad) > LISTED else ""
+    listed = "".join(f"\n  {one}" for one in found.bad[:LISTED])
+    return f"{len(found.bad):,} of {found.files:,} file{'s' * (found.files != 1)} cannot be read:{listed}{more}"
+
+
+def _files(places: Sequence[Path], fits: Callable[[Path], bool], what: str, allowed: Collection[str]) -> list[Path]:
+    """Return the files that were named, and in the folders that were named those that fit."""
+    files = []
+    for place in places:
+        if is_folder(place, DataError):
+            files += [file for file in files_under(place) if fits(file)]
+            continue
+        regular(place, DataError)
+        if not is_file(place, DataError):
+            raise DataError(f"Cannot read {place}: there is no such file or folder. Check the path.")
+        elif not fits(place):
+            given = f"a file ending in '{place.suffix}'"
+            raise DataError(say(f"{what}, and {place} is none", given, ", ".join(allowed)))
+        else:
+            files.append(place)
+    return files
+
+
+# --- pictures and arrays -----------------------------------------------------------------------------------
+
+
+def rows_of(places: Sequence[Path], wanted: Mapping[str, Any]) -> Found:
+    """Return everything in ``places`` as rows in the dtype and shape a model takes (``wanted``).
+
+    Pictures are read as :func:`stillroom.data.pictures.decode` reads them for training.
+
+    Raises:
+        DataError: a place is missing or of another kind, or nothing can be read.
     """
     import torch
 
-    names: list[str] = []
-    rows: list[Tensor] = []
-    for place in [file for one in places for file in _files(one)]:
-        found = _picture(place, wanted)[None] if place.suffix.lower() in PICTURES else _array(place, wanted)
-        names += [str(place)] if len(found) == 1 else [f"{place}[{index}]" for index in range(len(found))]
-        rows.append(found)
-    if not names:
-        raise DataError(
-            say(
-                "There is nothing to classify",
-                ", ".join(map(str, places)),
-                f"files ending in {', '.join(PICTURES + ARRAYS)}",
-            )
-        )
-    return names, torch.cat(rows)
+    from stillroom.data.pictures import decode
 
-
-def _files(place: Path) -> list[Path]:
-    if is_folder(place):
-        return sorted(file for file in place.rglob("*") if file.suffix.lower() in PICTURES + ARRAYS)
-    regular(place, DataError)
-    if not is_file(place):
-        raise DataError(f"Cannot read {place}: there is no such file or folder. Check the path.")
-    if place.suffix.lower() not in PICTURES + ARRAYS:
-        raise DataError(say(f"Cannot read {place}", f"a file ending in '{place.suffix}'", ", ".join(PICTURES + ARRAYS)))
-    return [place]
-
-
-def _picture(place: Path, wanted: Mapping[str, Any]) -> Tensor:
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
+    allowed = PICTURES + ARRAYS
     shape = wanted["shape"]
-    if wanted["dtype"] != "uint8" or len(shape) != 3:
-        raise DataError(
-            say(
-                f"This model does not take pictures, such as {place}",
-                "a picture",
-                f"{wanted['dtype']} rows of shape {shape}",
-            )
-        )
-    try:
-        with reading(place, DataError), Image.open(place) as picture:
-            fitted = ImageOps.fit(picture.convert("L" if shape[0] == 1 else "RGB"), (shape[2], shape[1]))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise DataError(f"Cannot read the picture {place}: {error}. Remove it or save it again.") from error
-    pixels = np.asarray(fitted).copy()
-    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
+    what = "This model takes pictures and arrays" if _pictures(wanted) else "This model takes arrays"
+    kinds = allowed if _pictures(wanted) else ARRAYS
+    files = _files(places, lambda file: file.suffix.lower() in kinds, what, kinds)
+
+    def read(file: Path, found: Found) -> None:
+        if file.suffix.lower() in PICTURES:
+            found.add(file, torch.from_numpy(decode(file, shape))[None])
+            found.shown[-1]["row"] = None
+        else:
+            found.add(file, array_of(file, wanted))
+
+    return _read(files, read, f"files ending in {', '.join(kinds)}")
 
 
-def _array(place: Path, wanted: Mapping[str, Any]) -> Tensor:
-    import numpy as np
-    import torch
+def _pictures(wanted: Mapping[str, Any]) -> bool:
+    return wanted["dtype"] == "uint8" and len(wanted["shape"]) == 3 and wanted["shape"][0] in (1, 3)
 
-    try:
-        with reading(place, DataError):
-            found = np.load(place, allow_pickle=False)
-            array = found if isinstance(found, np.ndarray) else found[next(iter(found.files))]
-    except (OSError, ValueError, StopIteration, KeyError) as error:
-        raise DataError(f"Cannot read the array {place}: {error}. Save it again with numpy.save.") from error
+
+def array_of(place: Path, wanted: Mapping[str, Any], *, gaps: bool = False) -> Tensor:
+    """Return the rows of an .npy or .npz file (its array x or inputs, or the first) as a model takes them.
+
+    Raises:
+        DataError: it cannot be read, or holds rows of another shape, dtype or range.
+    """
+    from stillroom.data.columns import as_tensor
+    from stillroom.data.numpy_files import load_arrays
+    from stillroom.models.raw_inputs import held_to
+
+    arrays = load_arrays(place)
+    if not arrays:
+        raise DataError(say(f"Cannot read {place}", "an archive without arrays", "an array of rows"))
+    chosen = next((arrays[name] for name in ("x", "inputs") if name in arrays), next(iter(arrays.values())))
+    if chosen.ndim == 0:
+        raise DataError(say(f"The rows of {place} do not fit this model", "a single number", "an array of rows"))
     shape = tuple(wanted["shape"])
-    if array.shape[1:] != shape and array.shape[1:] == shape[1:] and shape[0] == 1:
-        array = array[:, None]
-    if array.shape[1:] != shape:
-        raise DataError(say(f"The rows of {place} do not fit this model", f"shape {array.shape[1:]}", f"shape {shape}"))
-    return torch.from_numpy(np.ascontiguousarray(array)).to(getattr(torch, wanted["dtype"]))
+    rows = held_to(as_tensor(chosen, place.name), wanted, f"The rows of {place}", gaps=gaps)
+    if len(shape) == 3 and rows.shape[1:] == (*shape[1:], shape[0]) != shape:  # channels last
+        rows = rows.permute(0, 3, 1, 2).contiguous()
+    if rows.shape[1:] != shape and rows.shape[1:] == shape[1:] and shape[0] == 1:
+        rows = rows[:, None]
+    if rows.shape[1:] != shape:
+        given = f"shape {tuple(rows.shape[1:])}"
+        raise DataError(say(f"The rows of {place} do not fit this model", given, f"shape {shape}"))
+    return rows
 
 
 # --- tables ------------------------------------------------------------------------------------------------
 
 
-def table_of(
-    places: Sequence[Path], columns: Sequence[Mapping[str, Any]], encoding: str = "utf-8"
-) -> tuple[list[str], Tensor, list[str]]:
-    """Return a name and a row (float32, B x columns) for every row of the tables in ``places``, and what is odd.
+def table_of(places: Sequence[Path], columns: Sequence[Mapping[str, Any]], encoding: str = "utf-8") -> Found:
+    """Return a row (float32, columns) for every row of the tables in ``places``, and what is odd.
 
     ``columns`` are those of the model, found by their names; plain arrays, which have none, have them in its order.
 
     Raises:
-        DataError: a place is missing, unreadable, without one of the columns, or there is nothing to read.
+        DataError: a place is missing or of another kind, or nothing can be read.
     """
-    import numpy as np
     import torch
 
-    from stillroom.data.table_files import read_columns, rows_for
-
-    names: list[str] = []
-    rows: list[Tensor] = []
-    notes: list[str] = []
-    for place in [file for one in places for file in _table_files(one)]:
-        found = read_columns(place, encoding, setting=ENCODING)
-        if place.suffix.lower() in ARRAYS and not any(column["name"] in found for column in columns):
-            row = _array(place, {"dtype": "float32", "shape": [len(columns)]})
-        else:
-            values, odd = rows_for(found, columns, place)
-            row, notes = torch.from_numpy(np.ascontiguousarray(values)), notes + odd
-        names += [f"{place}[{index}]" for index in range(len(row))]
-        rows.append(row)
-    if not names:
-        raise DataError(say("There is nothing to classify", ", ".join(map(str, places)), "tables"))
-    return names, torch.cat(rows), notes
-
-
-def _table_files(place: Path) -> list[Path]:
-    from stillroom.data.table_files import KINDS
+    from stillroom.data.table_files import KINDS, cells_of, rows_for, tidied
     from stillroom.data.text_tables import kind_of
 
-    if is_folder(place):
-        return sorted(file for file in place.rglob("*") if is_file(file) and kind_of(file) in KINDS)
-    regular(place, DataError)
-    if not is_file(place):
-        raise DataError(f"Cannot read {place}: there is no such file or folder. Check the path.")
-    if kind_of(place) not in KINDS:
-        given = f"a file ending in '{place.suffix}'"
-        raise DataError(say(f"This model takes tables, and {place} is none", given, ", ".join(KINDS)))
-    return [place]
+    def read(file: Path, found: Found) -> None:
+        cells = cells_of(file, encoding, setting=ENCODING)
+        if file.suffix.lower() in ARRAYS and not any(column["name"] in cells for column in columns):
+            found.add(file, array_of(file, {"dtype": "float32", "shape": [len(columns)]}, gaps=True))
+            return
+        values, odd = rows_for(tidied(cells, file), columns, file)
+        found.add(file, torch.from_numpy(values.copy()), {name: _written(cell) for name, cell in cells.items()})
+        found.notes += odd
+
+    files = _files(places, lambda file: kind_of(file) in KINDS, "This model takes tables", KINDS)
+    return _read(files, read, "tables")
+
+
+def _written(values: Any) -> list[str]:
+    """Return the cells of a column as texts, empty where nothing is."""
+    return ["" if cell is None else cell if isinstance(cell, str) else str(cell) for cell in values.to_pylist()]
 
 
 # --- texts -------------------------------------------------------------------------------------------------
 
 
-def texts_of(places: Sequence[Path], column: str | None = None, encoding: str = "utf-8") -> tuple[list[str], list[str]]:
-    """Return a name (``file:line``) and a text for every text in ``places``.
+def texts_of(places: Sequence[Path], column: str | None = None, encoding: str = "utf-8") -> Found:
+    """Return every text in ``places``, with the columns beside it.
 
-    A .txt file has a text a line; .csv, .tsv and .jsonl files (also .gz) a row, in ``column``: the one called ``text``
-    where none is named, or the only one. Blank lines of a .txt file are passed over.
+    A .txt file has a text a line, whose number is its ``row``; .csv, .tsv and .jsonl files (also .gz) a row, in
+    ``column``: the one called ``text`` where none is named, or the only one. Blank lines are passed over.
 
     Raises:
-        DataError: a place is missing, unreadable or of another kind, has no such column, or there is nothing to read.
+        DataError: a place is missing or of another kind, or nothing can be read.
     """
-    names: list[str] = []
-    texts: list[str] = []
-    for place in [file for one in places for file in _text_files(one)]:
-        for line, text in _texts_in(place, column, encoding):
-            names.append(f"{place}:{line}")
-            texts.append(text)
-    if not texts:
-        raise DataError(say("There is nothing to classify", ", ".join(map(str, places)), "a text a line, or a row"))
-    return names, texts
-
-
-def _text_files(place: Path) -> list[Path]:
     from stillroom.data.text_tables import KINDS, kind_of
 
     allowed = (*LINES, *KINDS)
-    if is_folder(place):
-        return sorted(file for file in place.rglob("*") if is_file(file) and kind_of(file) in allowed)
-    if kind_of(place) not in allowed and exists(place):
-        given = f"a file ending in '{place.suffix}'"
-        raise DataError(say(f"This model takes texts, and {place} is none", given, f"{', '.join(allowed)}, also .gz"))
-    regular(place, DataError)
-    if not is_file(place):
-        raise DataError(f"Cannot read {place}: there is no such file or folder. Check the path.")
-    return [place]
+
+    def read(file: Path, found: Found) -> None:
+        rows = list(_texts_in(file, column, encoding))  # the whole file first: it is read, or it is not
+        for row, text, beside in rows:
+            found.shown.append({"input": str(file), "row": row, "columns": beside})
+            found.rows.append(text)
+
+    files = _files(places, lambda file: kind_of(file) in allowed, "This model takes texts", (*allowed, "also .gz"))
+    return _read(files, read, "a text a line, or a row")
 
 
-def _texts_in(place: Path, column: str | None, encoding: str) -> Iterator[tuple[int, str]]:
+def _texts_in(place: Path, column: str | None, encoding: str) -> Iterator[tuple[int, str, dict[str, str]]]:
     from stillroom.data.text_tables import check_column, kind_of, lines_of, read_rows
 
     if kind_of(place) in LINES:
-        yield from lines_of(place, encoding, setting=ENCODING)
+        for line, text in lines_of(place, encoding, setting=ENCODING):
+            yield line, text, {"text": text}
         return
     chosen = column
-    for number, (line, row) in enumerate(read_rows(place, encoding, setting=ENCODING)):
+    for number, (_, row) in enumerate(read_rows(place, encoding, setting=ENCODING)):
         if not number:
             chosen = column or (next(iter(row)) if len(row) == 1 else "text")
             check_column(chosen, row, place, "Name it with --column COLUMN.")
-        yield line, row.get(str(chosen), "")
+        yield number + 1, row.get(str(chosen), ""), dict(row)

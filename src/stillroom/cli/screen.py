@@ -12,6 +12,9 @@ from rich.table import Table
 
 from stillroom.progress import Screen
 
+WIDE = 200
+SPREAD = "±: half the 95 % interval of the mean over seeds (Student's t)"
+BALANCED = "balanced: accuracy as the mean recall of the classes; F1: its mean over the classes (macro)"
 out = Screen(soft_wrap=True, highlight=False)
 
 
@@ -34,43 +37,55 @@ def show_table(columns: list[str], rows: list[list[str]], title: str = "") -> No
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    out.print(table)
+    # On a console as wide as the table needs: a number is never cut, however narrow the terminal.
+    Screen(file=out.file, width=max(out.width, WIDE), highlight=False).print(table)
 
 
 def show_metrics(metrics: Mapping[str, Any]) -> None:
-    """Print the table of arms and the verdict."""
+    """Print the table of models, what its ± means, and the verdict."""
+    from stillroom.report.readings import shown
+
     models = metrics["models"]
     order = [name for name in ("teacher", "alone", *metrics.get("arms", [])) if name in models]
     score = models["distilled"]["score_name"]
-    columns = ["model", score, "agrees", "KL", "ECE", "parameters", "file", "ms"]
-    rows = []
-    for name in order:
-        model = models[name]
-        rows.append(
-            [
-                name,
-                _percent(model.get("score")),
-                _percent(model.get("agreement")),
-                _number(model.get("kl"), "{:.3f}"),
-                _number(model.get("ece"), "{:.3f}"),
-                _number(model.get("parameters"), "{:,.0f}"),
-                _size(model.get("bytes")),
-                _number(model.get("latency_ms"), "{:.3f}"),
-            ]
-        )
-    shown = [0] + [index for index in range(1, len(columns)) if any(row[index] != "-" for row in rows)]
-    verdict = metrics["verdict"]
-    show_table([columns[index] for index in shown], [[row[index] for index in shown] for row in rows])
-    out.print(str(verdict), style="bold", markup=False)
+    columns = ["model", score, "balanced", "F1", "agrees", "KL", "ECE", "parameters", "file", "ms"]
+    rows = [[shown(name), *_row(models[name])] for name in order]
+    if score == "accuracy":
+        plain = (metrics.get("baseline") or {}).values()
+        rows += [[one["name"], f"{100 * one['accuracy']:.1f} %", *["-"] * (len(columns) - 2)] for one in plain]
+    kept = [0] + [index for index in range(1, len(columns)) if any(row[index] != "-" for row in rows)]
+    verdict = str(metrics["verdict"])
+    show_table([columns[index] for index in kept], [[row[index] for index in kept] for row in rows])
+    if any("±" in row[1] for row in rows):
+        out.print(SPREAD, style="dim", markup=False)
+    if any(row[2] != "-" for row in rows):
+        out.print(BALANCED, style="dim", markup=False)
+    out.print(verdict, style="bold", markup=False)
 
 
-def _percent(value: Mapping[str, Any] | None) -> str:
-    """A share in per cent, with half the range over seeds where there are several."""
+def _row(model: Mapping[str, Any]) -> list[str]:
+    return [
+        share(model.get("score"), spread=True),
+        share(model.get("balanced_accuracy")),
+        share(model.get("macro_f1")),
+        share(model.get("agreement")),
+        _number(model.get("kl"), "{:.3f}"),
+        _number(model.get("ece"), "{:.3f}"),
+        _number(model.get("parameters"), "{:,.0f}"),
+        _size(model.get("bytes")),
+        _number(model.get("latency_ms"), "{:.3f}"),
+    ]
+
+
+def share(value: Mapping[str, Any] | None, spread: bool = False) -> str:
+    """A share in per cent, the mean of the seeds; with ``spread`` half its 95 % interval over seeds beside it."""
+    from stillroom.statistics import over_seeds
+
     if not value:
         return "-"
-    seeds = value.get("per_seed", [])
-    spread = f" ±{50 * (max(seeds) - min(seeds)):.1f}" if len(seeds) > 1 else ""
-    return f"{100 * value['mean']:.1f} %{spread}"
+    found = over_seeds(value.get("per_seed") or [value["mean"]])
+    half = "" if not spread or found.high is None else f" ± {100 * (found.high - found.mean):.1f}"
+    return f"{100 * value['mean']:.1f} %{half}"
 
 
 def _number(value: Mapping[str, Any] | None, form: str) -> str:

@@ -7,24 +7,30 @@ from typing import Annotated, Any
 
 import typer
 
+from stillroom.cli.help import Command
 from stillroom.paths import is_folder
 
 app = typer.Typer(
-    help="Look after recorded knowledge.",
+    help="Inspect, verify, export and prune stores.",
     no_args_is_help=True,
     rich_markup_mode=None,
     epilog="Example: stillroom store inspect runs/images/knowledge",
 )
-Folder = Annotated[Path, typer.Argument(help="A store, for example runs/images/knowledge", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="STORE", help="A store, for example runs/images/knowledge", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output")]
 Root = Annotated[
-    Path | None, typer.Argument(help="Where to look (default: the cache shared by all runs)", show_default=False)
+    Path | None,
+    typer.Argument(
+        metavar="[FOLDER]", help="Where to look (default: the cache shared by all runs)", show_default=False
+    ),
 ]
 
 
-@app.command()
+@app.command(cls=Command)
 def inspect(folder: Folder, as_json: Json = False) -> None:
-    """Say what a store holds.
+    """Show what a store holds.
 
     Example: stillroom store inspect runs/images/knowledge
     """
@@ -33,20 +39,23 @@ def inspect(folder: Folder, as_json: Json = False) -> None:
     _show(store.inspect(folder), as_json)
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(folder: Folder, as_json: Json = False) -> None:
-    """Compare every shard with its SHA-256.
+    """Verify the SHA-256 checksum of every shard.
 
     Example: stillroom store verify runs/images/knowledge
     """
     from stillroom import store
+    from stillroom.progress import waiting
 
-    _show({"whole": True, **store.verify(folder)}, as_json)
+    with waiting(f"reading {folder}"):
+        facts = store.verify(folder)
+    _show({"whole": True, **facts}, as_json)
 
 
-@app.command(name="list")
+@app.command(name="list", cls=Command)
 def list_(root: Root = None, as_json: Json = False) -> None:
-    """List the stores below a folder, those that a run links to as well.
+    """List the stores in a folder, with those that runs link to.
 
     Example: stillroom store list runs
     """
@@ -67,17 +76,23 @@ def list_(root: Root = None, as_json: Json = False) -> None:
         out.print(f"{row['rows']:>9,} rows  {bytes_text(row['bytes']):>9}  {row['folder']}  ({what})", markup=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def prune(
     root: Root = None,
-    keep: Annotated[int | None, typer.Option(min=0, help="Keep this many, the newest", show_default=False)] = None,
-    older_than: Annotated[
-        float | None, typer.Option(min=0, help="Only those unused for so many days", show_default=False)
+    keep: Annotated[
+        int | None,
+        typer.Option(metavar="NUMBER", min=0, help="Keep this many of the newest stores", show_default=False),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only listed")] = False,
+    older_than: Annotated[
+        float | None,
+        typer.Option(metavar="DAYS", min=0, help="Only stores that were not used for so many days", show_default=False),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without --yes they are only listed")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove old stores. Nothing that is not recognised as a store is ever removed, and links are not followed.
+    """Remove old stores.
+
+    Only what is recognised as a store is ever removed, and links are not followed.
 
     Example: stillroom store prune --older-than 30 --yes
     """
@@ -96,18 +111,22 @@ def prune(
         out.print("Nothing was removed yet: add --yes.", markup=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
-    folder: Folder, target: Annotated[Path, typer.Argument(help="A Parquet file to write", show_default=False)]
+    folder: Folder,
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="The Parquet file to write", show_default=False)],
 ) -> None:
-    """Write a store as ordinary list columns, for pandas or DuckDB.
+    """Export a store to a Parquet file for pandas or DuckDB.
 
     Example: stillroom store export runs/images/knowledge knowledge.parquet
     """
     from stillroom import store
     from stillroom.cli.screen import out
+    from stillroom.progress import waiting
 
-    out.print(f"Wrote {store.export_columns(folder, target)}", markup=False)
+    with waiting(f"writing {target}"):
+        written = store.export_columns(folder, target)
+    out.print(f"Wrote {written}", markup=False)
 
 
 def _place(root: Path | None) -> Path:

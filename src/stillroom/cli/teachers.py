@@ -48,24 +48,18 @@ def evaluate_teachers(
         UserError: a ``split`` is chosen, or the student or a teacher is not what it must be.
     """
     from stillroom.cli import screen
-    from stillroom.progress import ticking
+    from stillroom.progress import waiting
     from stillroom.suitability import suitability
 
     if split != "test":  # its default: a student looks at rows of train, and at others that were held out
         given, allowed = f"--split {split} beside it", "rows of train and validation, which are chosen for you"
         raise UserError(say("--teachers takes no split", given, allowed, "Leave --split out."))
     places = _places(teachers)
-    source = open_data(data, _run_of([student, *places]))
-    make = _student(student, source, load, fits)
-    with ticking(1, {"teachers": "gradients on their answers"}, quiet=as_json) as told:
-        told("teachers", 0, 0, "")
-        found = suitability(
-            make,
-            {str(place): _teacher(place, source, load, fits) for place in places},
-            source,
-            progress=lambda done, of, what: told("teachers", done, max(of, 2), what),
-        )
-        told("teachers", 1, 1, "")
+    with waiting("ranking teachers by the student's gradients") as told:
+        source = open_data(data, _run_of([student, *places]))
+        make = _student(student, source, load, fits)
+        models = {str(place): _teacher(place, source, load, fits) for place in places}
+        found = suitability(make, models, source, progress=told)
     sentence = advice(found)
     if as_json:
         facts = {"student": str(student), "data": getattr(source, "name", data), "best": found[0].teacher}
@@ -90,7 +84,7 @@ def advice(found: Sequence[Suitability]) -> str:
             f"{first.teacher} comes first ({100 * first.foreseen:.1f} % foreseen against {labels}), too close to "
             f"{second.teacher} to tell them apart: take either, or distil from both and compare."
         )
-    return f"{text} The figure ranks teachers; students end elsewhere."
+    return f"{text} The figure ranks teachers; it is not the accuracy that a student will reach."
 
 
 def _show(found: Sequence[Suitability]) -> None:
@@ -111,7 +105,7 @@ def _show(found: Sequence[Suitability]) -> None:
         ]
         for one in found
     ]
-    title = "Best first by what the student is foreseen to reach; shares in %"
+    title = "Best teacher first, by the student's estimated accuracy; shares in %"
     width = sum(max(len(row[place]) for row in [columns, *rows]) + GAP for place in range(len(columns)))
     if width <= out.width:
         show_table(columns, rows, title)
@@ -138,7 +132,7 @@ def _places(teachers: Sequence[str]) -> list[Path]:
         raise UserError(f"A teacher is named twice: got {', '.join(doubled)}. Name each once.")
     if len(names) < 2:
         do = "Name another: --teachers runs/a/teacher runs/b/teacher."
-        raise UserError(say("There is nothing to choose from", f"--teachers {' '.join(names)}", "two or more", do))
+        raise UserError(say("There are too few teachers to rank", f"--teachers {' '.join(names)}", "two or more", do))
     for name in names:
         if not is_folder(Path(name)):
             allowed = "a bundle, a run folder (its student; its teacher is in RUN/teacher), or a store"
@@ -202,7 +196,7 @@ def _of_the_zoo(text: str, source: Source) -> Callable[[], nn.Module]:
     if name not in ZOO or name == "hugging-face":
         known = [one for one in ZOO if one != "hugging-face"]
         do = "Or give a bundle or a run folder."
-        raise UserError(say("This student is no folder and no model's name", f"'{name}'", known, do))
+        raise UserError(say("There is no such student, neither a folder nor a model", f"'{name}'", known, do))
     options: dict[str, Any] = {}
     for part in filter(None, re.split(r",(?=\s*\w+=)", rest)):
         key, _, value = part.partition("=")

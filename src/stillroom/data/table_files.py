@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,36 +18,62 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from stillroom.data.numpy_files import load_arrays, refuse_too_large
 from stillroom.data.text_tables import KINDS as TEXT_KINDS
-from stillroom.data.text_tables import RECIPE, check_column, kind_of, lines_of, read_rows
+from stillroom.data.text_tables import MISSING, RECIPE, check_column, kind_of, lines_of, opened, read_rows
 from stillroom.errors import DataError, out_of_memory, say
 from stillroom.paths import reading
 
 KINDS = (*TEXT_KINDS, ".parquet", ".npy", ".npz")
-MISSING = ("", "?", "#N/A", "N/A", "NA", "NULL", "NaN", "nan", "null")
-"""What a cell holds when it holds nothing, white space aside."""
 MOST = 256  # categories of a column
 FEW = 20  # so many are never too many
 SPLIT = "split"  # the column made of the splits that a NumPy archive names
 
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?(inf|Inf|infinity|Infinity)$"
+_PERCENT = r"^[+-]?[\d.,]+\s*%$"
+_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?([eE][+-]?\d+)?$"
+_LIKE = (
+    (
+        "dates",
+        r"^(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})([ T].*)?$",
+        "days since a date would be",
+    ),
+    ("times", r"^\d{1,2}:\d{2}(:\d{2})?( ?[AaPp][Mm])?$", "minutes since midnight would be"),
+    ("numbers", r"^[$€£¥]?\s*[+-]?[\d.,']*\d[\d.,']*\s*[%$€£¥]?$", "written as -1.5 or 2e3 they would be"),
+)
 _NUMERIC = 0.9  # a column with more numbers than this share was meant to hold numbers
 _ROWS = "rows of numbers, saved as an array of shape (rows, columns), or x and y in an archive, or an array a column"
 
+_AGAIN = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowCapacityError, OSError, EOFError, zlib.error)
+"""What reading a table at once may raise, but for memory that runs out."""
+
 Kind = Literal["auto", "numeric", "categorical"]
-Columns = dict[str, Any]
-"""Columns by name: pyarrow arrays of texts, of numbers, of categories, or of what a table cannot use."""
+
+
+class Columns(dict[str, Any]):
+    """Columns by name: pyarrow arrays of texts, of numbers, of categories, or of what a table cannot use.
+
+    ``comma`` says that a comma between digits is a decimal one: fields are separated by semicolons. ``missing`` counts
+    the cells of each column that say in words that they hold nothing.
+    """
+
+    comma = False
+
+    def __init__(self, columns: Mapping[str, Any] | None = None) -> None:
+        super().__init__(columns or {})
+        self.missing: dict[str, dict[str, int]] = {}
 
 
 class Column(NamedTuple):
-    """Numbers, or numbers of ``categories`` (float64; NaN where there is nothing)."""
+    """Numbers, or numbers of ``categories`` (float64; NaN where there is nothing); ``note`` says what is odd."""
 
     values: NDArray[np.float64]
     categories: tuple[str, ...] | None
+    note: str = ""
 
 
 def read_columns(file: Path, encoding: str = "utf-8", *, setting: str = RECIPE) -> Columns:
-    """Return the columns of a table, as they are; empty cells, and those in ``MISSING``, are null.
+    """Return the columns of a table; empty cells, and those in ``MISSING``, are null.
 
     The first line of a CSV or TSV file names the columns. A NumPy archive holds ``x`` (rows, columns) and ``y``, with
     ``names`` if there are any, or the same with ``_train``, ``_validation`` and ``_test``, or an array a column.
@@ -54,14 +81,37 @@ def read_columns(file: Path, encoding: str = "utf-8", *, setting: str = RECIPE) 
     Raises:
         DataError: the file is absent, damaged, empty, in another encoding, or is no such table.
     """
+    return tidied(cells_of(file, encoding, setting=setting), file)
+
+
+def cells_of(file: Path, encoding: str = "utf-8", *, setting: str = RECIPE) -> Columns:
+    """Return the columns of a table as they are written; what :func:`read_columns` does before it tidies them.
+
+    Raises:
+        DataError: the file is absent, damaged, in another encoding, or is no such table.
+    """
     kind = kind_of(file)
     if kind not in KINDS:
         raise DataError(say(f"Cannot read {file}", f"a file ending in '{kind}'", f"{', '.join(KINDS)}"))
     if kind in TEXT_KINDS:
-        found = _written(file, kind, encoding, setting)
-    else:
-        found = _parquet(file) if kind == ".parquet" else _numpy(file)
-    tidy = {str(name): _tidy(values) for name, values in found.items()}
+        return _written(file, kind, encoding, setting)
+    found = _parquet(file) if kind == ".parquet" else _numpy(file)
+    return Columns({str(name): values for name, values in found.items()})
+
+
+def tidied(found: Columns, file: Path) -> Columns:
+    """Bring columns to texts and numbers, null where nothing is.
+
+    Raises:
+        DataError: there are no rows.
+    """
+    tidy = Columns({name: _tidy(values) for name, values in found.items()})
+    tidy.comma = found.comma
+    for name, values in found.items():
+        if pa.types.is_string(values.type) and tidy[name].null_count:
+            nothing = values.filter(pc.is_null(tidy[name])).drop_null()
+            counts = pc.value_counts(pc.utf8_trim_whitespace(nothing)).to_pylist()
+            tidy.missing[name] = {one["values"]: one["counts"] for one in counts if one["values"]}
     if not tidy or not len(next(iter(tidy.values()))):
         raise DataError(say(f"There is nothing in {file}", "no rows", "a row for each example", "Check the file."))
     return tidy
@@ -70,7 +120,8 @@ def read_columns(file: Path, encoding: str = "utf-8", *, setting: str = RECIPE) 
 def column_of(columns: Mapping[str, Any], name: str, file: Path, kind: Kind = "auto", do: str = "") -> Column:
     """Return one column as numbers. ``auto``: texts are categories, numbers are numbers; ``do`` is what to do if not.
 
-    Categories are sorted, by size if all are numbers; those of a file that lists them keep their order.
+    Percent signs are taken off and, where semicolons separate, decimal commas made points, if all cells are such
+    numbers. Categories are sorted, by size if all are numbers; those of a file that lists them keep their order.
 
     Raises:
         DataError: the column is not there, is no numbers where it must be, or holds what is neither number nor text.
@@ -82,17 +133,21 @@ def column_of(columns: Mapping[str, Any], name: str, file: Path, kind: Kind = "a
             return _coded(array.indices, [str(one) for one in array.dictionary.to_pylist()])
         array = array.cast(array.type.value_type)
     if pa.types.is_string(array.type):
-        numbers = None if kind == "categorical" else _numbers(array, name, file, kind)
+        comma = getattr(columns, "comma", False)
+        plain, note = (array, "") if kind == "categorical" else spelled(array, name, comma)
+        numbers = None if kind == "categorical" else _numbers(plain, name, file, kind)
         if numbers is not None:
-            return Column(_finite(numbers, name, file), None)
+            return Column(_finite(numbers, name, file), None, note)
         encoded = array.dictionary_encode()
-        return _coded(encoded.indices, encoded.dictionary.to_pylist(), ordered=False)
+        found = _coded(encoded.indices, encoded.dictionary.to_pylist(), ordered=False)
+        return found._replace(note=looks_like(array, name, len(found.categories or ())) if kind == "auto" else "")
     if not pa.types.is_floating(array.type):
         do = "Turn it into numbers (days since a date, for example) or into texts, or leave it out with 'without'."
         raise DataError(say(f"Column '{name}' of {file} cannot be used", str(array.type), "numbers or texts", do))
     values = array.to_numpy(zero_copy_only=False)
+    values = _finite(values, name, file)
     if kind != "categorical":
-        return Column(_finite(values, name, file), None)
+        return Column(values, None)
     known = np.unique(values[~np.isnan(values)])
     numbers = np.where(np.isnan(values), np.nan, np.searchsorted(known, values))
     return Column(numbers, tuple(_plain(value) for value in known))
@@ -163,42 +218,50 @@ def rows_for(
 def _written(file: Path, kind: str, encoding: str, setting: str) -> Columns:
     first = next(read_rows(file, encoding, setting=setting), None)
     if first is None:
-        return {}
+        return Columns()
+    names, found = list(first[1]), Columns()
+    line = next(lines_of(file, encoding, setting=setting))[1]
+    found.comma = kind == ".csv" and "," not in line and ";" in line
     if kind in (".csv", ".tsv") and encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
-        line = next(lines_of(file, encoding, setting=setting))[1]
-        # Told, or read after all, row by row.
-        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError):
-            return _quickly(file, list(first[1]), "\t" if kind == ".tsv" else "," if "," in line else ";")
-    names = list(first[1])
+        delimiter = "\t" if kind == ".tsv" else "," if "," in line else ";"
+        with contextlib.suppress(*_AGAIN):  # told, or read row by row
+            found.update(_quickly(file, names, delimiter))
+            return found
     cells: dict[str, list[str]] = {name: [] for name in names}
     for _, row in read_rows(file, encoding, setting=setting):
         for name in names:
             cells[name].append(row.get(name, ""))
-    return {name: pa.array(values, pa.string()) for name, values in cells.items()}
+    found.update({name: pa.array(values, pa.string()) for name, values in cells.items()})
+    return found
 
 
-def _quickly(file: Path, names: Sequence[str], delimiter: str) -> Columns:
+def _quickly(file: Path, names: Sequence[str], delimiter: str) -> dict[str, Any]:
     from pyarrow import csv
 
-    table = csv.read_csv(
-        str(file),
-        read_options=csv.ReadOptions(column_names=names, skip_rows=1, use_threads=False),
-        parse_options=csv.ParseOptions(
-            delimiter=delimiter, quote_char=False if delimiter == "\t" else '"', newlines_in_values=True
-        ),
-        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
-    )
+    with opened(file) as stream:
+        table = csv.read_csv(
+            stream,
+            read_options=csv.ReadOptions(column_names=names, skip_rows=1, use_threads=False),
+            parse_options=csv.ParseOptions(
+                delimiter=delimiter, quote_char=False if delimiter == "\t" else '"', newlines_in_values=True
+            ),
+            convert_options=csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+            ),
+        )
     return {name: table.column(name).combine_chunks() for name in names}
 
 
 # --- Parquet and NumPy -----------------------------------------------------------------------------
 
 
-def _parquet(file: Path) -> Columns:
+def _parquet(file: Path) -> dict[str, Any]:
     from pyarrow import parquet
 
     try:
         with reading(file, DataError):
+            head = parquet.read_metadata(str(file))
+            refuse_too_large(file, head.num_rows * head.num_columns * 8)
             table = parquet.read_table(str(file), use_threads=False)
     except FileNotFoundError:
         raise DataError(f"Missing file: {file} does not exist. Check the path.") from None
@@ -217,18 +280,8 @@ def _whole(chunks: Any) -> Any:
     return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
 
 
-def _numpy(file: Path) -> Columns:
-    try:
-        with reading(file, DataError):
-            loaded = np.load(file, allow_pickle=False)
-            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-    except FileNotFoundError:
-        raise DataError(f"Missing file: {file} does not exist. Check the path.") from None
-    except Exception as error:  # a damaged archive raises whatever its parts raise
-        if out_of_memory(error) or isinstance(error, DataError):
-            raise
-        do = "Save plain arrays of numbers or texts with numpy.save or numpy.savez (no dtype=object)."
-        raise DataError(f"Cannot read {file}: {error}. {do}") from None
+def _numpy(file: Path) -> dict[str, Any]:
+    arrays = load_arrays(file)
     if "" in arrays and arrays[""].dtype.names:
         arrays = {name: arrays[""][name] for name in arrays[""].dtype.names}
     found = {name: values for name, values in _splits_joined(arrays).items() if name not in ("names", "classes")}
@@ -306,6 +359,37 @@ def _tidy(array: Any) -> Any:
         numbers = array.cast(pa.float64(), safe=False)
         return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
     return array
+
+
+def spelled(array: Any, name: str, comma: bool) -> tuple[Any, str]:
+    """Return texts with percent signs taken off and decimal commas made points, if all are such numbers; else as given.
+
+    The second part says what was done to the column ``name``, or nothing.
+    """
+    given = array.drop_null()
+    plain = array
+    if len(given) and pc.all(pc.match_substring_regex(given, _PERCENT)).as_py():
+        plain = pc.replace_substring_regex(plain, r"\s*%$", "")
+    if comma and pc.any(pc.match_substring(given, ",")).as_py():
+        if pc.all(pc.match_substring_regex(plain.drop_null(), _COMMA)).as_py():
+            plain = pc.replace_substring(pc.replace_substring(plain, ".", ""), ",", ".")
+    left = plain.drop_null()
+    if plain is array or not pc.all(pc.match_substring_regex(left, _NUMBER)).as_py():
+        return array, ""
+    return plain, f"'{name}' is read as numbers: '{given[0].as_py()[:40]}' as {left[0].as_py()[:40]}"
+
+
+def looks_like(array: Any, name: str, categories: int) -> str:
+    """Say that a column of categories looks like numbers or dates, if most of its cells do; else nothing."""
+    given = array.drop_null()
+    for what, pattern, do in _LIKE:
+        fits = pc.match_substring_regex(given, pattern)
+        count = pc.sum(fits).as_py() or 0
+        if 2 * count > len(given):
+            shown = given.filter(fits)[0].as_py()[:40]
+            share = f"{count:,} of its {len(given):,} cells look like {what}, such as '{shown}'"
+            return f"'{name}' is read as {categories:,} categories, but {share}: {do} numbers"
+    return ""
 
 
 def _numbers(array: Any, name: str, file: Path, kind: Kind) -> NDArray[np.float64] | None:

@@ -6,6 +6,7 @@ with what is known of the training rows, and ``notes`` say so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from stillroom.data.arrays import ArraySource
 from stillroom.data.images import SPLIT_FOLDERS
 from stillroom.data.splits import NAMES, by_hash, trim
 from stillroom.data.table_files import SPLIT, Column, Columns, check_categories, column_of, place_of, read_columns
-from stillroom.data.text_tables import check_column
+from stillroom.data.text_tables import check_column, label_notes
 from stillroom.data.texts import split_texts
 from stillroom.errors import DataError, say
 from stillroom.files import fingerprint
@@ -120,7 +121,7 @@ def table(
     """
     file = expand(path, "'path'", DataError)
     found = read_columns(file, encoding)
-    labels, classes = (None, None) if label is None else _labels(found, label, file)
+    labels, classes, odd = (None, None, []) if label is None else _labels(found, label, file)
     official = _official(found, file, {label, *(columns or ())})
     chosen = _chosen(found, [label, *([SPLIT] if official else [])], columns, without, file)
     for name in categorical:
@@ -150,7 +151,7 @@ def table(
         classes=classes,
         splits=splits,
         name=file.name.split(".")[0],
-        notes=[*notes, *_odd(rows, read, splits["train"].numpy())],
+        notes=[*_listed_notes(read), *odd, *notes, *_odd(rows, read, splits["train"].numpy())],
     )
 
 
@@ -198,8 +199,8 @@ def _chosen(
     return chosen
 
 
-def _labels(found: Columns, label: str, file: Path) -> tuple[NDArray[np.int64], list[str]]:
-    """Return class numbers (-1 where there is none) and class names: numbers by size, or texts in order."""
+def _labels(found: Columns, label: str, file: Path) -> tuple[NDArray[np.int64], list[str], list[str]]:
+    """Return class numbers (-1 where there is none), class names (numbers by size, or texts in order) and notes."""
     if label == "label" and label not in map(str.lower, found):
         given = f"columns {', '.join(found)}"[:200]
         do = "Name the column: 'label: COLUMN'. A run needs labels on some rows; the others may be empty."
@@ -215,7 +216,13 @@ def _labels(found: Columns, label: str, file: Path) -> tuple[NDArray[np.int64], 
     if len(names) == 1:
         given = f"one class, '{names[0]}', in all {rows:,} labelled rows"
         raise DataError(say(f"There is nothing to tell apart in {file}", given, "at least 2 classes"))
+    counted = dict(zip(names, np.bincount(labels[labels >= 0], minlength=len(names)).tolist(), strict=True))
+    notes = label_notes(counted | found.missing.get(label, {}), label)
     values = _as_numbers(names)
+    if values is not None and not np.isfinite(values).all():
+        given = f"'{next(name for name in names if not math.isfinite(float(name)))}'"
+        do = "Mend it, or leave the cell empty."
+        raise DataError(say(f"Column '{label}' of {file} holds infinity", given, "finite labels", do))
     whole = values is not None and all(value == int(value) for value in values)
     if (values is not None and not whole) or (len(names) > 50 and 2 * len(names) > rows):
         given = f"{len(names):,} different values in {rows:,} rows, such as {names[0][:40]}"
@@ -227,15 +234,14 @@ def _labels(found: Columns, label: str, file: Path) -> tuple[NDArray[np.int64], 
             order = sorted(set(names), key=int)
             labels = np.where(labels < 0, labels, np.array([order.index(one) for one in names])[labels])
             names = order
-    return labels, names
+    return labels, names, notes
 
 
 def _as_numbers(names: Sequence[str]) -> list[float] | None:
     try:
-        values = [float(name) for name in names]
+        return [float(name) for name in names]
     except ValueError:
         return None
-    return values if np.isfinite(values).all() else None
 
 
 def _official(found: Columns, file: Path, taken: set[str | None]) -> dict[str, NDArray[np.int64]]:
@@ -323,6 +329,13 @@ def _odd(rows: NDArray[np.float64], read: Mapping[str, Column], train: NDArray[n
         "large numbers that differ little, of which float32 keeps 7 digits (subtract the smallest)": rounded,
     }
     return [f"{_listed(names)}: {what}" for what, names in said.items() if names]
+
+
+def _listed_notes(read: Mapping[str, Column]) -> list[str]:
+    """Return what is odd about the columns as they were read, the first few in words."""
+    notes = [column.note for column in read.values() if column.note]
+    more = len(notes) - _NAMED
+    return notes[:_NAMED] + ([f"so {more:,} more columns; 'stillroom data show' lists their kinds"] if more > 0 else [])
 
 
 def _listed(parts: Sequence[str]) -> str:

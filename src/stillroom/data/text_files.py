@@ -7,7 +7,8 @@ views; ``views`` counts the views (1 = plain only), and ``augment`` says how the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from stillroom.contracts import UNLABELLED
 from stillroom.data.images import SPLIT_FOLDERS
 from stillroom.data.splits import NAMES, trim
-from stillroom.data.text_tables import KINDS, check_column, kind_of, read_rows
+from stillroom.data.text_tables import KINDS, MISSING, check_column, kind_of, label_notes, read_rows
 from stillroom.data.text_views import TextViews
 from stillroom.data.texts import Bytes, TextSource, split_texts
 from stillroom.errors import DataError, say
@@ -131,6 +132,7 @@ class _Found:
     places: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    written: Counter[str] = field(default_factory=Counter)  # labels as they are written
 
     def read(self, file: Path, split: str, encoding: str) -> Iterator[bytes]:
         """Yield the texts of one file; ``split`` is empty where the file's own column says it."""
@@ -138,18 +140,20 @@ class _Found:
             if not number:
                 self._check(row, file)
             place = f"{file.name}:{line}"
-            written = row.get(self.text, "")
-            if not written.replace("\0", "").strip():
+            found = row.get(self.text, "")
+            if not found.replace("\0", "").strip():
                 self.empty.append(place)
                 continue
             part = split or row.get("split", "").strip().lower()
             if part not in SPLITS and (part or "split" in row):
                 raise DataError(say(f"Line {line} of {file} is in no split", f"'{part}'", SPLITS))
-            self.labels.append("" if self.label is None else row.get(self.label, "").strip())
+            written = "" if self.label is None else row.get(self.label, "").strip()
+            self.written[written] += 1
+            self.labels.append("" if written in MISSING else written)
             self.ratings.append(row.get(RATING, "").strip())
             self.splits.append(SPLITS.get(part, ""))
             self.places.append(place)
-            yield written.encode("utf-8", "replace")
+            yield found.encode("utf-8", "replace")
 
     def _check(self, row: Mapping[str, str], file: Path) -> None:
         check_column(self.text, row, file, _NAME.format("text"))
@@ -169,6 +173,9 @@ class _Found:
         if self.label is None:
             return None, None, ratings
         values = ratings if self.signed else numbers_of(self.labels)
+        if values is None and (names := set(self.labels) - {""}) and _infinite(names):
+            given, do = f"'{_infinite(names)}' among numbers", "Mend it, or leave the cell empty."
+            raise DataError(say(f"'{self.label}' of {place} holds infinity", given, "finite labels", do))
         if self.signed and values is None:
             raise DataError(
                 say(f"{place} has no labels", "a column 'rating' that does not hold numbers", "numbers, or a 'label'")
@@ -213,11 +220,21 @@ class _Found:
 
     def said(self) -> list[str]:
         """Return the notes."""
+        odd = label_notes(self.written, str(self.label))
         if not self.empty:
-            return self.notes
+            return [*odd, *self.notes]
         more = ", ..." if len(self.empty) > 5 else ""
         rows = f"{len(self.empty):,} row{'s' * (len(self.empty) != 1)}"
-        return [f"{rows} without a text left out ({', '.join(self.empty[:5])}{more})", *self.notes]
+        return [f"{rows} without a text left out ({', '.join(self.empty[:5])}{more})", *odd, *self.notes]
+
+
+def _infinite(names: Collection[str]) -> str:
+    """Return the first of ``names`` that is infinite, if all are numbers; else nothing."""
+    try:
+        infinite = [name for name in sorted(names) if np.isinf(float(name))]
+    except ValueError:
+        return ""
+    return infinite[0] if infinite else ""
 
 
 def numbers_of(written: Sequence[str]) -> NDArray[np.float64] | None:

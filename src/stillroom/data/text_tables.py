@@ -11,11 +11,11 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from stillroom.errors import DataError, say
 from stillroom.files import parse_json
-from stillroom.paths import reading
+from stillroom.paths import reading, regular
 
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson")
 RECIPE = "encoding: "  # how a recipe gives an encoding
@@ -29,6 +29,12 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+MISSING = ("", "?", "#N/A", "N/A", "NA", "NULL", "NaN", "nan", "null")
+"""What a cell of a table, or a label, holds when it holds nothing, white space aside."""
+LONGEST_LINE = 1 << 26
+"""Characters of a line: with more, a file is no table of texts."""
+UNPACKED, TIMES = 1 << 26, 100
+"""A .gz file may always unpack to so many bytes, and beyond that to so many times its own size."""
 _FIELD = 2**31 - 1  # the csv module's own limit is 131,072 characters; long texts are cut later, and said so
 _PIECE = 1 << 20
 
@@ -64,7 +70,7 @@ def lines_of(file: Path, encoding: str = "utf-8", *, setting: str = RECIPE) -> I
         DataError: the file is absent or damaged, or is written in another encoding.
     """
     with _reading(file, encoding, setting) as stream:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(_lines(stream, file), 1):
             if line.strip():
                 yield number, line.strip()
 
@@ -83,7 +89,8 @@ def check_column(name: str, row: Mapping[str, str], file: Path, do: str) -> None
 
 
 def _table(stream: IO[str], file: Path, kind: str) -> Iterator[Row]:
-    first = stream.readline()
+    lines = _lines(stream, file)
+    first = next(lines, "")
     if not first.strip():
         raise DataError(say(f"{file} has no columns", "an empty first line", "a first line that names the columns"))
     comma = "," if "," in first or ";" not in first else ";"
@@ -94,7 +101,7 @@ def _table(stream: IO[str], file: Path, kind: str) -> Iterator[Row]:
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise DataError(say(f"{file} has two columns of one name", f"'{twice}'", "different names"))
-        reader = csv.reader(stream, **style)  # type: ignore[arg-type]
+        reader = csv.reader(lines, **style)  # type: ignore[arg-type]
         for fields in reader:
             line, before = before + 2, reader.line_num
             if fields and len(fields) != len(names):
@@ -114,7 +121,7 @@ def _table(stream: IO[str], file: Path, kind: str) -> Iterator[Row]:
 
 
 def _objects(stream: IO[str], file: Path) -> Iterator[Row]:
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(_lines(stream, file), 1):
         if not line.strip():
             continue
         try:
@@ -137,6 +144,27 @@ def _field(value: object) -> str:
     return "" if value is None else json.dumps(value)
 
 
+def label_notes(written: Mapping[str, int], name: str) -> list[str]:
+    """Say which labels of the column ``name`` are odd: unknown by what they say, "None", or alike but for case.
+
+    ``written`` counts the cells by their text, white space around it aside.
+    """
+    notes = []
+    unknown = {text: count for text, count in written.items() if text and text in MISSING}
+    if unknown:
+        said = ", ".join(f"'{text}' {count:,}" for text, count in unknown.items())
+        notes.append(f"labels that say that there is none are unknown: {said} (in '{name}')")
+    known: dict[str, list[str]] = {}
+    for text in sorted(set(written) - set(MISSING)):
+        known.setdefault(" ".join(text.casefold().split()), []).append(text)
+    if alike := [texts for texts in known.values() if len(texts) > 1]:
+        said = "; ".join(" and ".join(f"'{text}' ({written[text]:,})" for text in texts) for texts in alike[:5])
+        notes.append(f"classes that differ by case or white space only, and are kept apart: {said} (in '{name}')")
+    for text in known.get("none", []):
+        notes.append(f"'{text}' is a class of its own ({written[text]:,}); leave the cell empty where nobody knows")
+    return notes
+
+
 def _whole(text: str) -> str:
     """Return a text without half characters, which JSON can write and no file in UTF-8 can hold."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
@@ -150,7 +178,7 @@ def _reading(file: Path, encoding: str, setting: str) -> Iterator[IO[str]]:
     """Open a file as text and tell what goes wrong while it is read."""
     found = encoding
     try:
-        with reading(file, DataError), _opened(file) as binary:
+        with reading(file, DataError), opened(file) as binary:
             found = _encoding(binary, file, encoding, setting)
             with io.TextIOWrapper(binary, encoding=found, newline="") as stream:
                 yield stream
@@ -164,10 +192,51 @@ def _reading(file: Path, encoding: str, setting: str) -> Iterator[IO[str]]:
         raise DataError(f"Cannot read {file}: {error}. Check that it is whole and who may read it.") from error
 
 
-def _opened(file: Path) -> io.BufferedReader:
-    """Open a file; the caller closes it."""
+def _lines(stream: IO[str], file: Path) -> Iterator[str]:
+    """Yield the lines of a file, refusing one without an end before it is read whole."""
+    number = 0
+    while line := stream.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            given = f"more than {LONGEST_LINE:,} characters in line {number:,}"
+            do = "Check that this is a table, and that its lines end."
+            raise DataError(say(f"{file} has too long a line", given, f"up to {LONGEST_LINE:,} characters", do))
+        yield line
+
+
+class _Unpacked(io.RawIOBase):
+    """What is in a gzip file, up to a bound: a small file may unpack to more than any memory holds."""
+
+    def __init__(self, file: Path, inner: gzip.GzipFile) -> None:
+        self._file, self._inner, self._size = file, inner, file.stat().st_size
+        self._most, self._read = max(UNPACKED, TIMES * self._size), 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` and return how many bytes were written; refuse what goes beyond the bound."""
+        count = self._inner.readinto(buffer)
+        self._read += count
+        if self._read > self._most:
+            given = f"more than {self._most:,} bytes from {self._size:,}"
+            do = "Unpack it yourself (gunzip) and name the unpacked file, if it is to be trusted."
+            allowed = f"up to {TIMES} times its size"
+            raise DataError(say(f"{self._file} unpacks to too much", given, allowed, do))
+        return count
+
+    def close(self) -> None:
+        """Close the file."""
+        self._inner.close()
+        super().close()
+
+
+def opened(file: Path) -> io.BufferedReader:
+    """Open a file, unpacked where its name ends in .gz; the caller closes it."""
+    regular(file, DataError)
     if file.name.lower().endswith(".gz"):
-        return io.BufferedReader(gzip.open(file, "rb"))  # type: ignore[arg-type]
+        return io.BufferedReader(_Unpacked(file, gzip.GzipFile(file, "rb")), 1 << 18)
     return open(file, "rb")
 
 
@@ -195,7 +264,7 @@ def _wrong_encoding(file: Path, encoding: str, error: UnicodeDecodeError, settin
     """Find the first byte that does not fit, from the start of the file, and say what it looks like instead."""
     decoder = codecs.getincrementaldecoder(encoding)()
     read, lines, piece = 0, 1, b""
-    with _opened(file) as binary:
+    with opened(file) as binary:
         while True:
             piece = binary.read(_PIECE)
             try:

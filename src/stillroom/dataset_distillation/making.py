@@ -22,7 +22,7 @@ from stillroom.dataset_distillation.moving import moved
 from stillroom.dataset_distillation.synthetic import real_inputs
 from stillroom.errors import Damaged, DataError, ModelError, TrainError, say
 from stillroom.files import fingerprint, heal, write_bytes
-from stillroom.models.open_box import fingerprint as fingerprint_of
+from stillroom.fingerprints import fingerprint_or_new
 from stillroom.paths import is_file
 from stillroom.randomness import draw, permutation, stream
 from stillroom.settings import Synthesis
@@ -321,5 +321,4 @@ def _network_print(network: Any, encode: nn.Module | None) -> str:
         raise ModelError(
             say("The function that makes the networks made something else", type(network).__name__, "an nn.Module")
         )
-    described = getattr(encode, "describe", None)
-    return fingerprint({"first": fingerprint_of(network), "encode": described() if described else None})
+    return fingerprint_or_new(network, encode, trained=True)

@@ -20,10 +20,11 @@ from stillroom.contracts import Batch, Source, place
 from stillroom.data.columns import as_images, as_tensor
 from stillroom.errors import DataError, ModelError, UserError, say
 from stillroom.features.network import FeatureNetwork, Head, pooled
+from stillroom.fingerprints import fingerprint_of
 from stillroom.models.bundle import CONFIG, WEIGHTS, Deployed, load, save_bundle
-from stillroom.models.open_box import count_parameters, fingerprint
 from stillroom.paths import expand, is_file
 from stillroom.teachers import Live
+from stillroom.tensors import count_parameters
 
 HEADS = ("identity", "pca")
 DTYPES = ("float32", "float16", "int8", "binary")
@@ -248,18 +249,11 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     # --- keeping --------------------------------------------------------------------------------------
 
-    def fingerprint(self) -> str:
-        """Return what the features depend on: network, tap, head and ranges, as SHA-256."""
-        return files.fingerprint(
-            {
-                "network": fingerprint(self.deployed()),
-                "tap": self.tap,
-                "head": fingerprint(self._head()),
-                "ranges": [
-                    getattr(self, name).tolist() if hasattr(self, name) else None for name in ("center_", "scale_")
-                ],
-            }
-        )
+    def fingerprint(self) -> str | None:
+        """Return what the features depend on: network, tap, head and ranges, as SHA-256; None where it is hidden."""
+        ranges = [getattr(self, name, None) for name in ("center_", "scale_")]
+        deployed = self.deployed()
+        return fingerprint_of(deployed.model, deployed.encode, self.tap, self._head(), ranges)
 
     def save(self, folder: str | Path) -> dict[str, Any]:
         """Write a bundle, the head and a card of what this is (``card.json``) to ``folder``; return the card.

@@ -17,6 +17,7 @@ from stillroom import files
 from stillroom.contracts import Progress, Source
 from stillroom.errors import Damaged, UserError
 from stillroom.features.extractor import DType, FeatureExtractor
+from stillroom.fingerprints import never_again
 from stillroom.paths import exists
 
 ROWS = 8192  # rows that are held in memory, and lost when killed
@@ -46,7 +47,7 @@ def write_features(
     names, examples, codes = _rows(source, splits)
     inputs = files.fingerprint(
         {
-            "features": extractor.fingerprint(),
+            "features": extractor.fingerprint() or never_again(),
             "data": str(getattr(source, "fingerprint", "")),
             "rows": rows,
             "examples": files.fingerprint([len(examples), int(examples.sum()), list(names)]),
@@ -73,7 +74,7 @@ def write_features(
             files.write_json(place.with_suffix(".json"), {"sha256": files.checksum(place)}, sealed=True)
             files.faultpoint("features:part")
         if progress is not None:
-            progress(min(start + rows, len(examples)), len(examples), "features")
+            progress(min(start + rows, len(examples)), len(examples), "rows")
     width = _join(parts, target, len(starts))
     shutil.rmtree(parts)
     return {

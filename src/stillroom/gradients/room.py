@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from stillroom.contracts import Batch, Signals
 from stillroom.errors import TrainError
 from stillroom.learner import Learner, taken
+from stillroom.system import free_memory, size_text
 from stillroom.taps import sizing
 
 FEW = 4  # rows that are tried
@@ -50,36 +47,3 @@ def room_for(learner: Learner, batch: Batch, teacher: Signals) -> str:
             "train.batch, read the derivatives on a part of the batch (part: 0.25), or along directions (random=1)."
         )
     return f"a step keeps about {size_text(need)} for its backward pass, derivatives of derivatives among it"
-
-
-def free_memory() -> int | None:
-    """Return how many bytes of memory are free or can be freed; None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def whole_memory() -> int | None:
-    """Return how many bytes of memory this process may ever have; None where the system does not say."""
-    limits = []
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource  # not on every system
-
-        limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
-    with contextlib.suppress(OSError, ValueError):  # a container
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
-    return min((limit for limit in limits if limit > 0), default=None)
-
-
-def size_text(count: int) -> str:
-    """Return a number of bytes in words."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(1, round(count / 2**20))} MiB"

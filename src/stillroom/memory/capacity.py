@@ -9,7 +9,6 @@ nothing behind the state could use what only the fifth decimal shows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from stillroom.contracts import State
 from stillroom.errors import DataError, UserError, say
+from stillroom.fingerprints import fingerprint_of
 from stillroom.memory.probes import Encode, Steps, steps_of
 from stillroom.memory.ridge import Numbers, explained, one_thread, predicted
 from stillroom.memory.states import state_r2
@@ -273,8 +273,7 @@ def memory_of(
 
 def _key(encode: Encode | None) -> str:
     """Return what tells one encode from another: every seed's model has an equal one of its own."""
-    describe = getattr(encode, "describe", None)
-    return str(id(encode)) if describe is None else json.dumps(describe(), sort_keys=True)
+    return fingerprint_of(encode) or str(id(encode))
 
 
 def _entry(held: Sequence[Capacity]) -> dict[str, Any]:

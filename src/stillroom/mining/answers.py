@@ -13,8 +13,9 @@ from stillroom.contracts import UNLABELLED, Finding
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.subject import Subject
 from stillroom.mining.wording import percent
+from stillroom.report.readings import listed
 from stillroom.statistics import LEVEL, of_share
-from stillroom.tasks import accuracy, recall_by_class, reliability
+from stillroom.tasks import accuracy, by_rows, class_counts, confusions, recall_by_class, reliability, top_share
 
 HARDEST, NAMED = 10, 3  # classes that are shown, and that a sentence names
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures between which the best is looked for
@@ -53,13 +54,14 @@ def answers(subject: Subject, budget: Budget) -> Panel:
         "accuracy": right,
         "majority_class": {"class": subject.classes[usual], "accuracy": guess},
         "ece": before.ece,
-        "mean_confidence": float(logits.double().softmax(1).amax(1).mean()),
+        "mean_confidence": float(top_share(logits).mean()),
         "temperature": temperature,
         "ece_repaired": None if after is None else after.ece,
         "recall": dict(zip(subject.classes, recalls, strict=True)),
         "rows": dict(zip(subject.classes, torch.bincount(labels, minlength=len(recalls)).tolist(), strict=True)),
         "recall_ends": ends,
         "harder": [name for name, (_, high) in ends.items() if high < right],
+        "never_answered": _never_answered(logits, labels, subject.classes),
         "confusions": _confusions(logits, labels, subject.classes),
         "validation": validation(subject, fitted),
     }
@@ -85,7 +87,7 @@ def validation(subject: Subject, fitted: tuple[float, float, float] | None) -> d
     return {
         "examples": len(labels),
         "accuracy": accuracy(logits, labels),
-        "mean_confidence": float(logits.double().softmax(1).amax(1).mean()),
+        "mean_confidence": float(top_share(logits).mean()),
         "ece": reliability(logits, labels).ece,
         "recall": dict(zip(subject.classes, recalls, strict=True)),
         "rows": dict(zip(subject.classes, rows, strict=True)),
@@ -114,10 +116,13 @@ def _temperature(subject: Subject) -> tuple[float, float, float] | None:
     labels, logits = _validation(subject)
     if len(labels) < 2:
         return None
-    logits, ends = logits.double(), (math.log(COLDEST), math.log(HOTTEST))
+    ends = (math.log(COLDEST), math.log(HOTTEST))
 
     def cost(place: float) -> float:
-        return float(F.cross_entropy(logits / math.exp(place), labels, reduction="sum"))
+        def losses(part: Tensor, of: Tensor) -> Tensor:
+            return F.cross_entropy(part.double() / math.exp(place), of, reduction="none")
+
+        return float(by_rows(losses, logits, labels).sum())
 
     best = float(minimize_scalar(cost, bounds=ends, method="bounded").x)
     least = cost(best) + UNLIKELY
@@ -137,22 +142,20 @@ def _ends(logits: Tensor, labels: Tensor, classes: list[str]) -> dict[str, list[
     return {classes[place]: list(of_share(right[place], rows[place], sure)) for place in there}
 
 
+def _never_answered(logits: Tensor, labels: Tensor, classes: list[str]) -> list[str]:
+    """The classes that test examples have and the model never answers, the most frequent first."""
+    counts = class_counts(logits, labels, len(classes))
+    order = counts.rows.argsort(descending=True, stable=True).tolist()
+    return [classes[place] for place in order if counts.rows[place] and not counts.answered[place]]
+
+
 def _confusions(logits: Tensor, labels: Tensor, classes: list[str]) -> list[dict[str, Any]]:
     """The pairs that are mistaken most: the true class, what was answered, how often."""
-    count = len(classes)
-    table = torch.bincount(labels * count + logits.argmax(1), minlength=count * count).view(count, count)
-    of = table.sum(1)
-    table = table - torch.diag(table.diag())
-    order = table.flatten().argsort(descending=True, stable=True)[:HARDEST].tolist()
-    found = []
-    for place in order:
-        true, told = divmod(place, count)
-        if table[true, told]:
-            share = float(table[true, told]) / float(of[true])
-            found.append(
-                {"true": classes[true], "answered": classes[told], "count": int(table[true, told]), "share": share}
-            )
-    return found
+    of = torch.bincount(labels, minlength=len(classes))
+    return [
+        {"true": classes[true], "answered": classes[told], "count": count, "share": count / float(of[true])}
+        for true, told, count in confusions([logits], labels)[:HARDEST]
+    ]
 
 
 def _right(numbers: dict[str, Any]) -> Finding:
@@ -162,7 +165,7 @@ def _right(numbers: dict[str, Any]) -> Finding:
     sentence += f", {100 * ahead:.1f} points more than answering '{usual['class']}' every time."
     if ahead < 0.02:
         sentence = f"It is right on {percent(right)} of the test examples, hardly more than answering "
-        sentence += f"'{usual['class']}' every time. What follows tells of a model that has learnt next to nothing."
+        sentence += f"'{usual['class']}' every time. What follows describes a model that has learnt next to nothing."
     figure = {
         "kind": "dots",
         "unit": "%",
@@ -179,28 +182,32 @@ def _right(numbers: dict[str, Any]) -> Finding:
 def _sure(numbers: dict[str, Any], before: dict[str, Any], after: dict[str, Any] | None) -> Finding:
     ece, temperature = numbers["ece"], numbers["temperature"]
     lean = numbers["mean_confidence"] - numbers["accuracy"]
-    way = "surer than it should be" if lean > 0 else "less sure than it could be"
-    sentence = (
-        f"It says {percent(numbers['mean_confidence'])} on average and is right on {percent(numbers['accuracy'])}"
-    )
-    sentence += f": {way}." if abs(lean) > 0.01 else ", so on average its confidence can be taken at its word."
+    way = "overconfident" if lean > 0 else "underconfident"
+    sentence = f"Its mean confidence is {percent(numbers['mean_confidence'])}, its accuracy "
+    sentence += f"{percent(numbers['accuracy'])}: it is {way if abs(lean) > 0.01 else 'as confident as it is right'}."
     series = [{"name": "as it is", **before}]
     if after is not None and ece - after["ece"] > BETTER:
         repaired = f"from {ece:.3f} to {after['ece']:.3f}"
-        sentence += f" Dividing its logits by {temperature:.2f} takes the calibration error {repaired}."
+        sentence += f" Dividing its logits by {temperature:.2f} lowers the calibration error {repaired}."
         series.append({"name": f"temperature {temperature:.2f}", **after})
     elif after is not None:
-        sentence += f" No temperature repairs much: the calibration error is {ece:.3f}, and {after['ece']:.3f} with it."
-    control = "The temperature was chosen on validation examples, the error measured on test examples; 1 is as it is."
-    return Finding("How sure it may be", sentence, ece, control, {"kind": "reliability", "series": series})
+        sentence += " No temperature lowers the calibration error much: it is "
+        sentence += f"{ece:.3f}, and {after['ece']:.3f} with the best one."
+    control = "The temperature was chosen on validation examples, the error measured on test examples. Temperature 1 "
+    control += "is the model as it is."
+    return Finding("Whether its confidence is right", sentence, ece, control, {"kind": "reliability", "series": series})
 
 
 def _hard(numbers: dict[str, Any]) -> Finding:
     recalls, ends = numbers["recall"], numbers["recall_ends"]
     sentence = _which_are_harder(numbers)
+    if never := numbers["never_answered"]:
+        rows_ = sum(numbers["rows"][name] for name in never)
+        sentence = f"It never answers {listed(never)} ({rows_:,} test example{'s' * (rows_ != 1)}). {sentence}"
     if numbers["confusions"]:
         most = numbers["confusions"][0]
-        sentence += f" Most mistaken: '{most['true']}' for '{most['answered']}' ({most['count']} examples)."
+        sentence += f" The most frequent mistake: it answers '{most['answered']}' where '{most['true']}' is true "
+        sentence += f"({most['count']} example{'s' * (most['count'] != 1)})."
     rows = [
         {"name": name, "mean": 100 * recalls[name], "low": 100 * low, "high": 100 * high, "series": "the model"}
         for name, (low, high) in list(ends.items())[:HARDEST]
@@ -208,34 +215,38 @@ def _hard(numbers: dict[str, Any]) -> Finding:
     figure = {
         "kind": "dots",
         "unit": "%",
-        "x_label": "recognised",
+        "x_label": "recall",
         "rows": rows,
         "references": [{"name": "all classes", "value": 100 * numbers["accuracy"]}],
-        "note": "Bars: intervals that hold, with 95 % for all classes together, what each class has on more examples.",
+        "note": "Bars: 95 % intervals of recall, corrected for the number of classes (Bonferroni)." + _shown_of(ends),
     }
-    control = f"The line is the accuracy over all classes, {percent(numbers['accuracy'])}. A class is called harder "
-    control += "only if its whole interval lies below that: one is always last, by chance alone."
+    control = f"The line is the accuracy over all classes, {percent(numbers['accuracy'])}. A class is reported as "
+    control += "harder only if its recall is significantly below that (95 %, corrected for the number of classes)."
     return Finding("What it finds hard", sentence, recalls[next(iter(ends))], control, figure)
+
+
+def _shown_of(ends: dict[str, list[float]]) -> str:
+    return f" The {HARDEST} classes of lowest recall, of {len(ends):,}." if len(ends) > HARDEST else ""
 
 
 def _which_are_harder(numbers: dict[str, Any]) -> str:
     """Which classes lie below all by more than chance; or that none does."""
     recalls, rows, harder, order = numbers["recall"], numbers["rows"], numbers["harder"], list(numbers["recall_ends"])
     last, best = order[0], order[-1]
-    over_all = f"the {percent(numbers['accuracy'])} over all classes"
+    over_all = f"the accuracy over all classes ({percent(numbers['accuracy'])})"
     if len(harder) == 1:
         worst = harder[0]
-        sentence = f"Hardest is '{worst}': {percent(recalls[worst])} of its {rows[worst]:,} test examples are "
-        return f"{sentence}recognised, clearly less than {over_all}; of '{best}' it is {percent(recalls[best])}."
+        sentence = f"The hardest class is '{worst}': its recall, {percent(recalls[worst])} of {rows[worst]:,} test "
+        return f"{sentence}examples, is clearly below {over_all}; that of '{best}' is {percent(recalls[best])}."
     if harder:
         named = ", ".join(f"'{name}' ({percent(recalls[name])})" for name in harder[:NAMED])
         more = f" and {len(harder) - NAMED} more" if len(harder) > NAMED else ""
-        return f"{len(harder)} classes are recognised clearly less often than {over_all}; hardest: {named}{more}."
+        return f"The recall of {len(harder)} classes is clearly below {over_all}: {named}{more}."
     if len(order) == 1:
         return f"All test examples are of '{last}', so no class can be harder than another."
     if recalls[last] == recalls[best]:
-        return f"No class is harder than the others: of each {percent(recalls[last])} are recognised."
+        return f"No class is harder than the others: the recall of each is {percent(recalls[last])}."
     few, many = min(rows[name] for name in order), max(rows[name] for name in order)
-    sentence = f"No class is clearly harder than the others: from {percent(recalls[last])} ('{last}') to "
-    sentence += f"{percent(recalls[best])} ('{best}') are recognised. With {few:,}"
+    sentence = f"No class is clearly harder than the others: recall ranges from {percent(recalls[last])} ('{last}') to "
+    sentence += f"{percent(recalls[best])} ('{best}'). With {few:,}"
     return f"{sentence}{f' to {many:,}' if many > few else ''} test examples a class that may be chance."

@@ -28,9 +28,9 @@ NETWORKS, CHANGED = 5, 0.1  # with random weights, whose directions are counted;
 STRENGTHS = (1e-3, 1e-1, 1e1)  # of the probes' penalty, tried on validation rows
 TRAINING = {
     "narrowed": "training has narrowed it",
-    "widened": "training has not narrowed but widened it, so what was learnt takes more room than the data alone",
+    "widened": "training has widened it, so what was learnt needs more directions than the data alone",
     "neither": "training has not narrowed it, so the number may come from the data and the architecture alone",
-    None: "that is one network only, too few to tell whether training has narrowed it",
+    None: "one such network is too few to tell whether training has narrowed it",
 }
 
 
@@ -215,12 +215,12 @@ def _readable(numbers: dict[str, Any]) -> Finding:
     sentence += "of the test examples"
     sentence += f", on the last ('{last}') on {percent(own[last]['probe'])}." if last != first else "."
     if earliest != last:
-        sentence += f" From '{earliest}' on nothing more is gained: what follows could be smaller."
+        sentence += f" Layers after '{earliest}' add nothing: they could be smaller."
     gain = own[earliest]["probe"] - control[earliest]
     layer = f"'{earliest}'" if earliest == last else "That layer"
     sentence += f" {layer} with random weights reaches {percent(control[earliest])}"
     if gain < NEAR:
-        sentence += ", so training adds next to nothing there: without it the inputs can be told apart as well."
+        sentence += ", so training adds next to nothing there."
     else:
         sentence += f", so training adds {100 * gain:.1f} points there."
     paths = list(own)
@@ -237,17 +237,17 @@ def _readable(numbers: dict[str, Any]) -> Finding:
     }
     best = max(control, key=lambda path: control[path])
     words = f"The same layers with random weights: {percent(control[best])} at best ('{best}')."
-    return Finding("Where knowledge can be read", sentence, own[earliest]["probe"], words, figure)
+    return Finding("From which layers the classes can be read", sentence, own[earliest]["probe"], words, figure)
 
 
 def _width(numbers: dict[str, Any]) -> Finding:
     own, entry, random = numbers["layers"], numbers["entering_the_last"], numbers["random_weights"]
     few = "1 direction holds" if entry["directions"] == 1 else f"{entry['directions']} directions hold"
-    sentence = f"Of the {entry['width']} numbers that enter the last layer {few} 95 % of what varies: "
+    sentence = f"Of the {entry['width']} features that enter the last layer {few} 95 % of the variance: "
     if entry["directions"] < 0.5 * entry["width"]:
         sentence += f"a student with features of {max(2, entry['directions'])} numbers is worth a try."
     else:
-        sentence += "there is little to spare in its width."
+        sentence += "its width is hardly redundant."
     between = f"{min(random['directions'])} to {max(random['directions'])}"
     if min(random["directions"]) == max(random["directions"]):
         between = str(random["directions"][0])
@@ -271,4 +271,4 @@ def _width(numbers: dict[str, Any]) -> Finding:
     asked = len(random["directions"])
     words = f"{asked} network{'s' * (asked > 1)} with random weights: {between} directions, {random['mean']:.1f} on "
     words += f"average, effective rank {random['effective_rank']:.1f}; its own is {entry['effective_rank']:.1f}."
-    return Finding("How wide a student need be", sentence, float(entry["directions"]), words, figure)
+    return Finding("How wide a student must be", sentence, float(entry["directions"]), words, figure)

@@ -20,8 +20,8 @@ class Panel:
 
     name: str
     findings: Sequence[Finding] = ()
-    numbers: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    numbers: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     notes: Sequence[str] = ()
 
 

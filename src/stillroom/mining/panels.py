@@ -19,6 +19,19 @@ PANELS: dict[str, str] = {
     "students": "stillroom.mining.students:students",
 }
 
+TITLES: dict[str, str] = {
+    "answers": "Answers",
+    "similarity": "Similar classes",
+    "rules": "Rules",
+    "attribution": "Attribution",
+    "concepts": "Concepts",
+    "examples": "Training examples",
+    "layers": "Layers",
+    "students": "Students",
+    "recipe": "Recipe",
+}
+"""What a panel is called in the contents of a report."""
+
 OF_STUDENTS = ("students",)
 """Panels that compare the model with its students; each takes them as its third argument."""
 

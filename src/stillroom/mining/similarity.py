@@ -24,6 +24,7 @@ from stillroom.statistics import one_more, over_seeds
 TEMPERATURE = 2.0
 DRAWS = 50  # bootstrap samples of the examples
 PAIRS = 10
+MOST, DRAWN = 100, 40  # classes that are compared, that the matrix shows: classes squared are worked on
 STABLE = 0.8  # of a measure that is 1 for always the same
 NETWORKS, SHARED_OUT = 5, 20  # with random weights; times that what is left is shared out at random
 FOLLOWS = 0.5  # correlation with random weights, below which their mean must lie with its interval
@@ -50,14 +51,16 @@ def similarity(subject: Subject, budget: Budget, *, temperature: float = TEMPERA
     if not temperature > 0:
         raise DataError(say("The temperature of likenesses does not fit", temperature, "above 0, such as 2"))
     logits = subject.logits("test")
-    count = logits.shape[1]
-    if count < 3:
+    if logits.shape[1] < 3:
         return Panel("similarity", notes=["with two classes there is nothing beside the first choice and the other"])
+    classes, compared = subject.classes, _most_answered(logits)
+    logits, classes = _among(logits, compared), [classes[place] for place in compared.tolist()]
+    count = len(classes)
     own = _likeness(logits, temperature)
     known: NDArray[np.bool_] = np.bincount(logits.argmax(1).numpy(), minlength=count) > 0
     if known.sum() < 3:
         return Panel("similarity", notes=[f"it answers only {int(known.sum())} of its {count} classes"])
-    names = [name for name, there in zip(subject.classes, known.tolist(), strict=True) if there]
+    names = [name for name, there in zip(classes, known.tolist(), strict=True) if there]
     own = own[np.ix_(known, known)]
     again = [_resampled(logits, known, temperature, draw, subject.seed) for draw in range(DRAWS)]
     pairs, groups = _pairs(own), _groups(own)
@@ -68,7 +71,8 @@ def similarity(subject: Subject, budget: Budget, *, temperature: float = TEMPERA
 
     level = _level(logits)
     if subject.module is not None:
-        random = _compared(alike(level), [alike(_level(one)) for one in _random_weights(subject, budget, notes)])
+        others = (_level(_among(one, compared)) for one in _random_weights(subject, budget, notes))
+        random = _compared(alike(level), [alike(one) for one in others])
     chance = _compared(alike(level), [alike(one) for one in _shared_out(subject, level, budget)])
     levelled = float(alike(level)[pairs[0]])
     numbers: dict[str, Any] = {
@@ -84,9 +88,11 @@ def similarity(subject: Subject, budget: Budget, *, temperature: float = TEMPERA
         "shared_out": chance,
         "levelled": None if math.isnan(levelled) else levelled,
         "verdict": _verdict(levelled, chance, random),
-        "validation": _validation(subject, temperature),
-        "left_out": [name for name in subject.classes if name not in names],
+        "validation": _validation(subject, temperature, compared),
+        "left_out": [name for name in classes if name not in names],
     }
+    if count < len(subject.classes):
+        notes.insert(0, f"the {count} classes answered most often were compared, of {len(subject.classes):,}")
     if numbers["left_out"]:
         notes.insert(0, f"never answered, so not compared: {', '.join(numbers['left_out'])}")
     findings = [_alike(numbers, own, names, subject.module is not None), _grouped(numbers, own, names)]
@@ -94,9 +100,24 @@ def similarity(subject: Subject, budget: Budget, *, temperature: float = TEMPERA
     return Panel("similarity", findings, numbers, files, notes)
 
 
-def _validation(subject: Subject, temperature: float) -> dict[str, Any] | None:
+def _most_answered(logits: Tensor) -> Tensor:
+    """The classes that are compared, in their order: all, or where they are many those that are answered most."""
+    count = logits.shape[1]
+    often = torch.bincount(logits.argmax(1), minlength=count)
+    return often.argsort(descending=True, stable=True)[: min(count, MOST)].sort().values
+
+
+def _among(logits: Tensor, classes: Tensor) -> Tensor:
+    """The logits of some classes, of rows whose first choice is one of them."""
+    if len(classes) == logits.shape[1]:
+        return logits
+    return logits[torch.isin(logits.argmax(1), classes)][:, classes]
+
+
+def _validation(subject: Subject, temperature: float, compared: Tensor) -> dict[str, Any] | None:
     """How firm likenesses are on validation examples alone; None where fewer than three classes are answered there."""
-    logits = subject.logits("validation") if len(subject.examples("validation")) else torch.zeros(0, 3)
+    there = len(subject.examples("validation"))
+    logits = _among(subject.logits("validation"), compared) if there else torch.zeros(0, len(compared))
     known: NDArray[np.bool_] = np.bincount(logits.argmax(1).numpy(), minlength=logits.shape[1]) > 0
     if known.sum() < 3:
         return None
@@ -123,6 +144,8 @@ def _likeness(logits: Tensor, temperature: float) -> Values:
 def _level(logits: Tensor) -> Tensor:
     """Logits without what each class gets on average; nought where all examples get the same answer."""
     values = logits.double()
+    if not len(values):
+        return values
     values = values.clamp(min=float(values[values.isfinite()].min()))  # a probability of 0 has no mean logit
     apart = values - values.mean(0)
     return apart * (float(apart.abs().max()) > 1e-5 * float(values.abs().max()))  # less is rounding
@@ -271,30 +294,34 @@ def _correlation(own: Values, control: Values) -> float | None:
 
 def _alike(numbers: dict[str, Any], own: Values, names: list[str], opened: bool) -> Finding:
     most, order = numbers["pairs"][0], _order(own)
+    if len(order) > DRAWN:  # those of the strongest pairs
+        strongest = set(np.argsort(-own.max(1), kind="stable")[:DRAWN].tolist())
+        order = [place for place in order if place in strongest]
     one, other = most["classes"]
     times = most["likeness"] / numbers["even"]
-    sentence = f"Most alike to it are '{one}' and '{other}': where it answers one, the other gets "
-    sentence += f"{percent(most['likeness'])} of what is left, {times:.1f} times an even share. "
+    sentence = f"The most similar classes are '{one}' and '{other}': where it answers one, the other gets "
+    sentence += f"{percent(most['likeness'])} of the remaining probability, {times:.1f} times an even share. "
     sentence += _held_against(numbers, opened)
     again = numbers["pairs_again"]
     if again < STABLE:
         sentence += " But on" if numbers["verdict"] == "beyond" else " On"
         sentence += f" other draws of the examples only {100 * again:.0f} % of the strongest pairs are the same."
     elif numbers["verdict"] == "beyond":
-        sentence += " The strongest pairs are the same on other draws of the examples: a student is taught this beside "
-        sentence += "the right class."
+        sentence += " The strongest pairs are the same on other draws of the examples: besides the right class a "
+        sentence += "student is taught this."
     figure = {
         "kind": "matrix",
         "labels": [names[place] for place in order],
         "values": [[None if i == j else round(100 * float(own[i, j]), 1) for j in order] for i in order],
-        "note": "Per cent of what an answer leaves to other classes; classes that are alike stand side by side.",
+        "note": "Per cent of the probability left to the other classes; similar classes stand side by side."
+        + (f" The {len(order)} classes of the strongest pairs, of {len(names)}." if len(order) < len(names) else ""),
     }
     words = f"An even share: {percent(numbers['even'])}. "
     if numbers["levelled"] is not None:
-        words += "Compared without what each class gets on average, whatever the example: the pair above then gets "
+        words += "For the comparison each class's mean logit is subtracted: the pair above then gets "
         words += f"{percent(numbers['levelled'])}. "
     if numbers["shared_out"]["compared"]:
-        words += f"What is left shared out at random, {numbers['shared_out']['asked']} times: "
+        words += f"The remaining probability shared out at random, {numbers['shared_out']['asked']} times: "
         words += f"{_strongest_of(numbers['shared_out'])}. "
     if not opened:
         words += "The model cannot be opened, so what its architecture alone would show is not known."
@@ -302,20 +329,20 @@ def _alike(numbers: dict[str, Any], own: Values, names: list[str], opened: bool)
         words += f"{_networks(numbers['control'])}: {_strongest_of(numbers['control'])}."
     else:
         words += f"{_networks(numbers['control'])}: none answers three of these classes, so none can be compared."
-    return Finding("What it thinks is alike", sentence, most["likeness"], words, figure)
+    return Finding("Which classes it finds similar", sentence, most["likeness"], words, figure)
 
 
 def _held_against(numbers: dict[str, Any], opened: bool) -> str:
     """Whether the likenesses are more than what the controls show, in words."""
     verdict, chance, random = numbers["verdict"], numbers["shared_out"], numbers["control"]
     if verdict == "lean":
-        words = "But without what each class gets on average, whatever the example, it answers too few classes to "
-        return f"{words}compare: these likenesses may be no more than a lean to some classes."
+        words = "But once each class's mean logit is subtracted it answers too few classes to "
+        return f"{words}compare: these similarities may be no more than a bias towards some classes."
     if verdict == "chance":
-        words = "But shared out at random among the classes, what is left makes as strong a pair "
-        return f"{words}({_reach(chance)}): these likenesses are no more than chance."
+        words = "But shared out at random, the remaining probability makes as strong a pair "
+        return f"{words}({_reach(chance)}): these similarities are no more than chance."
     if verdict == "beyond" and not opened:
-        words = "That is more than chance: shared out at random among the classes, what is left makes no pair stronger "
+        words = "That is more than chance: shared out at random, the remaining probability makes no pair stronger "
         return f"{words}than {percent(chance['strongest_range'][1])}."
     if verdict == "unknown":
         able, asked = random["compared"], random["asked"]
@@ -325,18 +352,22 @@ def _held_against(numbers: dict[str, Any], opened: bool) -> str:
         words += f"of {asked} networks with random weights {f'only {able} answers' if able else 'none answers'} at "
         return f"{words}least three of these classes, and two are needed to compare with."
     if verdict == "as strong":
-        words = f"But networks with random weights show as strong a pair ({_reach(random)}): these likenesses are no "
+        words = f"But networks with random weights show as strong a pair ({_reach(random)}): these similarities are no "
         return f"{words}more than what the architecture shows without any training."
     follow = _correlated(random)
     if verdict == "follows":
         high = random["correlation_high"]
         more = f", and more such networks might average {high:.2f}" if high is not None and high < 1 else ""
-        words = f"But networks with random weights may find the same classes alike ({follow}{more}, not clearly below "
-        words += f"{FOLLOWS}): it is not shown that these likenesses are more than what the architecture gives without "
+        words = (
+            f"But networks with random weights may find the same classes similar ({follow}{more}, not clearly below "
+        )
+        words += (
+            f"{FOLLOWS}): it is not shown that these similarities are more than what the architecture gives without "
+        )
         return f"{words}any training."
     pair = _shares(random["strongest_range"])
     words = f"That goes beyond what networks with random weights show: their strongest pair gets {pair}, and their "
-    return f"{words}likenesses do not follow the model's ({follow}, clearly below {FOLLOWS})."
+    return f"{words}similarities do not follow the model's ({follow}, clearly below {FOLLOWS})."
 
 
 def _networks(random: dict[str, Any]) -> str:
@@ -369,15 +400,20 @@ def _shares(ends: Sequence[float]) -> str:
 def _grouped(numbers: dict[str, Any], own: Values, names: list[str]) -> Finding:
     groups, again = numbers["groups"], numbers["groups_again"]
     firm = again >= STABLE and numbers["verdict"] == "beyond"
-    if firm:
+    together = [group for group in groups if len(group) > 1]
+    if firm and 2 * len(groups) > len(names):  # most of them are one class
+        shown = "; ".join(", ".join(group) for group in together)
+        sentence = f"Most classes stand alone: of {len(names)} only these are grouped, the same on other draws of the "
+        sentence += f"examples: {shown}."
+    elif firm:
         shown = "; ".join(", ".join(group) for group in groups)
         sentence = f"It sees {len(groups)} families of classes, the same on other draws of the examples: {shown}."
     elif again < STABLE:
-        sentence = "It sees no firm families of classes: on other draws of the examples the groups come out otherwise "
+        sentence = "It sees no firm families of classes: on other draws of the examples the groups change "
         sentence += f"(agreement {again:.2f} of 1)."
     else:
-        sentence = "No families of classes are named: they come out the same on other draws of the examples, but that "
-        sentence += "the likenesses they rest on were learnt is not shown."
+        sentence = "No families of classes are named: they come out the same on other draws of the examples, but it is "
+        sentence += "not shown that the similarities they rest on were learnt."
     control = (
         f"Agreement of the groups over {DRAWS} bootstrap samples (adjusted Rand index): {again:.2f}; chance gives 0."
     )
@@ -385,7 +421,7 @@ def _grouped(numbers: dict[str, Any], own: Values, names: list[str]) -> Finding:
     figure = {"kind": "dendrogram", "labels": names, "merges": merges, "text": _tree(own, names)}
     if firm:
         figure["groups"] = [[names.index(name) for name in group] for group in groups]
-    figure["x_label"] = "per cent of what an answer leaves to other classes"
+    figure["x_label"] = "per cent of the probability left to the other classes"
     return Finding("Families of classes", sentence, again, control, figure)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
@@ -21,8 +20,10 @@ from stillroom.taps import read
 from stillroom.taps.places import find_logits
 from stillroom.taps.reader import Reader
 from stillroom.tasks import check_answers, check_names
+from stillroom.tensors import copy_of
 
 ROWS = 5000  # of a split that are asked about
+CELLS = 20_000_000  # rows x classes that are asked about at most: in float64 160 MB, which panels hold several times
 TEXTS = 64  # that are asked together, of like length, so that little is padding
 PILOT, LEAST = 64, 200  # examples by which the pace is measured; no fewer of a split are asked about for want of time
 CONTROL = 1000  # examples of a split that random weights are asked about
@@ -56,7 +57,7 @@ class Subject:
             what = "both" if answer is not None else "neither"
             raise DataError(say("A model to be mined is a module or a function", what, "one of the two"))
         self.data, self.module, self.encode, self.name, self.seed = data, module, encode, name, seed
-        self.asked_for = self.most = rows
+        self.asked_for = self.most = max(LEAST, min(rows, CELLS // len(data.classes or [""])))
         self._answer = answer
         self._kept: dict[str, dict[str, Tensor]] = {}
         self._readers: dict[tuple[str, ...], Reader] = {}
@@ -251,7 +252,7 @@ class Subject:
         Layers that know how to begin anew do so; other weights are drawn from a normal distribution of their own
         mean and deviation. Statistics of batches are kept, so that activations have their size.
         """
-        module = copy.deepcopy(self.opened)
+        module = copy_of(self.opened, "The model")
         with forked(seed, "random weights"), torch.no_grad():
             begun: set[int] = set()
             for part in module.modules():

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from stillroom import files, tensors, utf8
 from stillroom.errors import ModelError, StillroomError, nearest, out_of_memory, say
 from stillroom.models.encode import from_description
-from stillroom.models.zoo import build
+from stillroom.models.raw_inputs import held_to
+from stillroom.models.table_encode import TableEncode
+from stillroom.models.zoo import build, built
 from stillroom.paths import expand, is_file, is_folder
 from stillroom.randomness import forked
 from stillroom.taps.places import find_logits
@@ -66,8 +68,13 @@ class Deployed(nn.Module):
 
         Raises:
             ModelError: texts for a model of something else, or something else for a model of texts.
+            DataError: numbers that are not of the dtype and range that ``config`` names.
         """
-        rows = inputs if isinstance(inputs, Tensor) and not self.reads_text else self._texts(inputs)
+        if isinstance(inputs, Tensor) and not self.reads_text:
+            gaps = isinstance(self.encode, TableEncode)
+            rows = held_to(inputs, self.config.get("input") or {}, "The inputs", gaps=gaps)
+        else:
+            rows = self._texts(inputs)
         encoded = rows if self.encode is None else self.encode(rows)
         if isinstance(encoded, Mapping):
             output = self.model(**encoded)
@@ -207,7 +214,7 @@ def save_bundle(
     packed = tensors.pack(tensors.state_of(whole))
     _must_fit(encode, config.get("shape"), f"The bundle {folder}")
     content = dict(config)
-    content.setdefault("model", {"class": _class_name(model)})
+    content["model"] = _described_model(model, content)
     content["encode"] = _describe(encode)
     content["made_with"] = versions()
     content["weights"] = {"bytes": len(packed), "sha256": hashlib.sha256(packed).hexdigest()}
@@ -217,6 +224,14 @@ def save_bundle(
     files.faultpoint("bundle:weights")
     files.write_json(folder / CONFIG, complete)
     return complete
+
+
+def _described_model(model: nn.Module, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the model is made: as ``content`` says, by the zoo that made it, or the name of its class."""
+    given = dict(content.get("model") or {"class": _class_name(model)})
+    outputs = content.get("outputs") or len(content.get("classes") or ())
+    own = None if "use" in given or not outputs else built(model, content.get("shape") or (), int(outputs))
+    return given if own is None else own
 
 
 def _plain(content: Mapping[str, Any]) -> dict[str, Any]:

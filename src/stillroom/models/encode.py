@@ -18,6 +18,8 @@ from stillroom.errors import ModelError, say
 from stillroom.models.table_encode import TableEncode, table_encode
 from stillroom.models.text_encode import HuggingFaceEncode, WordEncode
 
+_PIXELS = 1 << 24  # that are counted at a time
+
 
 class ImageEncode(nn.Module):
     """Turn pixels (B, C, H, W; uint8, or floats from 0 to 255) into normalised float32.
@@ -99,8 +101,10 @@ def from_source(source: Source, rows: Tensor, size: int | Sequence[int] | None =
     """
     if not len(rows):
         raise ModelError(say("Nothing to measure the normalisation on", "0 rows", "at least one training row"))
+    first = source.batch(torch.tensor([[int(rows[0]), 0]]))["inputs"]
+    step = max(1, min(4096, _PIXELS // max(1, first.numel())))
     count, total, squares = 0, torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64)
-    for part in torch.split(rows, 4096):
+    for part in torch.split(rows, step):
         pixels = source.batch(torch.stack([part, torch.zeros_like(part)], dim=1))["inputs"]
         if pixels.dtype != torch.uint8 or pixels.ndim != 4:
             given = f"{str(pixels.dtype).removeprefix('torch.')} of shape {tuple(pixels.shape)}"

@@ -50,6 +50,8 @@ class HuggingFaceClassifier(nn.Module):
         MissingPart: transformers is not installed.
     """
 
+    fingerprint_ignores = ("_frozen",)  # what learns changes no answer
+
     def __init__(
         self,
         *,

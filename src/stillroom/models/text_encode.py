@@ -40,6 +40,8 @@ class Tokens(NamedTuple):
 class _Memo:
     """Tokens by the bytes of their text, bounded; copies and other processes begin with an empty one."""
 
+    fingerprint_ignores = ("kept",)
+
     def __init__(self) -> None:
         self.kept: dict[bytes, Tokens] = {}
 

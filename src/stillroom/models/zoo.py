@@ -205,6 +205,24 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
     "hugging-face": HuggingFaceClassifier,
 }
 
+OPTIONS: dict[str, str] = {
+    "bidirectional": "a second memory reads from the end to the beginning",
+    "depth": "layers with weights: of a `resnet` 8, 10, 12, 14, 20, ...; of a `convnet` its blocks",
+    "dropout": "the share of numbers left out before the last layer, from 0 up to 1",
+    "embedding": "numbers of a word vector",
+    "filters": "filters of each window",
+    "frozen": "word vectors are not learnt",
+    "hidden": "units of the hidden layer; of an `mlp` a list, a layer each",
+    "kernels": "widths of the windows, in tokens",
+    "layers": "memories on top of each other",
+    "pool": "what stands for a whole row: its `last` step, the `mean` or the `max` of all; `cls`, the first token",
+    "stem": "the stride of the first convolution, 1 or 2",
+    "trainable": "`all`, or how many of the upper layers are learnt",
+    "width": "channels of the first layer; the others follow from it",
+}
+"""What each option of a model means."""
+
+_BUILT = "_stillroom_built"
 TEXTS = ("bilstm", "bigru", "textcnn", "textmlp")
 """The models that read texts: tokens and their mask."""
 
@@ -229,7 +247,28 @@ def build(name: str, *, shape: Shape, classes: int, **options: Any) -> nn.Module
     _check_shape(name, tuple(shape))
     if classes < 1:
         raise ModelError(say("A model needs classes", classes, "at least 1", "Give the data class names or labels."))
-    return ZOO[name](shape=tuple(int(size) for size in shape), classes=int(classes), **options)
+    model = ZOO[name](shape=tuple(int(size) for size in shape), classes=int(classes), **options)
+    vars(model)[_BUILT] = {"use": name, "options": dict(options)}  # what a bundle notes, so that it can be built again
+    return model
+
+
+def built(model: nn.Module, shape: Shape, classes: int) -> dict[str, Any] | None:
+    """Return ``use`` and ``options`` with which :func:`build` makes this model again; None where it would not.
+
+    None for a module that the zoo did not make, for inputs of another shape, and where its parts were changed.
+    """
+    noted = vars(model).get(_BUILT)
+    if noted is None or type(model) is not ZOO[noted["use"]] or noted["use"] == "hugging-face":
+        return None
+    try:
+        again = empty(noted["use"], shape=shape, classes=classes, **noted["options"])
+    except (ModelError, TypeError, ValueError, RuntimeError):
+        return None
+    return dict(noted) if repr(again) == repr(model) and _sizes(again) == _sizes(model) else None
+
+
+def _sizes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
 def example_shape(name: str) -> Shape:

@@ -11,9 +11,9 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from stillroom.behaviour import behaviour
 from stillroom.contracts import Batch, Gradient, Place, Role, Segments, Signals
 from stillroom.errors import LossError, say
+from stillroom.fingerprints import fingerprint_of
 from stillroom.losses import LOSSES, PREPARED
 from stillroom.objectives.binding import Where, mask_keys, owner_slot, pairs_of
 from stillroom.objectives.connectors import STATE, Connector, pool
@@ -127,7 +127,8 @@ class Objective(nn.Module):
         places = [{name: str(one.key) + f" ({one.tap})" for name, one in pair.items()} for pair in self.pairs]
         return {
             "name": self.name,
-            "loss": f"{self.loss.__module__}.{self.loss.__qualname__}" + behaviour(self.loss),
+            "loss": f"{self.loss.__module__}.{self.loss.__qualname__}",
+            "code": fingerprint_of(self.loss, dict(self.options)),
             "places": places,
             "options": {key: repr(value) for key, value in self.options.items()},
             "weight": repr(self.weight),

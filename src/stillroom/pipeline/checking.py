@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from stillroom.contracts import Batch, Segments, Signals
+from stillroom.contracts import Batch, Segments, Signals, Source
 from stillroom.data.leaving_out import rows_told
 from stillroom.data.splits import labelled_rows, labels_known
 from stillroom.errors import DataError, ExportError, ModelError, TrainError, say
 from stillroom.evaluate import plain_ids
 from stillroom.gradients.room import room_for
 from stillroom.learner import Learner
-from stillroom.models.open_box import count_parameters
 from stillroom.pipeline.dry_step import blaming, try_step
 from stillroom.pipeline.plan import ArmPlan, Experiment, TeacherPlan
 from stillroom.pipeline.space import check_batch, check_recording
@@ -34,9 +32,11 @@ from stillroom.tasks import (
     softened_twice,
 )
 from stillroom.teachers import Live
+from stillroom.tensors import copy_of, count_parameters
 
 ROWS = 4
 TARGETS = 256  # rows whose targets are looked at
+LARGE = 1_000_000  # numbers of a row
 
 
 def check_shapes(experiment: Experiment, processes: int | None = None) -> dict[str, str]:
@@ -61,7 +61,7 @@ def check_shapes(experiment: Experiment, processes: int | None = None) -> dict[s
             )
     _exported(experiment)
     check_known(labels_known(data), data.classes)
-    batch = data.batch(plain_ids(data.splits["train"][:ROWS]))
+    batch = data.batch(plain_ids(data.splits["train"][: _few(data)]))
     check_labels(batch.get("labels"), len(batch["id"]))
     facts, shown = {"data": rows_told(data)}, Signals()
     for name, plan in experiment.teachers.items():
@@ -87,6 +87,12 @@ def _exported(experiment: Experiment) -> None:
         given = f"{counts['train']} rows of train and {counts['test']} of test"
         do = "Give more data or a larger test split, or write no graph: export: {onnx: false}."
         raise ExportError(say("Too few rows to export with", given, "at least 2 of train and 3 of test", do))
+
+
+def _few(data: Source) -> int:
+    """Return how many rows are tried: fewer where one is large, since every layer takes its time."""
+    first = data.batch(plain_ids(data.splits["train"][:1]))["inputs"]
+    return ROWS if first.numel() < LARGE else 2
 
 
 def _answers(experiment: Experiment, name: str, batch: Batch) -> Signals:
@@ -143,10 +149,11 @@ def _arm(arm: ArmPlan, experiment: Experiment, batch: Batch, shown: Signals, at_
     learner, note = _part(arm, arm.name, whose, batch, shown, (settings, at_once))
     _classes(learner, arm, whose, batch, shown, experiment)
     transfer = "" if rows.transfer is None else f" + transfer set of {len(rows.transfer):,}"
-    terms = ", ".join(f"{weight:g} {name}" for name, weight in learner.weights().items())
+    terms = " + ".join(f"{float(f'{weight:.4g}')} x {name}" for name, weight in learner.weights().items())
+    kind = "synthetic examples" if arm.distilled is not None else "labelled rows" if arm.reads_labels else "rows"
     return (
-        f"{count_parameters(learner.student):,} parameters, {terms}; {settings.steps:,} steps of {settings.rows} from "
-        f"{len(rows.labelled):,} {'rows' if arm.distilled is None else 'synthetic examples'}{transfer}{note}"
+        f"{count_parameters(learner.student):,} parameters; loss = {terms}; {settings.steps:,} steps, batch "
+        f"{settings.rows}, {len(rows.labelled):,} {kind}{transfer}{note}"
     )
 
 
@@ -159,7 +166,7 @@ def _part(
     """
     settings, at_once = training
     with blaming(whose, batch):
-        student = _copied(plan.make_student(0)).eval()
+        student = copied(plan.make_student(0)).eval()
     with blaming(whose, batch, student):
         learner = Learner(student, plan.objectives(), encode=plan.encode, precision=settings.precision)
         if learner.teacher_places and not shown:
@@ -185,13 +192,13 @@ def _part(
     return learner, note
 
 
-def _copied(student: nn.Module) -> nn.Module:
-    """Return a copy that a step may spoil; a fresh student that cannot be copied (weight_norm) is taken itself."""
+def copied(student: nn.Module) -> nn.Module:
+    """Return a copy that a step may spoil; a fresh student that cannot be copied is taken itself."""
     if isinstance(student, torch.jit.ScriptModule):  # of a copy no parameter can be trained
         return student
     try:
-        return copy.deepcopy(student)
-    except (RuntimeError, TypeError):
+        return copy_of(student, "The student")
+    except ModelError:
         return student
 
 

@@ -54,19 +54,6 @@ def open_tasks(wanted: Sequence[tuple[str, Mapping[str, Any]]], rows: int) -> li
     return tasks
 
 
-def source_of(text: str) -> tuple[str, dict[str, Any]]:
-    """Read ``name`` or ``name:path``, as the command line gives it.
-
-    Raises:
-        DataError: there is no such source, or it takes no path.
-    """
-    name, _, path = text.partition(":")
-    if path and "path" not in options_of(name):
-        raise DataError(say(f"Data '{name}' takes no path", f"'{path}'", f"'{name}' alone"))
-    options_of(name)
-    return name, {"path": path} if path else {}
-
-
 def generality_of(experiment: Experiment, run: Path, told: Told) -> dict[str, Any] | None:
     """Ask the features of a finished run about the experiment's other tasks; None when it has none.
 
@@ -270,5 +257,4 @@ __all__ = [
     "measured",
     "open_task",
     "open_tasks",
-    "source_of",
 ]

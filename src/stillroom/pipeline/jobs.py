@@ -27,10 +27,10 @@ from stillroom.files import (
     write_bytes,
     write_json,
 )
+from stillroom.fingerprints import code_print
 from stillroom.learner import Learner
 from stillroom.models.bundle import save_bundle
 from stillroom.paths import is_file
-from stillroom.pipeline.code import code_print
 from stillroom.pipeline.plan import ArmPlan, Experiment, Told
 from stillroom.pipeline.stages import pass_through
 from stillroom.pipeline.synthesis import examples_inputs
@@ -58,6 +58,7 @@ def job_inputs(experiment: Experiment, arm: ArmPlan, seed: int, factor: float, k
             "labels": labels_print(data),
             "splits": rows_print(data),
             "arm": dict(arm.described),
+            **({"start": arm.starts[seed]} if seed in arm.starts else {}),
             **({"examples": examples_inputs(experiment, arm)} if arm.distilled else {}),
             "seed": seed,
             "factor": factor,
@@ -84,7 +85,7 @@ def train_job(
     if committed(folder, inputs) is not None:
         return
     begin(folder, inputs)
-    if from_cache("jobs", folder, inputs):
+    if arm.shared and from_cache("jobs", folder, inputs):
         return
     try:
         _train(experiment, arm, seed, factor, folder, teacher, told)
@@ -93,7 +94,8 @@ def train_job(
         begin(folder, inputs)
         _train(experiment, arm, seed, factor, folder, teacher, told)
     commit(folder, inputs)
-    publish(folder, cached("jobs", inputs), inputs)
+    if arm.shared:
+        publish(folder, cached("jobs", inputs), inputs)
 
 
 def _train(
@@ -128,8 +130,8 @@ def _train(
             write_bytes(folder / f"mark-{step.number}.safetensors", pack(state_of(student)))
             scored[str(step.number)] = score
             write_json(folder / "marks.json", scored, sealed=True)
-        if step.number % 5 == 0 or step.number == total:
-            told(step.number, total, f"loss {float(step.losses['loss']):.3f}")
+        if step.number % 5 == 0 or step.number in (1, total):
+            told(step.number, total, f"steps, loss {float(step.losses['loss']):.3f}")
     log.save()
     if lost := [mark for mark in marks if str(mark) not in scored] or log.kept["step"][:1] != [1]:
         raise Damaged(f"Damaged folder: {folder} has a checkpoint, but not all that was kept before it ({lost})")

@@ -11,15 +11,16 @@ from torch import nn
 from stillroom.contracts import Source
 from stillroom.errors import DataError, ModelError, enough_memory, say
 from stillroom.evaluate import plain_ids
+from stillroom.fingerprints import fingerprint_of
 from stillroom.models.encode import encode_for
 from stillroom.models.hugging_face import Pretrained, from_folder
-from stillroom.models.open_box import fingerprint
 from stillroom.models.table_encode import table_encode
 from stillroom.models.text_encode import words_for
 from stillroom.models.zoo import TEXTS, build
 from stillroom.pipeline.space import SMALLER, check_model
 from stillroom.randomness import forked
 from stillroom.recipe import Encode
+from stillroom.tensors import state_of
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Making:
 
         found = read(0)
         described = found.described
-        facts = {"weights": fingerprint(found.model.body), "tokenizer": found.encode.fingerprint}
+        weights = fingerprint_of(state_of(found.model.body), described["model"])
+        facts = {"weights": weights, "tokenizer": found.encode.fingerprint}
         return Made(
             lambda seed: read(seed).model, found.encode, self._config(described["model"], described["shape"]), facts
         )

@@ -12,18 +12,19 @@ from stillroom.contracts import Finding
 from stillroom.data.leaving_out import rows_print
 from stillroom.errors import UserError, say
 from stillroom.files import begin, commit, committed, faultpoint, fingerprint, write_bytes, write_json
+from stillroom.fingerprints import MAKERS, code_print, fingerprint_or_new
 from stillroom.mining import Budget, Panel, Subject
-from stillroom.mining.panels import ASK_THEMSELVES, OF_STUDENTS, chosen, panel_called
+from stillroom.mining.headline import headline, summary
+from stillroom.mining.panels import ASK_THEMSELVES, OF_STUDENTS, TITLES, chosen, panel_called
 from stillroom.models.bundle import load
-from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.paths import is_file
-from stillroom.pipeline.asking import asked
-from stillroom.pipeline.code import MAKERS, code_print
+from stillroom.pipeline.asking import SPLITS, asked
 from stillroom.pipeline.mined_recipe import mined_recipe
 from stillroom.pipeline.plan import ALONE, Experiment
 from stillroom.pipeline.recipes import experiment_of
 from stillroom.pipeline.teaching import teacher_folder, trained
 from stillroom.pipeline.workers import Told
+from stillroom.progress import duration
 from stillroom.recipe import Recipe, read_recipe
 from stillroom.report import write_report
 
@@ -32,7 +33,7 @@ KNOWN_BY = 64  # answers
 Students = Mapping[str, Sequence[Subject]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Mined:
     """What was found: where it is written, the panels by name, and how long each took when it was done."""
 
@@ -41,10 +42,19 @@ class Mined:
     seconds: Mapping[str, float]
     asked: Sequence[str] = ()
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name} {len(panel.findings)}" for name, panel in self.panels.items())
+        return f"{self.headline}\n  findings: {counts}\nReport: {self.folder / 'report.html'}"
+
     @property
     def findings(self) -> list[Finding]:
         """All findings in reading order."""
         return [finding for panel in self.panels.values() for finding in panel.findings]
+
+    @property
+    def headline(self) -> str:
+        """The most important of what was found, in one sentence."""
+        return headline(self.panels)
 
     @property
     def notes(self) -> list[str]:
@@ -64,7 +74,7 @@ def mine(
     recipe: Recipe | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Mined:
-    """Dig out what a model knows, into ``folder``: findings.json, report.html, and a folder of files for each panel.
+    """Explain a model by its panels, into ``folder``: findings.json, report.html, and a folder of files for each panel.
 
     What is done is not done again, unless the model, its data or the code of mining has changed, or, for the panel of
     students, one of them. A panel that would take longer than ``seconds`` looks at fewer examples and says so. With the
@@ -80,7 +90,7 @@ def mine(
     if set(names) - set(ASK_THEMSELVES):
         told("asking", 0, 0, "")
         notes, took["asking"] = asked(subject, folder / "asked", inputs, seconds, told)
-        told("asking", 1, 1, f"{took['asking']:.1f} s")
+        told("asking", 1, 1, "")
         for one in (one for seeds in (students or {}).values() for one in seeds):
             one.limit(subject.most)
     for name in names:
@@ -89,7 +99,7 @@ def mine(
         asked_of = (students or {},) if name in OF_STUDENTS else ()
         more = dict((options or {}).get(name, {}))
         panels[name], took[name] = _panel(name, folder / name, inputs, (subject, budget, *asked_of), more)
-        told(name, 1, 1, f"{took[name]:.1f} s")
+        told(name, 1, 1, "")
     if recipe is not None:
         began, pupils = (
             time.perf_counter(),
@@ -120,11 +130,10 @@ def _inputs(subject: Subject, seconds: float) -> dict[str, Any]:
 
 def _print_of(subject: Subject) -> dict[str, Any]:
     """By what a model is known, and how it reads examples; one that shows answers only is known by a few of those."""
-    described = getattr(subject.encode, "describe", None)
     if subject.module is None:
         some = subject.data.splits["train"][:KNOWN_BY]
         return {"answers": subject.answer(subject.inputs(some)).tolist()}
-    return {"module": fingerprint_of(subject.module), "encode": described() if described else None}
+    return {"module": fingerprint_or_new(subject.module, subject.encode)}
 
 
 def _panel(
@@ -158,6 +167,7 @@ def _panel(
 
 def _numbers(mined: Mined, subject: Subject) -> dict[str, Any]:
     return {
+        "headline": mined.headline,
         "model": subject.name,
         "data": {"name": getattr(subject.data, "name", ""), "kind": subject.kind, "classes": subject.classes},
         "panels": {
@@ -180,12 +190,28 @@ def _report(mined: Mined, subject: Subject, title: str) -> None:
     facts: dict[str, object] = {
         "data": f"{getattr(subject.data, 'name', 'data')}, {subject.kind}s",
         "asked about": f"at most {subject.most:,} examples of each split",
-        "seconds by panel": {name: f"{seconds:.1f}" for name, seconds in mined.seconds.items()},
+        "time by panel": {name: duration(seconds) for name, seconds in mined.seconds.items()},
     }
     if mined.notes:
         facts["left out"] = "\n".join(mined.notes)
-    first = mined.findings[0].sentence if mined.findings else "Nothing was found out: no panel could be asked."
-    write_report(mined.folder / "report.html", title=title, verdict=first, findings=mined.findings, facts=facts)
+    write_report(
+        mined.folder / "report.html",
+        title=title,
+        subtitle=_subtitle(subject),
+        verdict=mined.headline,
+        summary=summary(mined.panels),
+        findings=mined.findings,
+        facts=facts,
+        chapters=[(TITLES.get(name, name), len(panel.findings)) for name, panel in mined.panels.items()],
+    )
+
+
+def _subtitle(subject: Subject) -> str:
+    """The model in words, and on which rows it was asked."""
+    model = "a model that shows answers only" if subject.module is None else type(subject.module).__name__
+    rows = ", ".join(f"{len(subject.examples(split)):,} {split}" for split in SPLITS)
+    data = getattr(subject.data, "name", "data")
+    return f"Model: {model} · Data: {data}, {len(subject.classes):,} classes · Asked about: {rows}"
 
 
 # --- what there is in a run ----------------------------------------------------------------------------

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from stillroom.contracts import Teacher
+from stillroom.data.splits import labels_known
 from stillroom.evaluate import plain_ids
 from stillroom.models.text_encode import cut_share
 from stillroom.pipeline.making import reads_texts
 from stillroom.pipeline.plan import Experiment
 from stillroom.tasks import probabilities, softened_twice
+from stillroom.train import Rows
 
 LOOKED_AT = 2000
+FEW_SEEN, FEW_TESTED = 5, 20  # rows of a class
+NAMED = 5
 
 
 def notes_of(experiment: Experiment, teacher: Teacher | None = None) -> list[str]:
@@ -31,14 +37,47 @@ def notes_of(experiment: Experiment, teacher: Teacher | None = None) -> list[str
         if plan.make is not None
     }
     readers |= {f"the student of '{name}'": arm.encode for name, arm in experiment.arms.items()}
-    rows, seen = data.splits["train"][:LOOKED_AT], set[int]()
+    alike: dict[str, list[str]] = {}
     for who, encode in readers.items():
-        if hasattr(encode, "cut") and id(encode) not in seen:
-            seen.add(id(encode))
-            share = cut_share(encode, data, rows)
-            if share > 0:
-                notes.append(
-                    f"{who} reads the first {encode.longest} tokens of a text; {100 * share:.1f} % of the training "
-                    "texts are longer (encode: {longest: ...})"
-                )
+        if hasattr(encode, "cut"):
+            alike.setdefault(str(encode.describe()), []).append(who)
+    rows = data.splits["train"][:LOOKED_AT]
+    for same in alike.values():
+        encode = readers[same[0]]
+        share = cut_share(encode, data, rows)
+        if share > 0:
+            who, reads = (same[0], "reads") if len(same) == 1 else (_all_of(same), "read")
+            notes.append(
+                f"{who} {reads} the first {encode.longest} tokens of a text; {100 * share:.1f} % of the training "
+                "texts are longer (encode: {longest: ...})"
+            )
+    return notes
+
+
+def _all_of(names: list[str]) -> str:
+    """Return several readers in few words."""
+    return "the students" if all(name.startswith("the student") for name in names) else "the teacher and the students"
+
+
+def few_rows(experiment: Experiment) -> list[str]:
+    """Return which classes have so few rows that little can be learnt or said of them."""
+    data, main = experiment.data, experiment.main
+    if not data.classes:
+        return []
+    labels, notes = labels_known(data), list[str]()
+    if labels is None:
+        return []
+    told = (
+        ("the student sees few labels of", Rows.of(main.seen(data)).labelled if main.labels != 0 else None, FEW_SEEN),
+        ("the test split has few rows of", data.splits["test"], FEW_TESTED),
+    )
+    for what, rows, enough in told:
+        if rows is None:
+            continue
+        known = labels[rows]
+        counts = torch.bincount(known[known >= 0], minlength=len(data.classes)).tolist()
+        few = [f"'{name}' ({count})" for name, count in zip(data.classes, counts, strict=True) if count < enough]
+        if few and sum(counts):
+            more = f" and {len(few) - NAMED} more classes" if len(few) > NAMED else ""
+            notes.append(f"{what} {', '.join(few[:NAMED])}{more}")
     return notes

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from stillroom.contracts import Source, Teacher, place
 from stillroom.data.splits import LabelledSubset, few_labels, labelled_rows, labels_of
 from stillroom.errors import DataError, say
 from stillroom.objectives import Objective
-from stillroom.settings import Mixed, Synthesis, Training
+from stillroom.settings import Mixed, Resolved, Synthesis, Training
 from stillroom.train import Rows
 
 ALONE = "alone"
@@ -30,6 +30,7 @@ class TeacherPlan:
     """A teacher by one of three ways: a model to train, a model that answers already, or a store.
 
     ``make`` builds the module (before training, if ``training`` is set); ``described`` is what its result depends on.
+    ``shared``: whether that tells it from every other, so that other runs may find what is kept of it.
     """
 
     described: Mapping[str, Any]
@@ -38,6 +39,7 @@ class TeacherPlan:
     training: Training | None = None
     store: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    shared: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class ArmPlan:
 
     ``unlabelled``: whether it sees the examples whose labels it does not. ``before`` are the stages that come first,
     each an arm of its own; an ``assistant`` has another student, which then teaches. ``also`` are trainings whose steps
-    are added to this one's: so the control has as many as all stages together.
+    are added to this one's: so the control has as many as all stages together. ``starts`` are fingerprints of its
+    students by seed, where ``described`` does not tell them; ``shared`` whether both together tell what is trained from
+    all else, so that other runs may find it.
     """
 
     name: str
@@ -86,6 +90,8 @@ class ArmPlan:
     also: tuple[Training, ...] = ()
     distilled: SynthesisPlan | None = None
     unlabelled: bool = True
+    starts: Mapping[int, str] = field(default_factory=dict)
+    shared: bool = True
 
     @property
     def distils(self) -> bool:
@@ -188,8 +194,17 @@ def control_of(arm: ArmPlan, make_labels: Callable[[], Objective]) -> ArmPlan:
         "stages": [stage.training.model_dump(mode="json") for stage in arm.before if not stage.assistant],
     }
     also = tuple(stage.training for stage in arm.before if not stage.assistant)
-    return ArmPlan(
-        ALONE, objectives, arm.training, arm.learns_from, arm.make_student, arm.encode, arm.config, described, also=also
+    return replace(
+        arm,
+        name=ALONE,
+        objectives=objectives,
+        labels=arm.learns_from,
+        described=described,
+        before=(),
+        assistant=False,
+        also=also,
+        distilled=None,
+        unlabelled=True,
     )
 
 
@@ -210,7 +225,7 @@ class Experiment:
     recipe: str = ""
     on: Sequence[tuple[str, Mapping[str, Any]]] = ()
     on_rows: int = 2000
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Resolved = "float32"
 
     def rows_asked(self) -> Tensor | None:
         """Return the examples of which a teacher's answers are needed; None for all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from stillroom.contracts import Finding
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment
+from stillroom.pipeline.teacher_check import ready_made
+from stillroom.statistics import points
+from stillroom.tasks import by_rows
 
 SMALL_LEAD = 0.02  # a teacher less than two points ahead has little to give
 FAR_FROM_TEACHER = 0.85  # agreement below which a student has not got what it was shown
@@ -29,7 +33,7 @@ def why_not(experiment: Experiment, metrics: Mapping[str, Any], told: Tensor | N
     models, arm = metrics["models"], experiment.main
     lead = models["teacher"]["score"]["mean"] - models[ALONE]["score"]["mean"]
     reasons = [
-        *_weak_teacher(lead),
+        *_weak_teacher(experiment, lead, metrics.get("teacher_check")),
         *_distilled(arm),
         *_enough_labels(experiment, arm, lead),
         *_temperature(arm, told),
@@ -45,13 +49,16 @@ def why_not(experiment: Experiment, metrics: Mapping[str, Any], told: Tensor | N
     return Finding("Why it did not help", reasons[0], lead, control, {"kind": "text", "text": text})
 
 
-def _weak_teacher(lead: float) -> list[str]:
+def _weak_teacher(experiment: Experiment, lead: float, suspicious: str | None) -> list[str]:
+    if suspicious is not None:
+        return [suspicious]
     if lead >= SMALL_LEAD:
         return []
+    weak = f"it leads it by {points(lead)} only" if lead > 0 else f"it is not ahead of it ({points(lead)})"
+    better = "Take a larger one" if ready_made(experiment) else "Train the teacher longer, take a larger one"
     return [
-        f"The teacher is weak for this student: it leads it by {100 * lead:+.1f} points only, so there is little to "
-        "pass on. "
-        "Train the teacher longer, take a larger one, or give it labels that the student does not have."
+        f"The teacher is weak for this student: {weak}, so there is little to pass on. "
+        f"{better}, or give it labels that the student does not have."
     ]
 
 
@@ -86,9 +93,8 @@ def _temperature(arm: ArmPlan, told: Tensor) -> list[str]:
         temperature = objective.options.get("temperature", 4.0 if objective.loss.__name__ == "kd" else None)
         if objective.loss.__name__ not in ("kd", "lskd", "dkd") or temperature is None:
             continue
-        soft = torch.softmax(told.double() / temperature, 1)
-        entropy = float(-(soft * soft.clamp(min=1e-12).log()).sum(1).mean()) / math.log(told.shape[1])
-        sure = float(soft.amax(1).mean())
+        entropy = float(by_rows(partial(_entropy, temperature), told).mean()) / math.log(told.shape[1])
+        sure = float(by_rows(lambda part, t=temperature: (part.double() / t).softmax(1).amax(1), told).mean())
         if entropy > FLAT:
             found.append(
                 f"At temperature {temperature:g} the teacher's answers are almost flat ({100 * entropy:.0f} % of the "
@@ -102,6 +108,11 @@ def _temperature(arm: ArmPlan, told: Tensor) -> list[str]:
                 f"than a label. Raise the temperature of '{objective.name}'."
             )
     return found
+
+
+def _entropy(temperature: float, logits: Tensor) -> Tensor:
+    soft = torch.softmax(logits.double() / temperature, 1)
+    return -(soft * soft.clamp(min=1e-12).log()).sum(1)
 
 
 def _capacity(agreement: Mapping[str, Any] | None, lead: float) -> list[str]:

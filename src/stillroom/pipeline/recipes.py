@@ -11,8 +11,8 @@ from stillroom.data.leaving_out import examples_in, without
 from stillroom.data.table import open_source, options_of
 from stillroom.dataset_distillation.making import check_source, rows_by_class
 from stillroom.errors import ModelError, RecipeError, say
+from stillroom.fingerprints import fingerprint_of
 from stillroom.models.bundle import load
-from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.models.table_encode import check_columns
 from stillroom.objectives import Objective, match
 from stillroom.paths import expand, is_utf8
@@ -22,6 +22,7 @@ from stillroom.recipe import Data, Own, Recipe, Stage, Teacher, written
 from stillroom.recipe import Objective as ObjectiveEntry
 from stillroom.settings import Ramp
 from stillroom.tasks import check_names
+from stillroom.tensors import state_of
 
 
 def experiment_of(recipe: Recipe) -> Experiment:
@@ -209,9 +210,8 @@ def _teacher(block: Teacher, making: Making) -> TeacherPlan:
         check_columns(deployed.encode, making.data)
         check_names(deployed.classes, making.data.classes, f"The model in {block.load}")
         config = {key: value for key, value in deployed.config.items() if key in ("model", "shape", "input", "classes")}
-        return TeacherPlan(
-            {"load": fingerprint_of(deployed)}, lambda: deployed.model, deployed.encode, None, None, config
-        )
+        known = fingerprint_of(state_of(deployed), deployed.config["model"], deployed.encode)
+        return TeacherPlan({"load": known}, lambda: deployed.model, deployed.encode, None, None, config)
     if block.hf is not None:
         made = making.hugging_face(block.hf, block.options, block.encode)
     else:

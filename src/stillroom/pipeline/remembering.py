@@ -10,10 +10,10 @@ import torch
 from stillroom.errors import DataError
 from stillroom.evaluate import plain_ids
 from stillroom.files import begin, commit, committed, fingerprint
+from stillroom.fingerprints import code_print
 from stillroom.memory import Remembers, memory_of, recurrent_path
 from stillroom.models.bundle import load
 from stillroom.paths import is_file
-from stillroom.pipeline.code import code_print
 from stillroom.pipeline.plan import Experiment, Told
 from stillroom.pipeline.teaching import trained
 from stillroom.randomness import permutation

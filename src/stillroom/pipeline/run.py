@@ -8,21 +8,22 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stillroom.contracts import Finding
 from stillroom.errors import UserError
-from stillroom.files import faultpoint, note, refused, sweep, take_notes, write_bytes, write_json
+from stillroom.files import faultpoint, note, notes_of_a_run, refused, sweep, take_notes, write_bytes, write_json
 from stillroom.generality.findings import findings as generality_findings
 from stillroom.memory import findings as memory_findings
 from stillroom.memory import headline as memory_headline
 from stillroom.pipeline.checking import check_shapes
 from stillroom.pipeline.exporting import add_costs, export_run
 from stillroom.pipeline.generality import add_generality, check_tasks, generality_of
+from stillroom.pipeline.head import keep_settings, subtitle_of, title_of
 from stillroom.pipeline.notes import notes_of
 from stillroom.pipeline.plan import Experiment
 from stillroom.pipeline.remembering import memory_of_run
@@ -31,11 +32,15 @@ from stillroom.pipeline.space import check_place
 from stillroom.pipeline.story import facts_of, findings_of, summary_of
 from stillroom.pipeline.synthesis import examples_findings, measured_examples
 from stillroom.pipeline.tasks import Task, Workshop, tasks_of, unfinished
-from stillroom.pipeline.verdict import metrics_of, read_answers, teacher_answers
+from stillroom.pipeline.teacher_check import add_teacher_check, checked
+from stillroom.pipeline.teaching import identity_notes
+from stillroom.pipeline.verdict import metrics_of, read_answers, right_of, teacher_answers, test_labels
 from stillroom.pipeline.workers import Told, perform_apart, perform_here
+from stillroom.progress import aside
 from stillroom.report import write_report
 
 ViewsOf = Callable[[str, int, int, str], None]
+LAST = {"export": "export", "report": "measure and report"}  # what a run does after its tasks, by name, with titles
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,17 @@ class Outcome:
     """What a run left: its folder, its metrics and its findings."""
 
     folder: Path
-    metrics: dict[str, Any]
-    findings: list[Finding]
+    metrics: dict[str, Any] = field(repr=False)
+    findings: list[Finding] = field(repr=False)
 
 
 def silent(name: str, done: int, of: int, what: str) -> None:
     """Tell nobody."""
+
+
+def titles_of(experiment: Experiment) -> dict[str, str]:
+    """Return what a run does from beginning to end, by name, in words: its tasks, the export and the report."""
+    return {task.name: task.title for task in tasks_of(experiment)} | LAST
 
 
 def processes_for(jobs: int | str, tasks: int) -> int:
@@ -63,23 +73,40 @@ def perform(experiment: Experiment, folder: Path, *, processes: int = 1, told: T
     More than one process needs the resolved recipe in the folder, since each builds the experiment from it.
     """
     tasks, workshop = tasks_of(experiment), Workshop(experiment, folder)
-    if left := unfinished(workshop, tasks):
-        check_shapes(experiment, processes)  # before anything is written, and not after the teacher was trained
-        check_place(experiment, folder, left)
-    with locked(folder):
+    with aside(told, "looking for what is done already"):
+        left = unfinished(workshop, tasks)
+    if left:
+        with aside(told, "checking taps and shapes"):  # before anything is written, or a teacher trained
+            check_shapes(experiment, processes)
+            check_place(experiment, folder, left)
+    with notes_of_a_run(), locked(folder):
         if experiment.recipe:
             write_bytes(folder / "recipe.yaml", experiment.recipe.encode())
+        keep_settings(experiment, folder)
         events = _Events(folder / "events.jsonl", told)
         left = unfinished(workshop, tasks)
         check_tasks(experiment, folder)
         for task in tasks:
             if task not in left:
                 told(task.name, 1, 1, "done before")
+        _tell_of_teachers(workshop, left)
         if left and processes > 1:
             perform_apart(folder, left, processes, events)
         else:
             perform_here(workshop, left, events)
         return conclude(experiment, workshop, folder, events)
+
+
+def _tell_of_teachers(workshop: Workshop, left: Sequence[Task]) -> None:
+    """Tell what is suspicious in a teacher that was recorded before, ahead of the students that are left to train."""
+    experiment = workshop.experiment
+    if any(task.kind in ("teacher", "record") for task in left) or not any(
+        task.kind in ("trial", "arm") and experiment.arms[task.owner].reads_teacher for task in left
+    ):
+        return
+    teacher = workshop.knowledge()[0]
+    if teacher is not None and (found := checked(experiment, teacher)) is not None:
+        note(found)
 
 
 def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Told) -> Outcome:
@@ -97,7 +124,11 @@ def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Tol
     add_costs(experiment, metrics, facts)
     elsewhere = generality_of(experiment, folder, lambda done, of, what: told("report", done, of, what))
     add_generality(experiment, folder, metrics, elsewhere)
-    metrics["notes"] += notes_of(experiment, teacher)
+    if teacher is not None and answered is not None:
+        add_teacher_check(
+            experiment, metrics, teacher, right_of({**answers, "teacher": [answered]}, test_labels(experiment.data))
+        )
+    metrics["notes"] += [*notes_of(experiment, teacher), *identity_notes(experiment, folder)]
     remembered = memory_of_run(experiment, folder, lambda done, of, what: told("report", done, of, what))
     if remembered is not None:
         metrics["memory"] = remembered | {"sentence": memory_headline(remembered, experiment.main.name)}
@@ -114,7 +145,8 @@ def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Tol
     write_json(folder / "metrics.json", metrics)
     write_report(
         folder / "report.html",
-        title=experiment.name,
+        title=title_of(experiment),
+        subtitle=subtitle_of(experiment, metrics, folder),
         verdict=metrics["verdict"],
         summary=summary_of(metrics),
         findings=findings,
@@ -125,7 +157,7 @@ def conclude(experiment: Experiment, workshop: Workshop, folder: Path, told: Tol
 
 
 def _teacher_parameters(experiment: Experiment, metrics: dict[str, Any]) -> None:
-    from stillroom.models.open_box import count_parameters
+    from stillroom.tensors import count_parameters
 
     plan = experiment.teachers.get("")
     if plan is not None and plan.make is not None and "teacher" in metrics["models"]:

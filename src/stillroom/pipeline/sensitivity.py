@@ -22,9 +22,9 @@ from stillroom.contracts import Batch, Finding, GradCam, Gradient, Signals, Tap,
 from stillroom.errors import StoreError, TapError
 from stillroom.evaluate import plain_ids
 from stillroom.files import begin, commit, committed, fingerprint, write_bytes
+from stillroom.fingerprints import code_print
 from stillroom.models.bundle import load
 from stillroom.paths import is_file
-from stillroom.pipeline.code import code_print
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, Told
 from stillroom.pipeline.teaching import open_store, trained
 from stillroom.randomness import permutation

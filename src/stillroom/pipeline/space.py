@@ -10,13 +10,13 @@ from typing import Any
 from stillroom.cache import cached, check_cache
 from stillroom.errors import ModelError, RecipeError, StoreError, TrainError, out_of_memory, say
 from stillroom.files import CACHE, cache_folder, committed
-from stillroom.gradients.room import size_text, whole_memory
 from stillroom.models.zoo import empty, parameters
 from stillroom.paths import exists
 from stillroom.pipeline.plan import Experiment
 from stillroom.pipeline.tasks import Task
 from stillroom.pipeline.teaching import recorded, rows_recorded, teacher_inputs
 from stillroom.record import estimate
+from stillroom.system import size_text, whole_memory
 from stillroom.teachers import Live
 
 WEIGHT = 8  # bytes: a float32 and its gradient

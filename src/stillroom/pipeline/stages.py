@@ -64,6 +64,7 @@ def _train(
 ) -> None:
     data = stage.data(experiment.data)
     settings = stage.settings(data, factor)
+    modes = [(one, one.training) for one in module.modules()]
     learner = Learner(module, stage.objectives(), encode=stage.encode, precision=settings.precision)
     for step in train(
         learner,
@@ -75,8 +76,10 @@ def _train(
         seed=seed,
         folder=part,
     ):
-        if step.number % 5 == 0 or step.number == step.steps:
-            told(step.number, step.steps, f"{stage.name}: loss {float(step.losses['loss']):.3f}")
+        if step.number % 5 == 0 or step.number in (1, step.steps):
+            told(step.number, step.steps, f"steps of {stage.name}, loss {float(step.losses['loss']):.3f}")
+    for one, mode in modes:  # the next part is to find what is frozen
+        one.training = mode
 
 
 def _ask(experiment: Experiment, arm: ArmPlan, number: int, stage: ArmPlan, part: Path, module: nn.Module) -> Teacher:

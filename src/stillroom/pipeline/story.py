@@ -13,12 +13,14 @@ from torch import Tensor
 from stillroom.contracts import Finding
 from stillroom.data.leaving_out import rows_told
 from stillroom.files import read_sealed
+from stillroom.pipeline.head import settings_told, version_of
 from stillroom.pipeline.plan import ALONE, Experiment
 from stillroom.pipeline.reasons import why_not
 from stillroom.pipeline.verdict import Answers, test_labels
-from stillroom.report import run_costs, run_findings
+from stillroom.report import run_classes, run_costs, run_findings
+from stillroom.report.readings import share_of_gap, shown
 from stillroom.report.run_pull import pull
-from stillroom.tasks import recall_by_class, reliability
+from stillroom.tasks import class_counts, confusions, recall_by_class, reliability, share_of, top_share
 
 SHOWN = 12  # disagreements that the report shows
 
@@ -40,19 +42,21 @@ def findings_of(
     found.append(run_findings.arms_table(metrics))
     found.append(run_findings.training_curves(_curves(experiment, run), "accuracy"))
     curve = read_sealed(run / "arms" / f"{main}-{experiment.seeds[0]}" / "curve.json")
-    if (pulled := pull(main, curve["pull"])) is not None:
+    if (pulled := pull(shown(main), curve["pull"])) is not None:
         found.append(pulled)
     if not experiment.main.answers:  # nobody trained its logits
         return [*found, *_weights(experiment, run), run_costs.sizes(metrics), *_parity(facts)]
     if labels is not None:
-        shown = ({"teacher": told} if told is not None else {}) | {
-            name: answers[name][0] for name in (ALONE, main) if name in answers
+        judged = ({"teacher": told} if told is not None else {}) | {
+            shown(name): answers[name][0] for name in (ALONE, main) if name in answers
         }
         found.append(
-            run_findings.reliability({name: reliability(part, labels).plain() for name, part in shown.items()})
+            run_findings.reliability({name: reliability(part, labels).plain() for name, part in judged.items()})
         )
     if told is not None and labels is not None and experiment.data.classes:
         found.append(_by_class(experiment, answers, told, labels))
+    if labels is not None and experiment.data.classes:
+        found.append(_confused(experiment, answers[main], labels))
     if told is not None:
         found.append(_disagreements(experiment, answers[main][0], told, labels))
     if labels is not None and ALONE in answers and told is not None:
@@ -67,10 +71,10 @@ def _curves(experiment: Experiment, run: Path) -> dict[str, Any]:
         folder = run / "arms" / f"{name}-{experiment.seeds[0]}"
         curve, scores = read_sealed(folder / "curve.json"), read_sealed(folder / "scores.json")
         marks = sorted(map(int, scores["validation_by_step"]))
-        curves[name] = {"step": curve["step"], **curve["terms"]}
+        curves[shown(name)] = {"step": curve["step"], **curve["terms"]}
         if experiment.arms[name].answers and "test" in scores:  # else it was chosen by a loss
-            shown = [scores["validation_by_step"][str(mark)] for mark in marks]
-            curves[name]["validation"] = {"step": marks, "score": shown}
+            values = [scores["validation_by_step"][str(mark)] for mark in marks]
+            curves[shown(name)]["validation"] = {"step": marks, "score": values}
     return curves
 
 
@@ -88,23 +92,35 @@ def _by_class(experiment: Experiment, answers: Answers, told: Tensor, labels: Te
         recall_by_class(told, labels, count),
         _mean_recall(answers[ALONE], labels, count) if ALONE in answers else None,
         _mean_recall(answers[experiment.main.name], labels, count),
+        shown(experiment.main.name),
     )
+
+
+def _confused(experiment: Experiment, parts: list[Tensor], labels: Tensor) -> Finding:
+    """Which classes the main arm takes for which, as means over its seeds."""
+    names = [str(name) for name in experiment.data.classes or ()]
+    counts = [class_counts(part, labels, len(names)) for part in parts]
+    names += [str(place) for place in range(len(names), len(counts[0].rows))]
+    right = torch.stack([one.right for one in counts]).double().mean(0).tolist()
+    pairs = [(true, other, count / len(parts)) for true, other, count in confusions(parts, labels)]
+    return run_classes.confused(names, counts[0].rows.tolist(), right, pairs)
 
 
 def _disagreements(experiment: Experiment, student: Tensor, told: Tensor, labels: Tensor | None) -> Finding:
     """The examples of the test split on which teacher and student differ most surely."""
-    ours, theirs = student.softmax(1), told.softmax(1)
-    apart = (ours.argmax(1) != theirs.argmax(1)).nonzero()[:, 0]
-    surest = apart[(ours[apart].amax(1) * theirs[apart].amax(1)).argsort(descending=True)][:SHOWN]
+    apart = (student.argmax(1) != told.argmax(1)).nonzero()[:, 0]
+    sure = top_share(student)[apart] * top_share(told)[apart]
+    surest = apart[sure.argsort(descending=True, stable=True)][:SHOWN]
     names = experiment.data.classes or [str(number) for number in range(told.shape[1])]
     rows, items = experiment.data.splits["test"], []
     for row in surest.tolist():
+        ours, theirs = student[row].double().softmax(0), told[row].double().softmax(0)
         item = _shown(experiment, int(rows[row])) | {
             "true": names[int(labels[row])] if labels is not None and int(labels[row]) >= 0 else None,
-            "teacher": names[int(theirs[row].argmax())],
-            "student": names[int(ours[row].argmax())],
-            "teacher_share": float(theirs[row].max()),
-            "student_share": float(ours[row].max()),
+            "teacher": names[int(theirs.argmax())],
+            "student": names[int(ours.argmax())],
+            "teacher_share": float(theirs.max()),
+            "student_share": float(ours.max()),
         }
         items.append(item)
     return run_findings.disagreements(items, len(apart), len(told))
@@ -119,9 +135,9 @@ def _shown(experiment: Experiment, example: int) -> dict[str, Any]:
 def _changed(experiment: Experiment, answers: Answers, told: Tensor, labels: Tensor) -> Finding:
     """The examples whose true class gained or lost most probability from ``alone`` to the main arm."""
     known = (labels >= 0).nonzero()[:, 0]
-    truth = labels[known][:, None]
+    truth = labels[known]
     alone, distilled, teacher = (
-        torch.stack([part[known].softmax(1).gather(1, truth)[:, 0] for part in parts]).mean(0)
+        torch.stack([share_of(part, labels.clamp(min=0))[known] for part in parts]).mean(0)
         for parts in (answers[ALONE], answers[experiment.main.name], [told])
     )
     moved = distilled - alone
@@ -150,9 +166,9 @@ def _weights(experiment: Experiment, run: Path) -> list[Finding]:
         return []
     return [
         run_costs.weights(
-            {name: score["weights"] for name, score in scores.items()},
-            {name: score.get("test") for name, score in scores.items()},
-            {name: score.get("pruned") for name, score in scores.items()},
+            {shown(name): score["weights"] for name, score in scores.items()},
+            {shown(name): score.get("test") for name, score in scores.items()},
+            {shown(name): score.get("pruned") for name, score in scores.items()},
         )
     ]
 
@@ -181,32 +197,27 @@ def _exported(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 def summary_of(metrics: Mapping[str, Any]) -> list[tuple[str, object]]:
     """Return the few numbers at the head of the report."""
     models = metrics["models"]
-    shown: list[tuple[str, object]] = []
-    gap = metrics.get("gap_closed")
-    if gap:
-        shown.append(("gap closed", f"{100 * gap['mean']:.0f} %"))
-    for name, label in (("teacher", "teacher"), (ALONE, "alone"), ("distilled", f"distilled ({metrics['main']})")):
+    head: list[tuple[str, object]] = []
+    if metrics.get("gap_closed"):
+        head.append(("gap closed", share_of_gap(metrics)[0]))
+    for name, label in (("teacher", "teacher"), (ALONE, ALONE), ("distilled", shown(str(metrics["main"])))):
         if models.get(name, {}).get("score"):  # a teacher has none where there are no labels
-            shown.append((label, f"{100 * models[name]['score']['mean']:.1f} %"))
+            head.append((label, f"{100 * models[name]['score']['mean']:.1f} %"))
     agreement = models["distilled"].get("agreement")
     if agreement:
-        shown.append(("agrees with the teacher", f"{100 * agreement['mean']:.1f} %"))
+        head.append(("agrees with the teacher", f"{100 * agreement['mean']:.1f} %"))
     teacher, student = (models.get(name, {}).get("bytes") for name in ("teacher", "distilled"))
     if teacher and student:
-        shown.append(("smaller by", f"{teacher['mean'] / student['mean']:.1f}x"))
-    return shown
+        times = teacher["mean"] / student["mean"]
+        head.append(("smaller than the teacher", f"{times:.1f}x") if times >= 1 else ("larger", f"{1 / times:.1f}x"))
+    return head
 
 
 def facts_of(experiment: Experiment) -> dict[str, object]:
-    """Return what the run stood on: recipe, versions, machine."""
-    from importlib.metadata import PackageNotFoundError, version
-
+    """Return what the run stood on: data, recipe or settings, versions, machine."""
     versions: dict[str, object] = {"Python": platform.python_version()}
-    for package in ("stillroom", "torch", "numpy", "pyarrow", "onnxruntime"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
+    packages = ("stillroom", "torch", "numpy", "pyarrow", "onnxruntime")
+    versions |= {package: version_of(package) for package in packages}
     data = experiment.data
     machine = {
         "processor": platform.machine(),
@@ -218,7 +229,7 @@ def facts_of(experiment: Experiment) -> dict[str, object]:
         "data": f"{getattr(data, 'name', 'data')}: {rows_told(data)}",
         "versions": versions,
         "machine": machine,
-        "recipe": experiment.recipe,
+        **({"recipe": experiment.recipe} if experiment.recipe else {"settings": settings_told(experiment)}),
     }
 
 

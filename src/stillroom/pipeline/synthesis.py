@@ -24,7 +24,7 @@ from stillroom.files import (
     read_json,
     write_json,
 )
-from stillroom.pipeline.code import MAKERS, code_print
+from stillroom.fingerprints import MAKERS, code_print
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, SynthesisPlan, Told
 from stillroom.report import run_synthetic
 
@@ -101,13 +101,13 @@ def seconds_of_examples(experiment: Experiment, owner: str) -> tuple[int, float]
     plan, threads = _plan(arm), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seen, moments = arm.seen(experiment.data), [time.perf_counter()]
+        seen, moments = arm.seen(experiment.data), [time.process_time()]
         make_examples(
             seen,
             plan.make_network,
-            plan.settings.model_copy(update={"steps": 3}),
+            plan.settings.model_copy(update={"steps": 2}),
             encode=plan.encode,
-            progress=lambda *_: moments.append(time.perf_counter()),
+            progress=lambda *_: moments.append(time.process_time()),
         )
     finally:
         torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from stillroom.contracts import Teacher
 from stillroom.errors import TrainError, enough_memory
-from stillroom.files import committed
+from stillroom.files import committed, note
 from stillroom.pipeline.jobs import adopt, choose, job_inputs, train_job
 from stillroom.pipeline.plan import Experiment, Told
 from stillroom.pipeline.synthesis import (
@@ -17,7 +17,9 @@ from stillroom.pipeline.synthesis import (
     owner_of,
     with_examples,
 )
+from stillroom.pipeline.teacher_check import checked
 from stillroom.pipeline.teaching import (
+    knowledge_folder,
     knowledge_is_whole,
     knowledge_print,
     open_knowledge,
@@ -26,6 +28,7 @@ from stillroom.pipeline.teaching import (
     teacher_is_ready,
     teacher_of,
 )
+from stillroom.store import Store
 
 LESS = "Lower train.batch, do fewer at once (--set jobs=1), or make the model smaller; then run the same again."
 
@@ -48,16 +51,16 @@ class Task:
 
     @property
     def title(self) -> str:
-        """What a person reads beside the progress bar."""
+        """What a person reads of its progress."""
         if self.kind == "teacher":
             return f"train teacher {self.owner}".strip()
         if self.kind == "record":
             return f"record teacher {self.owner}".strip()
         if self.kind == "examples":
-            return f"{self.owner}: make examples"
+            return f"{self.owner}, make examples"
         if self.kind == "trial":
-            return f"{self.owner}: try rate x{self.factor:g}"
-        return f"{self.owner}: seed {self.seed}"
+            return f"{self.owner}, rate x{self.factor:g}"
+        return f"{self.owner}, seed {self.seed}"
 
 
 def tasks_of(experiment: Experiment) -> list[Task]:
@@ -111,6 +114,9 @@ class Workshop:
             prepare_teacher(self.experiment, task.owner, self.run, told)
         elif task.kind == "record":
             record_teacher(self.experiment, task.owner, self.run, told)
+            store = Store.open(knowledge_folder(self.run, task.owner))
+            if (found := checked(self.experiment, store, task.owner)) is not None:
+                note(found)  # at once, before a student learns from it
         elif task.kind == "examples":
             make_arm_examples(self.experiment, task.owner, self.run, told)
         else:

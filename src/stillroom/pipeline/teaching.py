@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from stillroom.behaviour import behaviour
 from stillroom.cache import cached, from_cache, private, publish, untrusted
 from stillroom.contracts import Named, Teacher, tap
 from stillroom.data.leaving_out import rows_print
@@ -27,17 +26,17 @@ from stillroom.files import (
     sweep,
     write_json,
 )
+from stillroom.fingerprints import code_print, fingerprint_of, unseen_in
 from stillroom.learner import Learner
 from stillroom.models.bundle import load, save_bundle
-from stillroom.models.open_box import fingerprint as fingerprint_of
 from stillroom.paths import exists
-from stillroom.pipeline.code import code_print
 from stillroom.pipeline.plan import Experiment, TeacherPlan, Told, combined
-from stillroom.record import SPLITS, record
+from stillroom.record import ANEW, SPLITS, record, still_shows
 from stillroom.store import Store
-from stillroom.store.manifest import is_whole
+from stillroom.store.manifest import is_whole, read_manifest
 from stillroom.taps import read
 from stillroom.teachers import Live
+from stillroom.tensors import holds_tensors
 from stillroom.train import Rows, train
 
 
@@ -76,14 +75,15 @@ def prepare_teacher(experiment: Experiment, name: str, run: Path, told: Told) ->
     if committed(folder, inputs) is not None:
         return
     begin(folder, inputs)
-    if from_cache("teachers", folder, inputs):
+    if plan.shared and from_cache("teachers", folder, inputs):
         return
     module = plan.make()
     if plan.training is not None:
         _train(experiment, plan, module, folder, told)
     _keep(experiment, plan, module, folder)
     commit(folder, inputs)
-    publish(folder, cached("teachers", inputs), inputs)
+    if plan.shared:
+        publish(folder, cached("teachers", inputs), inputs)
 
 
 def teacher_is_ready(experiment: Experiment, name: str, run: Path) -> bool:
@@ -95,8 +95,10 @@ def teacher_is_ready(experiment: Experiment, name: str, run: Path) -> bool:
 
 
 def _keep(experiment: Experiment, plan: TeacherPlan, module: nn.Module, folder: Path) -> None:
-    module.eval()
-    save_bundle(folder, module, encode=plan.encode, config=dict(plan.config))
+    if plan.training is not None:
+        module.eval()
+    if plan.training is not None or holds_tensors(module):  # a quantised one teaches, and is kept by whoever gave it
+        save_bundle(folder, module, encode=plan.encode, config=dict(plan.config))
     validation = experiment.data.splits["validation"]
     scores = evaluate(module, experiment.data, split="validation", encode=plan.encode) if len(validation) else {}
     write_json(folder / "scores.json", {"validation": scores, "fingerprint": fingerprint_of(module)})
@@ -108,8 +110,8 @@ def _train(experiment: Experiment, plan: TeacherPlan, module: nn.Module, folder:
     learner = Learner(module, ["labels"], encode=plan.encode, precision=settings.precision)
     data, rows = experiment.data, Rows(labelled_rows(experiment.data))
     for step in train(learner, data, None, settings, rows=rows, seed=0, folder=folder, views=experiment.views):
-        if step.number % 5 == 0 or step.number == step.steps:
-            told(step.number, step.steps, f"loss {float(step.losses['loss']):.3f}")
+        if step.number % 5 == 0 or step.number in (1, step.steps):
+            told(step.number, step.steps, f"steps, loss {float(step.losses['loss']):.3f}")
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
@@ -126,14 +128,15 @@ def trained(experiment: Experiment, name: str, run: Path) -> tuple[nn.Module, nn
 def record_teacher(experiment: Experiment, name: str, run: Path, told: Told) -> None:
     """Ask the teacher about every training row under every view, and about the other splits; once for all runs.
 
-    What it showed is kept in the cache that all runs share; the run folder links to it.
+    What it showed is kept in the cache that all runs share, and the run folder links to it. Where the teacher has no
+    fingerprint, or does not answer as the one whose answers are there, it is kept in the run folder.
     """
     plan = experiment.teachers[name]
     if plan.store is not None:
         return
     module, encode = trained(experiment, name, run)
-    taps, prints = experiment.taps(name), _fingerprints(experiment, module, encode)
-    kept = _knowledge_place(experiment, name, prints)
+    live, prints = _live(experiment, name, module, encode), _fingerprints(experiment, module, encode)
+    kept = _knowledge_place(experiment, name, run, prints, live)
     if why := untrusted(kept):
         heal(kept, f"{kept} is not trusted ({why})")
     try:
@@ -141,14 +144,7 @@ def record_teacher(experiment: Experiment, name: str, run: Path, told: Told) -> 
     except OSError as error:
         raise refused(kept, error) from error
     sweep(kept, older_than=3600)  # another run may be at work there
-    record(
-        Live(module, taps, encode=encode, precision=experiment.precision),
-        experiment.data,
-        kept,
-        **recorded(experiment, name),
-        fingerprints=prints,
-        progress=told,
-    )
+    record(live, experiment.data, kept, **recorded(experiment, name), fingerprints=prints, progress=told)
     _link(knowledge_folder(run, name), kept)
 
 
@@ -174,18 +170,47 @@ def rows_recorded(experiment: Experiment) -> int:
 
 
 def knowledge_is_whole(experiment: Experiment, name: str, run: Path) -> bool:
-    """Whether the run folder links to a whole recording of this very teacher, data, taps and views."""
+    """Whether the run folder links to a whole recording of this very teacher, data, taps and views.
+
+    It is asked about a few rows: its answers must be those of then.
+    """
     if experiment.teachers[name].store is not None:
         return True
     module, encode = trained(experiment, name, run)
-    kept = _knowledge_place(experiment, name, _fingerprints(experiment, module, encode))
-    if untrusted(kept) or not is_whole(kept):
-        return False  # what is missing or damaged is recorded anew
-    return knowledge_folder(run, name).resolve() == kept.resolve()
+    live, prints = _live(experiment, name, module, encode), _fingerprints(experiment, module, encode)
+    kept = _knowledge_place(experiment, name, run, prints, live)
+    if untrusted(kept) or not is_whole(kept) or knowledge_folder(run, name).resolve() != kept.resolve():
+        return False
+    return still_shows(live, experiment.data, kept, **recorded(experiment, name))
 
 
-def _knowledge_place(experiment: Experiment, name: str, prints: Mapping[str, str]) -> Path:
-    """Return where the cache keeps what a teacher showed on this data through these taps."""
+def identity_notes(experiment: Experiment, run: Path) -> list[str]:
+    """Return why a model is not known by a fingerprint, and why a teacher was asked anew."""
+    notes = []
+    for name, plan in experiment.teachers.items():
+        if plan.store is not None or plan.make is None:
+            continue
+        who, manifest = f"the teacher {name}".strip(), read_manifest(knowledge_folder(run, name))
+        if manifest.fingerprints["teacher"] is None:
+            hidden = unseen_in(model=plan.make(), encode=plan.encode)
+            notes.append(f"{who} has no fingerprint ({hidden} cannot be seen): nothing of it is shared with other runs")
+        notes += [f"{who} was {note}" for note in manifest.notes if note.startswith(ANEW)]
+    for name, arm in experiment.arms.items():
+        if not arm.shared:
+            losses = {one.name: [one.loss, dict(one.options)] for one in arm.objectives()}
+            hidden = unseen_in(student=arm.make_student(experiment.seeds[0]), encode=arm.encode, losses=losses)
+            notes.append(f"arm '{name}' has no fingerprint ({hidden} cannot be seen): it is trained anew in each run")
+    return notes
+
+
+def _live(experiment: Experiment, name: str, module: nn.Module, encode: nn.Module | None) -> Live:
+    return Live(module, experiment.taps(name), encode=encode, precision=experiment.precision)
+
+
+def _knowledge_place(
+    experiment: Experiment, name: str, run: Path, prints: Mapping[str, str | None], live: Teacher
+) -> Path:
+    """Return where what a teacher showed on this data through these taps is kept: in the cache, or in the run."""
     taps, asked = sorted(experiment.taps(name)), experiment.rows_asked()
     inputs = fingerprint(
         {
@@ -198,7 +223,13 @@ def _knowledge_place(experiment: Experiment, name: str, prints: Mapping[str, str
             "precision": experiment.precision,
         }
     )
-    return cached("knowledge", inputs)
+    shared, own = cached("knowledge", inputs), run / "recorded" / inputs[:16]
+    if prints["teacher"] is None:
+        return own
+    there = not untrusted(shared) and is_whole(shared)
+    if there and not still_shows(live, experiment.data, shared, **recorded(experiment, name)):
+        return own
+    return shared
 
 
 def _link(place: Path, target: Path) -> None:
@@ -211,18 +242,17 @@ def _link(place: Path, target: Path) -> None:
         set_aside(place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(target.resolve(), target_is_directory=True)
+        inside = target.resolve().is_relative_to(place.parent.resolve())  # a run folder may be moved
+        to = target.resolve().relative_to(place.parent.resolve()) if inside else target.resolve()
+        place.symlink_to(to, target_is_directory=True)
     except OSError as error:
         raise refused(place, error) from error
 
 
-def _fingerprints(experiment: Experiment, module: nn.Module, encode: nn.Module | None) -> dict[str, str]:
+def _fingerprints(experiment: Experiment, module: nn.Module, encode: nn.Module | None) -> dict[str, str | None]:
     views = getattr(experiment.data, "views", None)
-    described = getattr(encode, "describe", None)
-    known = {"module": fingerprint_of(module), "encode": described() if described else None}
-    code = behaviour(module)
     return {
-        "teacher": fingerprint(known | ({"code": code} if code else {})),
+        "teacher": fingerprint_of(module, encode),
         "data": str(experiment.data.fingerprint),  # type: ignore[attr-defined]
         "transform": str(getattr(views, "fingerprint", "")),
     }
@@ -289,6 +319,7 @@ def taps_are_known(experiment: Experiment, name: str, module: nn.Module, encode:
 
 
 __all__ = [
+    "identity_notes",
     "knowledge_folder",
     "knowledge_print",
     "open_knowledge",

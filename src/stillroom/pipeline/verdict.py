@@ -15,11 +15,13 @@ from stillroom.data.splits import labels_known
 from stillroom.errors import Damaged, say
 from stillroom.evaluate import BATCH, plain_ids
 from stillroom.files import read_sealed
-from stillroom.models.open_box import count_parameters
+from stillroom.pipeline.baselines import baseline_notes, baselines_of
+from stillroom.pipeline.classes import class_notes, classes_of
 from stillroom.pipeline.plan import ALONE, Experiment, without_control
-from stillroom.statistics import CLAIM_FROM, Interval, gap_closed, paired
+from stillroom.report.readings import share_of_gap, shown
+from stillroom.statistics import Interval, gap_closed, in_seeds, paired, points
 from stillroom.tasks import measure
-from stillroom.tensors import unpack
+from stillroom.tensors import count_parameters, unpack
 
 Answers = dict[str, list[Tensor]]
 """What each arm answered on the test split: one (rows, classes) tensor a seed."""
@@ -87,6 +89,10 @@ def metrics_of(experiment: Experiment, run: Path, answers: Answers, told: Tensor
     found |= _compared(answers, told, labels, main, _comparable(experiment))
     if told is not None and ALONE not in answers:
         found["reason"] = without_control(experiment)
+    if labels is not None and experiment.main.answers:
+        named = [str(name) for name in experiment.data.classes or ()]
+        found["classes"] = classes_of(named, answers[main], told, labels)
+        found["baseline"] = baselines_of(experiment, labels)
     found["verdict"] = verdict(found)
     return found
 
@@ -110,13 +116,34 @@ def _one(value: float) -> dict[str, Any]:
     return {"mean": value, "per_seed": [value]}
 
 
+def _differences(hits: Mapping[str, np.ndarray], main: str) -> dict[str, Any]:
+    """Return every arm's score minus the control's (``gains``), the best other arm's minus the first's (``leads``).
+
+    Each is an interval. Where the test examples have no labels the score is agreement with the teacher.
+    """
+    found: dict[str, Any] = {}
+    others = [name for name in hits if name not in (ALONE, main)]
+    if ALONE in hits:
+        found["gains"] = {name: paired(hits[name], hits[ALONE]).plain() for name in hits if name != ALONE}
+    if others:
+        best = max(others, key=lambda name: hits[name].mean())
+        found["leads"] = {best: paired(hits[best], hits[main]).plain()}
+    return found
+
+
+def right_of(answers: Mapping[str, list[Tensor]], labels: Tensor | None) -> dict[str, np.ndarray]:
+    """Return which labelled test rows each model answers rightly: 1 or 0, (seeds x rows)."""
+    return {} if labels is None else {name: _correct(parts, labels) for name, parts in answers.items()}
+
+
 def _correct(logits: list[Tensor], labels: Tensor) -> np.ndarray:
     known = labels >= 0
-    return np.stack([(part[known].argmax(1) == labels[known]).double().numpy() for part in logits])
+    return np.stack([(part.argmax(1)[known] == labels[known]).double().numpy() for part in logits])
 
 
 def _agrees(logits: list[Tensor], told: Tensor) -> np.ndarray:
-    return np.stack([(part.argmax(1) == told.argmax(1)).double().numpy() for part in logits])
+    first = told.argmax(1)
+    return np.stack([(part.argmax(1) == first).double().numpy() for part in logits])
 
 
 def _comparable(experiment: Experiment) -> list[str]:
@@ -134,68 +161,51 @@ def _compared(
 ) -> dict[str, Any]:
     """The two headline numbers, or why there are none; every arm's share of the gap where the control is its own."""
     reason = ""
+    score = right_of(answers, labels)
+    if labels is None and told is not None:
+        score = {name: _agrees(one, told) for name, one in answers.items()}
+    found = _differences(score, main)
     if told is None:
         reason = "there is no teacher in this recipe, so there is no gap to close"
     elif ALONE not in answers:
         reason = "there is no control in this run"
     if reason:
-        none = {"gap_closed": None, "agreement_gain": None, "reason": reason}
-        return none
+        return found | {"gap_closed": None, "agreement_gain": None, "reason": reason}
     assert told is not None
     gain = paired(_agrees(answers[main], told), _agrees(answers[ALONE], told))
-    found: dict[str, Any] = {"agreement_gain": gain.plain(), "gap_closed": None}
+    found |= {"agreement_gain": gain.plain(), "gap_closed": None}
     if labels is None:
         return found | {"reason": "the test examples have no labels, so the gap is not known"}
-    ours, alone = _correct(answers[main], labels), _correct(answers[ALONE], labels)
+    ours, alone = score[main], score[ALONE]
     teacher = _correct([told], labels)[0]
     gap, why = gap_closed(ours, alone, teacher)
-    found["score_gain"] = paired(ours, alone).plain()
-    found["gaps"] = {name: _gap(_correct(answers[name], labels), alone, teacher) for name in comparable}
+    found["score_gain"] = found["gains"][main]
+    found["gaps"] = {name: _gap(score[name], alone, teacher) for name in comparable}
     if gap is None:
         return found | {"reason": why}
     return found | {"gap_closed": gap.plain()}
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
-    """Say in one sentence whether distilling helped, whichever way it went."""
+    """Say whether distilling helped, whichever way it went, and which classes the student must not be trusted with."""
     models, main = metrics["models"], metrics["main"]
     score = _percent(models["distilled"]["score"]["mean"])
+    said = [*class_notes(metrics.get("classes"))]
+    said += baseline_notes(metrics.get("baseline"), models["distilled"]["score"]["mean"])
+    notes = "".join(f" {note}" for note in said)
     if metrics.get("score_gain") is None:
         reason = metrics.get("reason", "it was not compared")
-        return f"'{main}' reaches {models['distilled']['score_name']} {score}; {reason}."
+        return f"'{shown(main)}' reaches {models['distilled']['score_name']} {score}; {reason}.{notes}"
     gain = Interval(**metrics["score_gain"])
     alone, teacher = _percent(models[ALONE]["score"]["mean"]), _percent(models["teacher"]["score"]["mean"])
-    points = f"{100 * gain.mean:+.1f} points"
-    span = "" if gain.low is None or gain.high is None else f" [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
-    numbers = f"alone {alone}, distilled {score}, teacher {teacher}: {points}{span}"
-    gap = metrics.get("gap_closed")
-    closed = (
-        f" It closed {100 * gap['mean']:.0f} % of the gap to the teacher."
-        if gap
-        else f" {_sentence(metrics['reason'])}"
-    )
-    seeds = len(metrics["seeds"])
+    numbers = f"alone {alone}, {shown(main)} {score}, teacher {teacher}: {points(gain.mean, gain.low, gain.high)}"
+    sure = "Whether distilling helped cannot be told from chance"
     if gain.low is not None and gain.low > 0:
-        sure = (
-            "Distilling helped"
-            if seeds >= CLAIM_FROM
-            else f"Distilling helped in these {seeds} seeds"
-            if seeds > 1
-            else ("Distilling helped with this one seed")
-        )
-        return f"{sure}: {numbers}.{closed}"
-    if gain.high is not None and gain.high < 0:
-        worse = "Distilling made the student worse"
-        sure = (
-            worse if seeds >= CLAIM_FROM else f"{worse} in {f'these {seeds} seeds' if seeds > 1 else 'this one seed'}"
-        )
-        return f"{sure}: {numbers}.{closed}"
-    return f"Whether distilling helped cannot be told from chance: {numbers}.{closed}"
+        sure = f"Distilling helped{in_seeds(len(metrics['seeds']))}"
+    elif gain.high is not None and gain.high < 0:
+        sure = f"Distilling made the student worse{in_seeds(len(metrics['seeds']))}"
+    return f"{sure}: {numbers}. {share_of_gap(metrics)[1]}{notes}"
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "."

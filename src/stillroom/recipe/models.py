@@ -15,6 +15,7 @@ from stillroom.settings import (
     MOST_SEEDS,
     MOST_VIEWS,
     Positive,
+    PrecisionSetting,
     Ramp,
     Seed,
     Settings,
@@ -138,7 +139,7 @@ class Record(Settings):
 
     also: tuple[TapText, ...] = ()
     views: Annotated[int, Field(ge=1, le=MOST_VIEWS)] = 1
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: PrecisionSetting = "float32"
 
 
 class Onnx(Settings):

@@ -163,7 +163,7 @@ def dots(figure: Mapping[str, Any], width: float, palette: Palette) -> Markup:
     ]
     middles = [top + pitch * index + frame["head"] + 15 for index in range(len(rows))]
     # where names stand above their rows, a line through the rows only leaves the letters free
-    spans = [(middle - 10, middle + 13) for middle in middles] if frame["stacked"] else [(top, bottom)]
+    spans = [(middle - 8, middle + 13) for middle in middles] if frame["stacked"] else [(top, bottom)]
     if figure.get("zero"):
         parts += [line(place(0.0), start, place(0.0), end, "zero") for start, end in spans]
     parts += _references(references, place, [(top - 6, top), *spans], width, palette, digits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,9 @@ from stillroom.contracts import Finding
 from stillroom.errors import StoreError, UserError, say
 from stillroom.files import read_json
 from stillroom.paths import is_file, is_folder
-from stillroom.report.numbers import finite, number, over_seeds, with_interval
-from stillroom.report.readings import ENOUGH_SEEDS, main_arm, model_order, reading, reason_for, score_unit
+from stillroom.report.numbers import finite, number, spread, with_interval
+from stillroom.report.readings import main_arm, model_order, reading, reason_for, score_unit, share_of_gap, shown
+from stillroom.statistics import CLAIM_FROM, unpaired
 
 Run = tuple[str, Mapping[str, Any], Path]
 AGAIN = "Run it (again) with: stillroom run RECIPE"
@@ -130,7 +130,7 @@ def _table(runs: Sequence[Run], scores: Sequence[str]) -> Finding:
         {"name": "run"}, {"name": "first arm"}, *([] if one_score else [{"name": "score"}]),
         {"name": "teacher", "unit": unit},
         {"name": "alone", "unit": unit}, {"name": "distilled", "unit": unit, "best": "high" if one_score else "none"},
-        {"name": "gap closed", "digits": 2}, {"name": "agreement gain, points", "digits": 1}, {"name": "seeds"},
+        {"name": "gap closed"}, {"name": "agreement gain, points", "digits": 1}, {"name": "seeds"},
     ]  # fmt: skip
     rows, notes = [], []
     for name, metrics, _ in runs:
@@ -142,9 +142,9 @@ def _table(runs: Sequence[Run], scores: Sequence[str]) -> Finding:
             else None
         )
         rows.append([
-            name, first or "–", *([] if one_score else [score_unit(metrics)[0]]),
+            name, shown(first) if first else "–", *([] if one_score else [score_unit(metrics)[0]]),
             *(_score(metrics, one) for one in ("teacher", "alone", first)),
-            metrics.get("gap_closed") if isinstance(metrics.get("gap_closed"), Mapping) else None, gains,
+            share_of_gap(metrics)[0], gains,
             float(len(metrics.get("seeds") or [])),
         ])  # fmt: skip
         why = reason_for(metrics, "gap_closed")
@@ -209,42 +209,19 @@ def _sentence(runs: Sequence[Run], scores: Sequence[str]) -> str:
         return f"The student of '{best}' stands {shown} above that of '{other}'; {chance}.{caution}"
     if found["low"] <= 0:
         return f"The students of '{best}' and '{other}' cannot be told apart: {shown} ({how}).{caution}"
-    few = min(_score(metrics, main_arm(metrics))["n"] for metrics in (first, second)) < ENOUGH_SEEDS
+    few = min(_score(metrics, main_arm(metrics))["n"] for metrics in (first, second)) < CLAIM_FROM
     verb = "comes out better" if few else "is better"
-    limit = f"; {ENOUGH_SEEDS} seeds are needed to claim it" if few else ""
+    limit = f"; {CLAIM_FROM} seeds are needed to claim it" if few else ""
     return f"The student of '{best}' {verb} than that of '{other}' by {shown} ({how}{limit}).{caution}"
 
 
-def _between(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def _between(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     """Return the difference of two runs' students: paired where the seeds are the same, else Welch's interval."""
     a, b = (_score(metrics, main_arm(metrics)) for metrics in (first, second))
     if first.get("seeds") and first.get("seeds") == second.get("seeds") and a["n"] == b["n"]:
-        return over_seeds(
-            [x - y for x, y in zip(a["points"], b["points"], strict=True)]
-        ), f"95 %, paired by {a['n']} seeds"
-    found: dict[str, Any] = {"mean": a["mean"] - b["mean"], "low": None, "high": None}
-    if a["n"] < 2 or b["n"] < 2:
-        return found, ""
-    from scipy.special import stdtrit
-
-    spreads = [_variance(one["points"]) / one["n"] for one in (a, b)]
-    total = sum(spreads)
-    freedom = (
-        total**2 / sum(s**2 / (one["n"] - 1) for s, one in zip(spreads, (a, b), strict=True))
-        if total
-        else a["n"] + b["n"] - 2
-    )
-    half = float(stdtrit(freedom, 0.975)) * math.sqrt(total)
-    return {
-        "mean": found["mean"],
-        "low": found["mean"] - half,
-        "high": found["mean"] + half,
-    }, "95 %, Welch, seeds not shared"
-
-
-def _variance(values: Sequence[float]) -> float:
-    mean = math.fsum(values) / len(values)
-    return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+        found = spread([x - y for x, y in zip(a["points"], b["points"], strict=True)])
+        return found, f"95 %, paired by {a['n']} seeds"
+    return unpaired(a["points"], b["points"]).plain(), "95 %, Welch, seeds not shared"
 
 
 def _dots(runs: Sequence[Run], scores: Sequence[str]) -> Finding:
@@ -257,7 +234,7 @@ def _dots(runs: Sequence[Run], scores: Sequence[str]) -> Finding:
             unit = score_unit(metrics)[1]
             rows += [
                 {
-                    "name": f"{name}: {one}",
+                    "name": f"{name}: {shown(one)}",
                     "series": one if one in ("teacher", "alone") else name,
                     **_score(metrics, one),
                 }

@@ -26,10 +26,11 @@ kind           holds
                ``groups``?: [[place]] of one colour, ``x_label``?, ``text``?: the same in letters, folded below
 ``pictures``   ``items``: [{``pixels``: (H, W) or (H, W, 3) of 0..255, or a PNG in base64, or ``text``;
                or ``words``: [[text as written, how much it speaks for (to 1) or against (to -1)]];
-               ``caption``, ``rows``?: [[who, what]]}]
-``sheet``      ``columns``: [name], ``rows``: [[{``pixels`` as above, ``text``, ``about``?: what it shows}]]: pictures
-               side by side under their columns' names, all within the page's width; ``width``? of a column: 118
-``text``       ``text``: shown as written, such as a recipe
+               ``caption``, ``rows``?: [[who, what]]}]; of long texts the beginning is shown, the rest folded
+``sheet``      ``columns``: [name], ``rows``: [[{``pixels`` as above, ``text``, ``about``?: what it shows}, or None]]:
+               pictures side by side under their columns' names, all within the page's width; a place without a
+               picture stays empty; ``width``? of a column: 118
+``text``       ``text``: shown as written, such as a recipe; ``folded``?: only on demand
 ``facts``      ``pairs``: [[name, value]]
 ``panels``     ``figures``: [figure], drawn side by side as small multiples under one legend
 =============  ==============================================================================================
@@ -49,6 +50,7 @@ from stillroom.errors import DataError, say
 from stillroom.report import charts
 from stillroom.report.dendrogram import dendrogram
 from stillroom.report.numbers import DASH, digits_for, finite, number, with_interval
+from stillroom.report.shortened import shortened, shortened_pieces
 from stillroom.report.svg import Palette, legend, tag
 
 WIDE, NARROW, SQUARE = 720, 340, 240
@@ -82,9 +84,9 @@ def draw(figure: Mapping[str, Any], palette: Palette) -> Markup:
     Raises:
         DataError: the kind is unknown, or the figure lacks what its kind must hold.
     """
-    if not figure:
-        return Markup("")
     kind = figure.get("kind")
+    if not figure or (kind == "panels" and not any(map(_is_curve, figure.get("figures") or [{}]))):
+        return Markup("")
     try:
         drawn = _body(str(kind), figure, palette)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -109,7 +111,7 @@ def _body(kind: str, figure: Mapping[str, Any], palette: Palette) -> Markup:
         "reliability": _reliability,
         "pictures": lambda one, _: _pictures(one),
         "sheet": lambda one, _: _sheet(one),
-        "text": lambda one, _: tag("pre", one["text"], tabindex="0"),
+        "text": lambda one, _: _written(one),
         "facts": lambda one, _: facts(one["pairs"]),
         "panels": _panels,
     }
@@ -123,8 +125,15 @@ def _legend(figure: Mapping[str, Any], palette: Palette) -> Markup:
     return legend(found, palette, str(figure.get("kind"))) if len(found) > 1 else Markup("")
 
 
+def _is_curve(figure: Mapping[str, Any]) -> bool:
+    """Whether a figure has something to draw: of lines, one that leads from a point to another."""
+    return figure.get("kind") != "lines" or any(
+        sum(finite(value) is not None for value in one.get("y", ())) > 1 for one in figure.get("series", ())
+    )
+
+
 def _panels(figure: Mapping[str, Any], palette: Palette) -> Markup:
-    inner = list(figure["figures"])
+    inner = [one for one in figure["figures"] if _is_curve(one)]
     series = {str(s["name"]): s for one in inner for s in one.get("series", ())}
     shared = {"kind": inner[0].get("kind") if inner else "", "series": list(series.values())}
     drawn = []
@@ -141,11 +150,11 @@ def _reliability(figure: Mapping[str, Any], palette: Palette) -> Markup:
     drawn = []
     for one in figure["series"]:
         error = finite(one.get("ece"))
-        told = f"off by {DASH if error is None else number(100 * error, 1)} %"
+        told = f"calibration error {DASH if error is None else number(100 * error, 1)} %"
         head = tag("h3", one["name"], " ", tag("span", told, class_="quiet"))
         drawn.append(tag("div", head, charts.reliability(one, SQUARE, palette), class_="panel"))
-    axes = "Across: how sure the model says it is, %. Up: how often it is right then, %. "
-    axes += "Area of a dot and bar at the foot: share of the examples."
+    axes = "Across: confidence, %. Up: accuracy of the examples with that confidence, %. "
+    axes += "Area of a dot and height of a bar at the foot: share of the examples."
     return Markup("").join([tag("div", *drawn, class_="panels squares"), tag("p", axes, class_="note")])
 
 
@@ -231,7 +240,7 @@ def _cell(value: object, column: Mapping[str, Any], digits: int | None, kind: st
             seeds = f", {value['n']} seeds" if value.get("n") else ""
             about = f"95 % interval {low} to {high}{seeds}"
     elif isinstance(value, str):
-        shown = value
+        shown = shortened(value)
     else:
         shown = number(value, digits, unit)
     inside = tag("strong", shown) if best else escape(shown)
@@ -270,8 +279,13 @@ def _behind(figure: Mapping[str, Any]) -> Markup:
     return _folded(table({"columns": columns, "rows": rows, "title": "Numbers behind the figure"}))
 
 
-def _folded(inner: Markup) -> Markup:
-    return tag("details", tag("summary", "Numbers"), inner)
+def _folded(inner: Markup, summary: str = "Numbers") -> Markup:
+    return tag("details", tag("summary", summary), inner)
+
+
+def _written(figure: Mapping[str, Any]) -> Markup:
+    shown, lines = tag("pre", figure["text"], tabindex="0"), str(figure["text"]).count("\n") + 1
+    return _folded(shown, f"{figure.get('title', 'Text')} ({lines:,} lines)") if figure.get("folded") else shown
 
 
 def _ends(series: Mapping[str, Any]) -> list[float | None]:
@@ -330,14 +344,17 @@ def _sheet(figure: Mapping[str, Any]) -> Markup:
     for row in figure["rows"]:
         if len(row) != len(columns):
             raise ValueError(f"a row of {len(row)} pictures under {len(columns)} columns")
-        cells = [
-            tag("td", _image(cell["pixels"], str(cell.get("about", name))), tag("p", str(cell.get("text", ""))))
-            for name, cell in zip(columns, row, strict=True)
-        ]
-        body.append(tag("tr", *cells))
+        body.append(tag("tr", *(_pictured(cell, name) for name, cell in zip(columns, row, strict=True))))
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in columns)))
     width = int(figure.get("width", 118)) * len(columns)
     return tag("table", head, tag("tbody", *body), class_="sheet", style=f"max-width: {width}px")
+
+
+def _pictured(cell: Mapping[str, Any] | None, name: str) -> Markup:
+    if cell is None:
+        return tag("td")
+    words = tag("p", shortened(str(cell.get("text", ""))))
+    return tag("td", _image(cell["pixels"], str(cell.get("about", name))), words)
 
 
 def _pictures(figure: Mapping[str, Any]) -> Markup:
@@ -347,13 +364,15 @@ def _pictures(figure: Mapping[str, Any]) -> Markup:
         if item.get("pixels") is not None:
             shown = _image(item["pixels"], caption or "an example")
         elif item.get("words") is not None:
-            shown = tag("blockquote", *(_word(str(text), float(value)) for text, value in item["words"]))
+            pieces = ((str(text), _word(str(text), float(value))) for text, value in item["words"])
+            shown = tag("blockquote", shortened_pieces(pieces))
         else:
-            shown = tag("blockquote", str(item.get("text", DASH)))
+            shown = tag("blockquote", shortened(str(item.get("text", DASH))))
         rows = [Markup("").join([tag("dt", who), tag("dd", what)]) for who, what in item.get("rows", ())]
         cards.append(tag("li", shown, tag("p", caption), tag("dl", *rows) if rows else "", class_="card"))
-    written = any("words" in item for item in figure["items"])
-    return tag("ul", *cards, class_="cards of-words" if written else "cards")
+    marked = any("words" in item for item in figure["items"])
+    written = any(item.get("pixels") is None for item in figure["items"])
+    return tag("ul", *cards, class_="cards of-words" if marked else "cards of-texts" if written else "cards")
 
 
 def _word(text: str, value: float) -> object:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stillroom.statistics import MINUS, over_seeds
+
 DASH = "–"
-MINUS = "−"
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -80,30 +81,24 @@ def with_interval(mean: object, low: object, high: object, digits: int | None = 
     return f"{shown} ({number(bottom, digits, unit)} to {number(top, digits, unit)})"
 
 
-def over_seeds(values: Sequence[object]) -> dict[str, Any]:
-    """Return the mean of ``values`` and its 95 % Student's t interval: ``{mean, low, high, n, points}``.
+def spread(values: Sequence[object]) -> dict[str, Any]:
+    """Return the numbers among ``values`` with their mean and its interval: ``{mean, low, high, n, points}``.
 
-    With fewer than two numbers ``low`` and ``high`` are None; without any, ``mean`` is None too.
+    The interval is :func:`stillroom.statistics.over_seeds`. With fewer than two numbers ``low`` and ``high`` are None;
+    without any, ``mean`` is None too.
     """
     held = [found for value in values if (found := finite(value)) is not None]
-    count = len(held)
-    if not count:
+    if not held:
         return {"mean": None, "low": None, "high": None, "n": 0, "points": []}
-    mean = math.fsum(held) / count
-    if count == 1:
-        return {"mean": mean, "low": None, "high": None, "n": 1, "points": held}
-    from scipy.special import stdtrit
-
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in held) / (count - 1))
-    half = float(stdtrit(count - 1, 0.975)) * spread / math.sqrt(count)
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": count, "points": held}
+    found = over_seeds(held)
+    return {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n, "points": held}
 
 
 def scaled(reading: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """Return ``reading`` (as of :func:`over_seeds`) with every number but ``n`` multiplied by ``factor``."""
+    """Return ``reading`` (as of :func:`spread`) with every number but ``n`` multiplied by ``factor``."""
     result: dict[str, Any] = {"n": reading.get("n", 0)}
     for name in ("mean", "low", "high"):
         held = finite(reading.get(name))
         result[name] = None if held is None else held * factor
     result["points"] = [value * factor for value in reading.get("points", ())]
-    return result
+    return result | ({"method": reading["method"]} if "method" in reading else {})

@@ -7,7 +7,7 @@ from typing import Any
 
 from stillroom.contracts import Finding
 from stillroom.report.numbers import DASH, finite, number, size
-from stillroom.report.readings import hundred, main_arm, model_order, points, quoted, reading
+from stillroom.report.readings import change, hundred, main_arm, model_order, quoted, reading
 
 
 def sizes(metrics: Mapping[str, Any]) -> Finding:
@@ -54,14 +54,23 @@ def sizes(metrics: Mapping[str, Any]) -> Finding:
         if parts
         else _unmeasured(student)
     )
+    kept = [0, *(place for place, key in enumerate(keys, 1) if any(_known(models[lead], key) for lead in chosen))]
     figure = {
-        "kind": "table", "title": "Sizes and latencies", "columns": columns, "rows": rows,
+        "kind": "table", "title": "Sizes and latencies",
+        "columns": [columns[place] for place in kept], "rows": [[row[place] for place in kept] for row in rows],
         "apart": [i for i, row in enumerate(rows) if row[0] == "teacher"],
-        "note": "File: the exported fp32 graph. Latency: median of at least 200 calls, one example, one thread.",
+        "note": "File: the exported fp32 graph. Latency: median of at least 200 calls, one example, one thread."
+        if set(kept) & {2, 3} else "",
     }  # fmt: skip
+    if len(kept) == 1:
+        figure = {}
     return Finding(
         "What it costs to run", sentence, faster, "the teacher, measured in the same way on the same machine.", figure
     )
+
+
+def _known(model: Mapping[str, Any] | None, key: str) -> bool:
+    return reading(model, key)["mean"] is not None
 
 
 def _unmeasured(student: Mapping[str, Any] | None) -> str:
@@ -114,26 +123,26 @@ def weights(
         {"name": "tensor"},
         {"name": "L1 norm", "digits": 1},
         {"name": "L2 norm", "digits": 2},
-        {"name": "near nought", "unit": "%", "digits": 1},
+        {"name": "near zero", "unit": "%", "digits": 1},
     ]
     figure = {
         "kind": "table", "title": "Norms and sparsity", "columns": columns, "rows": rows,
-        "note": "Near nought: |w| below a thousandth of the tensor's largest |w|. " + "; ".join(
+        "note": "Near zero: |w| below a thousandth of the tensor's largest |w|. " + "; ".join(
             f"{arm}: accuracy {number(hundred(accuracy_before.get(arm)), 2)} %, "
-            f"with those weights at nought {number(hundred(accuracy_after.get(arm)), 2)} %"
+            f"with those weights at zero {number(hundred(accuracy_after.get(arm)), 2)} %"
             for arm in tensors
         ) + ".",
     }  # fmt: skip
-    title = "What the penalties did to the weights"
+    title = "The effect of penalties on the weights"
     if not zeroed:
         return Finding(title, "No weights were measured.")
     sparsest = max(zeroed, key=lambda arm: zeroed[arm])
     before, after = hundred(accuracy_before.get(sparsest)), hundred(accuracy_after.get(sparsest))
-    sentence = f"{quoted(sparsest)} leaves the most weights near nought: {number(100 * zeroed[sparsest], 1)} %."
+    sentence = f"{quoted(sparsest)} has the most weights near zero: {number(100 * zeroed[sparsest], 1)} %."
     if before is not None and after is not None:
-        sentence += f" Setting them to nought moves its accuracy by {points(after - before, '%')}"
+        sentence += f" Setting them to zero changes its accuracy by {change(after - before, '%')}"
         sentence += (
-            ": they can go." if abs(after - before) <= 0.1 else ": they are not idle." if after < before else "."
+            ": they can be pruned." if abs(after - before) <= 0.1 else ": they matter." if after < before else "."
         )
     return Finding(title, sentence, zeroed[sparsest], "the arm without a penalty, same start and order.", figure)
 

@@ -59,9 +59,9 @@ def changed(items: Sequence[Mapping[str, Any]], better: int, worse: int, example
     if not items:
         return Finding(title, "Distilling changed no answer on the test examples.", 0.0)
     sentence = (
-        f"Of {number(examples, 0)} test examples the true class became more probable by over 0.1 in "
-        f"{number(better, 0)} and less in {number(worse, 0)}. Shown are those that moved most, each way: look whether "
-        "what was gained and lost has something in common."
+        f"The probability of the true class rose by more than 0.1 in {number(better, 0)} of {number(examples, 0)} test "
+        f"examples and fell by more than 0.1 in {number(worse, 0)}. Shown are those that changed most, each way: look "
+        "for what they have in common."
     )
     drawn = []
     for item in items:

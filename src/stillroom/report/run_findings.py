@@ -13,19 +13,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stillroom.contracts import Finding
-from stillroom.report.numbers import finite, number, with_interval
+from stillroom.report.numbers import finite, number
 from stillroom.report.readings import (
-    ENOUGH_SEEDS,
     SHARES,
     certainty,
+    change,
     difference,
+    helped,
+    listed,
     main_arm,
     model_order,
-    points,
     quoted,
     reading,
     reason_for,
     score_unit,
+    share_of_gap,
+    shown,
 )
 from stillroom.report.run_costs import parity, sizes, weights
 from stillroom.report.run_examples import changed, disagreements
@@ -44,7 +47,8 @@ __all__ = [
 ]
 
 SMOOTH_TO = 120
-MOST_CLASSES = 15
+MOST_CLASSES = 20
+GAINS_NOTE = "Bar of a difference: the wider of that interval and a bootstrap over test examples, as in the verdict."
 
 
 # --- the verdict -----------------------------------------------------------------------------------
@@ -57,7 +61,7 @@ def verdict_dots(metrics: Mapping[str, Any]) -> Finding:
     order = [one for one in model_order(metrics) if one != "teacher"]
     teacher = reading(models.get("teacher"), "score", factor)["mean"]
     references = [{"name": "teacher", "value": teacher}] if teacher is not None else []
-    rows = [{"name": one, **reading(models[one], "score", factor)} for one in order]
+    rows = [{"name": shown(one), **reading(models[one], "score", factor)} for one in order]
     scores = {
         "kind": "dots",
         "title": f"Score of each arm ({name})",
@@ -76,35 +80,21 @@ def verdict_dots(metrics: Mapping[str, Any]) -> Finding:
                 "Nothing was distilled in this run: its arms were trained from labels.",
             )
         return Finding(title, sentence, teacher, "", {**scores, "note": _dots_note(rows)})
-    differences = [{"name": one, **difference(metrics, one, "alone", factor)} for one in compared]
+    differences = [{"name": shown(one), **difference(metrics, one, "alone", factor)} for one in compared]
     found = differences[0]
     gains = {
-        "kind": "dots", "title": "Difference to training alone, paired by seed", "unit": unit and "points",
+        "kind": "dots", "title": "Difference to alone, paired by seed", "unit": unit and "points",
         "rows": differences, "zero": True, **({"digits": 1} if unit else {}),
     }  # fmt: skip
-    change = points(found["mean"] or 0.0, unit)
-    sentence = f"{_helped(found)} {quoted(first)} differs from training alone by {change} ({certainty(found, unit)})."
+    apart = change(found["mean"] or 0.0, unit)
+    sentence = f"{helped(found)} {quoted(shown(first))} differs from training alone by {apart} "
+    sentence += f"({certainty(found, unit)})."
     if found["mean"] is None:
         sentence = "The scores of the two arms are missing, so nothing can be said."
     control = "the same student from the same start, in the same order and for as many steps, without the teacher."
-    figure = {"kind": "panels", "figures": [scores, gains], "note": _dots_note(rows)}
+    note = f"{_dots_note(rows)} {GAINS_NOTE}" if metrics.get("gains") else _dots_note(rows)
+    figure = {"kind": "panels", "figures": [scores, gains], "note": note}
     return Finding("Did distilling help?", sentence, found["mean"], control, figure)
-
-
-def _helped(found: Mapping[str, Any]) -> str:
-    low, high, mean = found["low"], found["high"], found["mean"] or 0.0
-    if low is not None and high is not None and low <= 0 <= high:
-        return "Not to be told from chance."
-    sure = low is not None and len(found["points"]) >= ENOUGH_SEEDS
-    if mean > 0:
-        return "Yes." if sure else "Very likely, yes." if low is not None else "Perhaps."
-    return (
-        "No, it made the student worse."
-        if sure
-        else "By every sign no: the student came out worse."
-        if low is not None
-        else "It seems not."
-    )
 
 
 def _dots_note(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -120,6 +110,7 @@ def arms_table(metrics: Mapping[str, Any]) -> Finding:
     wanted = [
         ("score", name, unit, factor, "high"),
         *([] if name == "accuracy" else [("accuracy", "accuracy", "%", 100.0, "high")]),
+        ("balanced_accuracy", "balanced accuracy", "%", 100.0, "high"), ("macro_f1", "macro F1", "%", 100.0, "high"),
         ("agreement", "agreement", "%", 100.0, "high"), ("kl", "KL", "nats", 1.0, "low"),
         ("ece", "calibration error", "%", 100.0, "low"),
     ]  # fmt: skip
@@ -137,18 +128,26 @@ def arms_table(metrics: Mapping[str, Any]) -> Finding:
         for key, head, of, _, best in kept
     ]
     columns = [{key: value for key, value in column.items() if value is not None} for column in columns]
-    rows: list[list[Any]] = [[one, *(readings[key][index] for key, *_ in kept)] for index, one in enumerate(order)]
-    note = "Agreement: how often the model's first choice is the teacher's. "
+    rows: list[list[Any]] = [
+        [shown(one), *(readings[key][index] for key, *_ in kept)] for index, one in enumerate(order)
+    ]
+    if name == "accuracy":
+        plain = (metrics.get("baseline") or {}).values()
+        rows += [[one["name"], 100 * one["accuracy"], *[None] * (len(kept) - 1)] for one in plain]
+    balanced = any(key == "balanced_accuracy" for key, *_ in kept)
+    note = "Balanced accuracy: the mean recall of the classes. " if balanced else ""
+    note += "Agreement: how often the model's first choice is the teacher's. "
     note += "KL: how far its probabilities are from the teacher's. "
-    note += "Calibration error: distance between how sure and how right, over 15 bins. "
+    note += "Calibration error: mean distance between confidence and accuracy, over 15 bins. "
+    note += "± half the 95 % interval over seeds (Student's t). " if seeds > 1 else ""
     note += (
-        "Underlined: best by a margin that no interval bridges."
+        "Underlined: the best, where its interval is clear of all others."
         if seeds > 1
         else "One seed: no interval, and no winner is named."
     )
     figure = {
         "kind": "table", "title": "Teacher, control and arms", "columns": columns, "rows": rows, "note": note,
-        "apart": [i for i, one in enumerate(order) if one == "teacher"],
+        "apart": [i for i in range(len(rows)) if i >= len(order) or order[i] == "teacher"],
         "main": [i for i, one in enumerate(order) if one == first],
     }  # fmt: skip
     return Finding(
@@ -174,19 +173,14 @@ def _arms_sentence(metrics: Mapping[str, Any], name: str, unit: str, factor: flo
     def told(value: float | None) -> str:
         return f"{number(value, 1 if unit else None)}{' %' if unit == '%' else ''}"
 
-    parts = [f"{quoted(first)} reaches {told(means.get(first))} {name}"]
+    parts = [f"{quoted(shown(first))} reaches {told(means.get(first))} {name}"]
     if means.get("alone") is not None:
         parts.append(f"the same student alone {told(means['alone'])}")
     if means.get("teacher") is not None:
         parts.append(f"the teacher {told(means['teacher'])}")
     sentence = ", ".join(parts) + "."
-    gap, why = metrics.get("gap_closed"), reason_for(metrics, "gap_closed")
-    if why is None and isinstance(gap, Mapping):
-        span = with_interval(gap["mean"], gap.get("low"), gap.get("high"), 2)
-        method = f" ({gap['method']}, n = {gap['n']})" if gap.get("method") and gap.get("n") else ""
-        sentence += f" Share of the gap closed: {span}{method}."
-    else:
-        sentence += f" No share of the gap is given: {str(why).rstrip('.')}."
+    why = reason_for(metrics, "gap_closed")
+    sentence += f" No share of the gap is given: {why.rstrip('.')}." if why else f" {share_of_gap(metrics)[1]}"
     return sentence + _rival(metrics, first, means, unit, factor)
 
 
@@ -199,13 +193,14 @@ def _rival(metrics: Mapping[str, Any], first: str, means: Mapping[str, float | N
     rival = max(held, key=lambda one: held[one])
     found = difference(metrics, rival, first, factor)
     if found["low"] is not None and found["low"] > 0:
-        change = points(found["mean"], unit)
-        return f" Prefer {quoted(rival)}: it does better still, by {change} ({certainty(found, unit)})."
+        apart = change(found["mean"], unit)
+        return f" Prefer {quoted(shown(rival))}: it does better still, by {apart} ({certainty(found, unit)})."
     if held[rival] > mine:
-        return f" {quoted(rival)} stands {points(held[rival] - mine, unit)} higher, which may be chance."
+        return f" {quoted(shown(rival))} stands {change(held[rival] - mine, unit)} higher, which may be chance."
     if found["high"] is not None and found["high"] < 0:
-        return f" The next best arm, {quoted(rival)}, stays {points(found['mean'], unit).lstrip('−')} behind."
-    return f" The next best arm, {quoted(rival)}, is not told apart from it."
+        behind = change(found["mean"], unit).lstrip("−")
+        return f" The next best arm, {quoted(shown(rival))}, stays {behind} behind."
+    return f" The next best arm, {quoted(shown(rival))}, is not told apart from it."
 
 
 # --- how it was learnt -----------------------------------------------------------------------------
@@ -219,15 +214,17 @@ def training_curves(curves: Mapping[str, Mapping[str, Any]], score_name: str = "
     """
     factor = 100.0 if any(word in score_name.lower() for word in SHARES) else 1.0
     panels: list[dict[str, Any]] = []
-    shown: list[dict[str, Any]] = []
+    scored: list[dict[str, Any]] = []
     for arm, curve in curves.items():
         held = curve.get("validation") or {}
         if held.get("step"):
             scores = [None if (value := finite(one)) is None else value * factor for one in held["score"]]
-            shown.append({"name": arm, "x": list(held["step"]), "y": scores})
-    if shown:
+            scored.append({"name": arm, "x": list(held["step"]), "y": scores})
+    if scored:
         label = f"{score_name}{', %' if factor != 1 else ''}"
-        panels.append({"kind": "lines", "title": "On validation", "x_label": "step", "y_label": label, "series": shown})
+        panels.append(
+            {"kind": "lines", "title": "On validation", "x_label": "step", "y_label": label, "series": scored}
+        )
     terms = dict.fromkeys(term for curve in curves.values() for term in curve if term not in ("step", "validation"))
     stretch = 1
     for term in terms:
@@ -251,7 +248,7 @@ def training_curves(curves: Mapping[str, Mapping[str, Any]], score_name: str = "
         )
     note = f"Each point of a loss is the mean of about {stretch} logged steps." if stretch > 1 else ""
     figure = {"kind": "panels", "figures": panels, "note": note}
-    return Finding("How it learnt", _still_rising(shown), None, "", figure)
+    return Finding("How it learnt", _still_rising(scored), None, "", figure)
 
 
 def smoothed(steps: Sequence[Any], values: Sequence[Any]) -> tuple[list[float], list[float | None], int]:
@@ -312,21 +309,21 @@ def reliability(readings: Mapping[str, Mapping[str, Any]]) -> Finding:
         ]
         lean = sum(w * gap for w, gap in zip(weight, gaps, strict=True))
         word = (
-            "too sure of itself"
+            "overconfident"
             if lean > 0.01
-            else "less sure than it may be"
+            else "underconfident"
             if lean < -0.01
-            else "about as sure as it is right"
+            else "on average as confident as it is right"
         )
-        parts.append(f"{quoted(name)} is {word} (off by {number(100 * error, 1)} points on average)")
+        parts.append(f"{quoted(name)} is {word} (calibration error {number(100 * error, 1)} %)")
     sentence = "; ".join(parts) + "." if parts else "Calibration was not measured."
     series = [{"name": name, **held} for name, held in readings.items()]
     figure = {"kind": "reliability", "series": series}
     return Finding(
-        "Can its certainty be trusted?",
+        "Is its confidence right?",
         sentence,
         None,
-        "the diagonal, where a model is right exactly as often as it says.",
+        "the diagonal, where accuracy equals confidence.",
         figure,
     )
 
@@ -339,6 +336,7 @@ def lost_by_class(
     teacher_recall: Sequence[float | None],
     alone_recall: Sequence[float | None] | None,
     distilled_recall: Sequence[float | None],
+    main: str = "distilled",
 ) -> Finding:
     """Show, class by class, what share of its examples each model finds (0..1; None where a class is absent)."""
     alone = list(alone_recall) if alone_recall is not None else [None] * len(classes)
@@ -353,8 +351,11 @@ def lost_by_class(
     known.sort(key=lambda row: (row[3] - row[1], row[0]))
     worst = known[0]
     loss = worst[1] - worst[3]
-    kept = sum(1 for row in known if row[1] - row[3] <= 1.0)
-    sentence = f"In {kept} of {len(known)} classes the student keeps the teacher's recall within one point."
+    taught = [row for row in known if row[1] > 0]  # what the teacher never finds cannot be kept
+    kept = sum(1 for row in taught if row[1] - row[3] <= 1.0)
+    sentence = f"In {kept} of {len(taught)} classes the student keeps the teacher's recall within one point."
+    if nobody := [str(row[0]) for row in known if not row[1] and not row[3]]:
+        sentence += f" Neither of them ever finds {listed(nobody)}."
     if loss > 0:
         fall = f"{number(worst[1], 1)} to {number(worst[3], 1)} %"
         sentence += f" It loses most on {quoted(worst[0])}: {fall}; check that class before you rely on it."
@@ -364,19 +365,19 @@ def lost_by_class(
     if gains:
         worse = sum(1 for gain, _ in gains if gain < 0)
         best = (
-            f"it gained most on {quoted(gains[0][1])} ({points(gains[0][0], '%')})"
+            f"it gained most on {quoted(gains[0][1])} ({change(gains[0][0], '%')})"
             if gains[0][0] > 0
             else "it gained in no class"
         )
         sentence += f" Against training alone {best} and fell in {worse} of {len(gains)}."
-    shown = known[:MOST_CLASSES]
-    cut = f" The {len(shown)} classes with the largest loss of {len(known)}." if len(shown) < len(known) else ""
-    names = ("teacher", "alone", "distilled") if gains else ("teacher", "distilled")
-    place = {"teacher": 1, "alone": 2, "distilled": 3}
+    first = known[:MOST_CLASSES]
+    cut = f" The {len(first)} classes with the largest loss of {len(known)}." if len(first) < len(known) else ""
+    names = ("teacher", "alone", main) if gains else ("teacher", main)
+    place = {"teacher": 1, "alone": 2, main: 3}
     figure = {
         "kind": "spread", "title": "Recall by class", "unit": "%", "x_label": "recall",
-        "labels": [row[0] for row in shown],
-        "series": [{"name": name, "values": [row[place[name]] for row in shown]} for name in names],
+        "labels": [row[0] for row in first],
+        "series": [{"name": name, "values": [row[place[name]] for row in first]} for name in names],
         "note": "Ordered by loss against the teacher." + cut,
     }  # fmt: skip
     return Finding(title, sentence, loss, control, figure)

@@ -12,7 +12,7 @@ from stillroom.report.readings import quoted
 
 SAME, UNRELATED = 0.5, 0.1  # mean cosines from which two gradients are said to agree, or to have little in common
 STRONG = 10.0  # one side this many times the other leaves the other hardly any say
-FEW = 5
+FEW, POINTS = 5, 3  # steps, below which more are advised; that make a curve
 
 
 def pull(arm: str, held: Mapping[str, Any]) -> Finding | None:
@@ -52,46 +52,47 @@ def pull(arm: str, held: Mapping[str, Any]) -> Finding | None:
         },
     ]
     note = "Of the first seed, over the student's weights, each term times its weight; penalties count with the labels."
-    note += " Cosine 1: the same way; 0: nothing to do with each other; -1: each undoes the other."
+    note += " Cosine 1: the same direction; 0: at right angles; -1: opposite directions."
     return Finding(
-        "Did the teacher and the labels pull the same way?",
+        "Do the gradients of teacher and labels agree?",
         _sentence(arm, cosines, held["ratio"], looked, against),
         fmean(cosines),
         "a cosine of 0, where neither gradient helps or hinders the other.",
-        {"kind": "panels", "figures": figures, "note": note},
+        {"kind": "panels", "figures": figures, "note": note} if len(cosines) >= POINTS else {},
     )
 
 
 def _sentence(arm: str, cosines: Sequence[float], ratios: Sequence[Any], looked: int, against: int) -> str:
-    steps = f"{looked:,} looked-at steps" if looked > 1 else "one looked-at step"
-    share = f"{number(100 * against / looked, 0)} %" if against else "none"
-    said = f"In {share} of the {steps} of {quoted(arm)} they pulled against each other"
-    said += f" (mean cosine {number(fmean(cosines), 2)}). {_meaning(fmean(cosines))}"
+    mean = number(fmean(cosines), 2)
+    if looked > 1:
+        share = f"{number(100 * against / looked, 0)} %" if against else "none"
+        said = f"The two gradients were opposed in {share} of the {looked:,} measured steps of {quoted(arm)}"
+        said += f" (mean cosine {mean}). {_meaning(fmean(cosines))}"
+    else:
+        said = f"They were measured at one step of {quoted(arm)} only (cosine {mean}). {_meaning(fmean(cosines))}"
     sizes = [value for one in ratios if (value := finite(one)) is not None]
     if sizes:
         late = median(sizes[-max(1, len(sizes) // 4) :])
-        said += f" The teacher's pull was {number(median(sizes))} times as strong as the labels'{_late(late)}."
+        said += f" The teacher's gradient was {number(median(sizes))} times as large as the labels'{_late(late)}."
     if looked < FEW:
-        said += " For a curve, look more often: train.gradient_norms_every."
+        said += " For a curve, measure more often: train.gradient_norms_every."
     return said
 
 
 def _meaning(cosine: float) -> str:
     if cosine >= SAME:
-        return "Mostly the same way: the teacher's answers did the work of further labels."
+        return "Mostly in the same direction: the teacher's answers acted like further labels."
     if cosine >= UNRELATED:
-        return "In part the same way: the teacher said what the labels say, and more."
+        return "Partly in the same direction: the teacher taught what the labels teach, and more."
     if cosine > -UNRELATED:
-        return (
-            "Mostly at right angles: the teacher asked for something of its own, neither with nor against the labels."
-        )
-    return "Mostly against each other: what the one gained, the other lost; try another weight for the teacher."
+        return "Mostly at right angles: what the teacher taught neither helped nor hindered the labels."
+    return "Mostly in opposite directions: what one gained, the other lost; try another weight for the teacher."
 
 
 def _late(ratio: float) -> str:
     if ratio >= STRONG:
-        return f", and {number(ratio)} times towards the end, where the labels had hardly any say left"
+        return f", and {number(ratio)} times towards the end, where the labels had hardly any influence left"
     if ratio <= 1 / STRONG:
-        late = f", and {number(ratio)} times towards the end, where the teacher had hardly any say"
+        late = f", and {number(ratio)} times towards the end, where the teacher had hardly any influence"
         return f"{late}: raise its weight, or set train.balance"
     return ""

@@ -12,7 +12,8 @@ from typing import Any
 
 from stillroom.contracts import Finding
 from stillroom.report.numbers import finite, number
-from stillroom.report.readings import ENOUGH_SEEDS, quoted, reading
+from stillroom.report.readings import quoted, reading
+from stillroom.statistics import CLAIM_FROM
 
 ALONE, RANDOM = "alone", "random weights"
 INPUT, EXPLANATION = "input", "explanation"
@@ -28,11 +29,11 @@ def likeness(found: Mapping[str, Any], main: str) -> Finding:
     word = "picture" if found["inputs"] == "pictures" else "example"
     panels = _panels(found[INPUT], main, "The gradients", word)
     if EXPLANATION in found:
-        panels += _panels(found[EXPLANATION], main, "Where they look (Grad-CAM)", word)
+        panels += _panels(found[EXPLANATION], main, "Grad-CAM maps", word)
     note = (
         f"Cosine with the teacher's gradient along the teacher's first choice, mean over {found['examples']} test "
-        f"{word}s; 1: the same, 0: nothing in common. 'Other {word}s': the same model's against the teacher's at "
-        f"another {word} of the class. Particular: each model's mean over the class is taken away first. Bars: 95 % "
+        f"{word}s; 1: the same direction, 0: unrelated. 'Other {word}s': compared with the teacher's at another {word} "
+        f"of the class. 'Without the class mean': each model's mean over the class is subtracted first. Bars: 95 % "
         "Student's t interval over seeds; small dots: the seeds."
     )
     text = f"{_asked(word)} {headline(found, main)}{_rival(found[INPUT]['models'], main)}"
@@ -41,12 +42,12 @@ def likeness(found: Mapping[str, Any], main: str) -> Finding:
     control = f"the teacher's gradients at other {word}s of the class, and a student with random weights."
     mean = reading(found[INPUT]["models"].get(main), "cosine")["mean"]
     figure = {"kind": "panels", "figures": panels, "note": note}
-    return Finding("Does it answer for the teacher's reasons?", text, mean, control, figure)
+    return Finding("Do its gradients resemble the teacher's?", text, mean, control, figure)
 
 
 def _asked(word: str) -> str:
     what = "pixel" if word == "picture" else "number"
-    return f"A gradient says of each {what} whether more of it would make the answer surer: what the answer hangs on."
+    return f"A gradient says for each {what} how the answer's score changes with it: what the answer depends on."
 
 
 def headline(found: Mapping[str, Any], main: str) -> str:
@@ -80,17 +81,17 @@ def _span(lead: Mapping[str, Any]) -> str:
 def _verdict(lead: Mapping[str, Any]) -> str:
     low, high = lead.get("low"), lead.get("high")
     if low is None or high is None or low <= 0 <= high:
-        return "That it answers more for the teacher's reasons than labels alone would teach it is not shown."
+        return "It is not shown that its gradients are more like the teacher's than those learnt from labels alone."
     if lead["mean"] < 0:
         return (
-            "It answers less for the teacher's reasons than the student alone does: what its objectives ask for on "
-            "training examples did not carry over; try another weight, or more of the teacher's views."
+            "They are less like the teacher's than those of the student alone: what the objectives taught on training "
+            "examples did not generalise; try another weight, or more views."
         )
     if lead["mean"] < LITTLE:
         return "That is a lead, but too small to matter."
-    if lead["n"] < ENOUGH_SEEDS:
-        return f"It seems that the teacher's reasons were passed on; {ENOUGH_SEEDS} seeds are needed to claim it."
-    return "The teacher's reasons were passed on with its answers."
+    if lead["n"] < CLAIM_FROM:
+        return f"The teacher's gradients seem to have been passed on; {CLAIM_FROM} seeds are needed to claim it."
+    return "The teacher's gradients were passed on with its answers."
 
 
 def _of_the_class(side: Mapping[str, Any], main: str, word: str) -> str:
@@ -101,13 +102,13 @@ def _of_the_class(side: Mapping[str, Any], main: str, word: str) -> str:
         return ""
     start = f" With the teacher's at other {word}s of the class it is {_told(models[main], 'others')}"
     if above["low"] is None or above["low"] <= 0:
-        return f"{start}, no less: it shares how a class looks, not what counts in this very {word}."
+        return f"{start}, no less: the similarity is that of the class, not of the single {word}."
     text = f"{start}; the teacher's own have {number(within, 2)} with each other"
     if within >= ALIKE:
-        text += f", so that most of what it shows is of a class, not of one {word}"
+        text += f", so most of it belongs to the class, not to one {word}"
     if models[main].get("particular") is None:
         return f"{text}."
-    text += f". Of what is particular to {_one(word)} it shares {_told(models[main], 'particular')}"
+    text += f". With the mean of the class removed the cosine is {_told(models[main], 'particular')}"
     if models.get(ALONE, {}).get("particular") is not None:
         text += f", alone {_told(models[ALONE], 'particular')}"
     return f"{text}."
@@ -118,9 +119,7 @@ def _rival(models: Mapping[str, Any], main: str) -> str:
     if not others or main not in models:
         return ""
     best = max(others, key=lambda name: models[name]["cosine"]["mean"])
-    return (
-        f" Of the other arms {quoted(best)} is most like the teacher, by {number(models[best]['cosine']['mean'], 2)}."
-    )
+    return f" Of the other arms {quoted(best)} has the highest cosine, {number(models[best]['cosine']['mean'], 2)}."
 
 
 def _maps(models: Mapping[str, Any], main: str) -> str:
@@ -128,10 +127,10 @@ def _maps(models: Mapping[str, Any], main: str) -> str:
     if main not in models:
         return ""
     mine = reading(models[main], "cosine")["mean"]
-    text = f"Where they look (Grad-CAM) agrees by {number(mine, 2)}"
+    text = f"Their Grad-CAM maps have a cosine of {number(mine, 2)}"
     lead = models[main].get("above_alone")
     if lead is not None:
-        text += f", alone by {_told(models[ALONE], 'cosine')}: {_span(lead)}"
+        text += f", those of 'alone' {_told(models[ALONE], 'cosine')}: {_span(lead)}"
         low, high = lead.get("low"), lead.get("high")
         if low is None or high is None or low <= 0 <= high:
             text += ", which may be chance"
@@ -158,9 +157,7 @@ def _panels(side: Mapping[str, Any], main: str, title: str, word: str) -> list[d
     ]
     shared = {"kind": "dots", "x_label": "cosine", "zero": True, "digits": 2}
     panels = [{**shared, "title": title, "rows": rows}]
-    return panels + (
-        [{**shared, "title": f"{title}: what is particular to {_one(word)}", "rows": beyond}] if beyond else []
-    )
+    return panels + ([{**shared, "title": f"{title}, without the class mean", "rows": beyond}] if beyond else [])
 
 
 def _order(models: Mapping[str, Any], main: str) -> list[str]:
@@ -198,12 +195,12 @@ def pictures(items: Sequence[Mapping[str, Any]], models: Sequence[str], main: st
         "note": _rule(models, main) + " Each map has a scale of its own. Below a map: its cosine with the teacher's.",
     }
     sentence = (
-        "Red: a brighter pixel there would make the model surer of the teacher's answer. Blue: a darker one would. "
-        "Where two maps have the same colours in the same places, both models answer for the same reasons; a map of "
-        "specks that follow no shape hangs on single pixels more than on forms."
+        "Red: a brighter pixel there raises the score of the teacher's answer. Blue: a darker one does. "
+        "Where two maps have the same colours in the same places, both models depend on the same pixels. A map of "
+        "specks without a shape means that the answer depends on single pixels."
     )
     number_ = items[0]["cosines"].get(main) if items else None
-    return Finding("What the answers hang on", sentence, number_, "the same student trained alone.", figure)
+    return Finding("What the answers depend on", sentence, number_, "the same student trained alone.", figure)
 
 
 def _rule(models: Sequence[str], main: str) -> str:

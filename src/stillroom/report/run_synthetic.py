@@ -31,29 +31,32 @@ def synthetic_examples(
     """
     each = "one" if facts["per_class"] == 1 else number(facts["per_class"], 0)
     sentence = (
-        f"'{name}' learnt from {number(facts['examples'], 0)} examples that were made, {each} a class, to stand for "
-        f"{number(facts['made_from'], 0)} real ones: networks get nearly the same gradient from both. "
+        f"'{name}' learnt from {number(facts['examples'], 0)} synthetic examples, {each} a class, made so that "
+        f"networks get nearly the same gradient from them as from {number(facts['made_from'], 0)} real ones. "
     )
     sentence += _worth(scores)
     if strips:
         sentence += (
-            " Where a picture that was made is grey or doubled, it speaks for several ways in which its class looks: "
-            "compare it with the real ones beside it."
+            " A synthetic picture that is grey or doubled stands for several kinds of its class: compare it with the "
+            "real ones beside it."
         )
     first, last = facts["distance"]["first"], facts["distance"]["last"]
     note = (
-        f"Distance of the gradients, mean over the life of a network: {number(first, 2)} at first, "
-        f"{number(last, 2)} at last. "
-        f"To train anything on them: data: {{use: npz, path: {path}}}; its validation and test are the real ones."
+        f"Distance of the gradients, mean over the life of a network: {number(first, 2)} at the beginning, "
+        f"{number(last, 2)} at the end. "
+        f"To train on them: data: {{use: npz, path: {path}}}; its validation and test examples are the real ones."
     )
+    classes = facts["examples"] // max(1, facts["per_class"])
+    if strips and len(strips) < classes:
+        note += f" {len(strips)} of {number(classes, 0)} classes are shown."
     figure: dict[str, Any] = _sheet(strips) | {"note": note} if strips else {"kind": "text", "text": note}
     control = "as many real examples, chosen at random, for the same student and steps." if "real" in scores else ""
-    return Finding(f"What the data came down to: {name}", sentence, scores.get("made"), control, figure)
+    return Finding(f"The synthetic examples: {name}", sentence, scores.get("made"), control, figure)
 
 
 def _worth(scores: Mapping[str, float]) -> str:
     if "made" not in scores:
-        return "What they are worth was not measured."
+        return "The accuracy of training on them was not measured."
     text = f"With them the student is right on {_share(scores['made'])} of the test examples"
     if "real" in scores:
         text += f", with as many real ones on {_share(scores['real'])}"
@@ -73,13 +76,13 @@ def _sheet(strips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         cells = [_strip(row) for row in one["pixels"]]
         rows.append(
             [
-                {"pixels": cells[0], "text": str(one["class"]), "about": f"made for class {one['class']}"},
+                {"pixels": cells[0], "text": str(one["class"]), "about": f"synthetic, class {one['class']}"},
                 {"pixels": cells[1], "text": "", "about": f"real examples of class {one['class']}"},
             ]
         )
     return {
         "kind": "sheet",
-        "columns": ["made", "real"],
+        "columns": ["synthetic", "real"],
         "rows": rows,
         "width": min(WIDEST, max(NARROWEST, PICTURE * strips[0]["each"])),
     }

@@ -296,7 +296,11 @@ class Store:
         if canary is not None:
             if source is None:
                 raise StoreError("The live teacher cannot be compared without its data: got no source. Give both.")
-            self._check_canary(source, canary)
+            if differing := self.unlike(source, canary):
+                raise StoreError(
+                    f"This is not the teacher that was recorded: {differing} from what the store {self.folder} holds. "
+                    "Use that teacher with the same weights and transform, or record again into another folder."
+                )
 
     def _check_classes(self, source: Source) -> None:
         here = getattr(source, "classes", None)
@@ -321,11 +325,16 @@ class Store:
                 "then. Bring the data back as it was (same files, same order), or record again."
             )
 
-    def _check_canary(self, source: Source, teacher: Teacher) -> None:
-        pairs = [pair for pair in self.manifest.canary if pair[0] < len(source)]
-        ids = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
+    def unlike(self, source: Source, teacher: Teacher, ids: Tensor | None = None) -> str:
+        """Return what a live teacher answers otherwise than is stored, "" for nothing.
+
+        Compared on 8 fixed rows, or on those of ``ids`` (int64, N x 2).
+        """
+        if ids is None:
+            pairs = [pair for pair in self.manifest.canary if pair[0] < len(source)]
+            ids = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
         if not len(ids):
-            return
+            return ""
         live = teacher(source.batch(ids))
         names = [name for name in self.manifest.signals if not _companion(name, self.manifest.signals)]
         lacking = sorted(set(names) - set(live))
@@ -338,12 +347,9 @@ class Store:
             here = piece.values if piece.counts is not None else piece.values.view(len(ids), -1)
             there = _stored(held, rows, self.manifest.signals[name])
             far = _apart(here, there)
-            if far > _allowed(self.manifest.signals[name]):
-                raise StoreError(
-                    f"This is not the teacher that was recorded: '{name}' on examples {named(ids)} is {far:.2g} "
-                    f"(relative) from what the store {self.folder} holds. Use that teacher with the same weights and "
-                    "transform, or record again into another folder."
-                )
+            if not far <= _allowed(self.manifest.signals[name]):
+                return f"'{name}' on examples {named(ids)} is {far:.2g} (relative)"
+        return ""
 
     def verify(self) -> dict[str, int]:
         """Compare every shard with the checksum it was written with; return how many shards and bytes were read.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stillroom.contracts import Finding
+from stillroom.data.csv_files import csv_bytes
 from stillroom.errors import UserError
 from stillroom.mining.attribution.faithful import curves, faithfulness, randomisation, rank_correlation
 from stillroom.mining.attribution.findings import (
@@ -77,7 +76,7 @@ def rows_of_a_table(subject: Subject, budget: Budget) -> Panel:
     findings = [_overall(subject, numbers, twin, names), _six(subject, found, names)]
     findings.append(_trust(numbers))
     if twin is not None:
-        why = "what lies far from the usual in a row is far from it for any weights"
+        why = "a value far from the mean has a large effect with any weights"
         findings.append(shows_the_model(numbers["random_weights"], "these effects", why))
     if len(found.inputs) < min(MOST, len(subject.examples("test"))):
         notes.append(f"{len(found.inputs)} rows were explained, to keep to the time")
@@ -230,17 +229,18 @@ def _told(column: dict[str, Any]) -> str:
 def _overall(subject: Subject, numbers: dict[str, Any], twin: Tensor | None, names: list[str]) -> Finding:
     columns = sorted(numbers["columns"], key=lambda column: -column["share"])
     top, even = columns[0], 1 / len(columns)
-    sentence = f"Its answers hang most on '{top['name']}': {percent(top['share'])} of all effects"
+    sentence = f"Its answers depend most on '{top['name']}': {percent(top['share'])} of all effects"
     sentence += f" ({_told(top)})" if _told(top) else ""
     sentence += f". {numbers['half']} of {len(columns)} columns make up half of them"
     if len(columns) > 1:
         sentence += f"; next: {', '.join(repr(column['name']) for column in columns[1:NAMED])}"
     sentence += "."
     if top["share"] > 0.5 and len(columns) > 2:
-        sentence += " One column decides more than all others: make sure it is known before the answer is."
+        sentence += " One column decides more than all others together: check that it does not leak the answer."
     stable = numbers["stable"]
     if stable is not None and stable < 0.8:
-        sentence += f" The order of the columns is not firm: two halves of the draws agree by {stable:.2f} only."
+        sentence += " The order of the columns is uncertain: the rank correlation of two halves of the draws is only "
+        sentence += f"{stable:.2f}."
     shown = columns[:LISTED]
     series = [{"name": "the model", "values": [100 * column["share"] for column in shown]}]
     control = f"an even share: {percent(even)}"
@@ -270,13 +270,13 @@ def _six(subject: Subject, found: Effects, names: list[str]) -> Finding:
         place = int(found.classes[row])
         cells = [f"{_cell(subject, names[one], float(flat[one]))} ({float(values[one]):+.2f})" for one in order]
         rows.append([f"{subject.classes[place]} {100 * float(found.shares[row]):.0f} %", *cells])
-    sentence = "In parentheses what each column's value adds to the answer, in logits, against training rows: above "
-    sentence += "nought speaks for it, below against it. Begin to question an answer at its first column."
+    sentence = "In parentheses: what each column's value adds to the logit of the answer, compared with training rows. "
+    sentence += "Positive values speak for the answer, negative ones against it; the strongest column comes first."
     note = "Not chosen by hand: the two surest answers, two in the middle, the two least sure."
     heads = [{"name": name} for name in ("answer", *ORDER[:count])]
     figure = {"kind": "table", "columns": heads, "rows": rows, "note": note}
     control = f"{len(found.background)} training rows, whose values stand in for those that are taken away."
-    return Finding("Six answers, and what they hang on", sentence, None, control, figure)
+    return Finding("Six answers, and what they depend on", sentence, None, control, figure)
 
 
 def _cell(subject: Subject, name: str, value: float) -> str:
@@ -292,9 +292,8 @@ def _trust(numbers: dict[str, Any]) -> Finding:
 
 
 def _csv(subject: Subject, found: Effects, names: list[str]) -> bytes:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["answer", *names])
-    for place, values in zip(found.classes.tolist(), found.values.tolist(), strict=True):
-        writer.writerow([subject.classes[place], *(f"{value:.6g}" for value in values)])
-    return stream.getvalue().encode()
+    rows = zip(found.classes.tolist(), found.values.tolist(), strict=True)
+    return csv_bytes(
+        ["answer", *names],
+        ([subject.classes[place], *(f"{value:.6g}" for value in values)] for place, values in rows),
+    )

@@ -78,39 +78,41 @@ def trust(told: dict[str, Any], parts: str, method: str, completeness: float | N
     """Say whether taking parts away in the order of attribution changes answers sooner than any order."""
     gone, back = told["deletion"], told["insertion"]
     good = {way: helps(told, way) for way in ("deletion", "insertion")}
-    text = f"Take away {parts} in the order of attribution: the answer keeps a share of {percent(gone['area'], 0)} on "
-    text += f"average, against {percent(gone['random'], 0)} in random order. Put them back in that order: "
-    text += f"{percent(back['area'], 0)} against {percent(back['random'], 0)}."
+    text = f"While {parts} are removed in the order of attribution, the answer keeps a probability of "
+    text += f"{percent(gone['area'], 0)} on average, against {percent(gone['random'], 0)} in random order. While they "
+    text += f"are put back in that order: {percent(back['area'], 0)} against {percent(back['random'], 0)}."
     if all(good.values()):
-        text += f" So what is marked is what the answer hangs on: removal works {1 / max(gone['ratio'], 1e-3):.1f} "
+        text += f" So the answer depends on what is marked: removal works {1 / max(gone['ratio'], 1e-3):.1f} "
         text += "times as well as chance."
     elif any(good.values()):
-        which = "taken away" if good["deletion"] else "put back"
-        text += f" The order tells something only where {parts} are {which}; read what is marked with care."
+        which = "removed" if good["deletion"] else "put back"
+        text += f" The order is better than random only where {parts} are {which}: read what is marked with care."
     elif all(told[way]["gain"]["mean"] > 0 for way in good) and told["examples"] < SURE:
         text += f" With {told['examples']} examples this is not shown to be better than chance."
     else:
         text += " That is no better than random: do not rely on what is marked here."
     if completeness is not None and completeness > LOOSE:
-        text += f" The parts miss the difference they should sum up to by {percent(completeness, 0)}."
+        text += f" The attributions miss the difference they should sum to by {percent(completeness, 0)}."
     control = f"random orders of the same {parts}, at the same {told['examples']} examples."
     if completeness is not None:
-        control += f" {method} should sum up to the difference from the baseline: they miss it by "
+        control += f" {method} should sum to the difference from the baseline: they miss it by "
         control += f"{100 * completeness:.2f} %."
-    return Finding("Whether these marks can be trusted", text, gone["ratio"], control, _curves_figure(told, parts))
+    return Finding(
+        "Whether these attributions can be trusted", text, gone["ratio"], control, _curves_figure(told, parts)
+    )
 
 
 def _curves_figure(told: dict[str, Any], parts: str) -> dict[str, Any]:
     across = [100 * share for share in told["shares"]]
     figures = []
-    for way, title in (("deletion", f"{parts} taken away"), ("insertion", f"{parts} put in")):
+    for way, title in (("deletion", f"{parts} removed"), ("insertion", f"{parts} put back")):
         series = [
             {"name": "by attribution", "x": across, "y": [100 * one for one in told[way]["curve"]]},
             {"name": "at random", "x": across, "y": [100 * one for one in told[way]["random_curve"]]},
         ]
-        label = {"x_label": f"% of the {parts}", "y_label": "share of the answer, %"}
+        label = {"x_label": f"% of the {parts}", "y_label": "probability of the answer, %"}
         figures.append({"kind": "lines", "title": title.capitalize(), "series": series, **label})
-    note = f"Mean share (softmax) of the first answer over {told['examples']} test examples."
+    note = f"Mean probability of the first answer over {told['examples']} test examples."
     return {"kind": "panels", "figures": figures, "note": note}
 
 
@@ -133,7 +135,7 @@ def shows_the_model(found: dict[str, Any], what: str, of_input: str) -> Finding:
         if found.get("overall") is not None:
             text += f" Over all examples together the correlation is {found['overall']:.2f}."
         if abs(signed) <= MOST:
-            text += f" With their signs they have nothing in common ({signed:.2f}): read for and against, not outlines."
+            text += f" With their signs they have nothing in common ({signed:.2f}): read the signs, not the outlines."
     rows = [{"name": "sizes", "mean": size}]
     rows += [{"name": "sizes, beyond the input", "mean": beyond}] if beyond is not None else []
     rows += [{"name": "sizes, all examples together", "mean": found["overall"]}] if found.get("overall") else []
@@ -157,8 +159,8 @@ def agreeing(finding: Finding, way: str, parts: str, alike: float | None) -> Fin
     """Return the finding with how alike another ``way`` orders the ``parts`` of an example."""
     if alike is None:
         return finding
-    word = "much alike" if alike >= ALIKE else "only loosely alike"
-    told = f" Another way, {way}, orders the {parts} {word} (rank correlation {alike:.2f})."
+    word = "similarly" if alike >= ALIKE else "only loosely alike"
+    told = f" Another method, {way}, orders the {parts} {word} (rank correlation {alike:.2f})."
     return replace(finding, sentence=finding.sentence + told)
 
 

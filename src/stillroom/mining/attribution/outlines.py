@@ -70,15 +70,15 @@ def outlines(found: dict[str, Any], what: str, part: str, whole: str) -> Finding
     control += f"{found['examples']} {whole}s and classes; noise with the same outlines."
     if steep is None or size is None or signed is None or blank is None:
         return Finding(title, f"With so few {part}s it cannot be told whether {what} show the model.", None, control)
-    text = f"{what.capitalize()} are made of two things: how far each {part} lies from those of training {whole}s, "
-    text += f"which the {whole} brings, and how steeply the answer changes with it, which the weights bring. "
+    text = f"{what.capitalize()} are the product of how far each {part} lies from those of training {whole}s, which "
+    text += f"depends on the {whole}, and of how steeply the answer changes with it, which depends on the weights. "
     text += f"The steepness has a rank correlation of {steep:.2f} with that of random weights"
     if steep <= MOST:
         text += f" ({MOST} at most is asked): it changes with the weights, so {what} show the model."
     else:
         text += f", more than the {MOST} that is asked: {what} show {whole} and architecture as much as what was"
         text += " learnt. Do not rely on them."
-    text += f" Whole sizes correlate by {size:.2f}"
+    text += f" The sizes of the products correlate by {size:.2f}"
     if size <= MOST:
         text += ": they change too."
     elif size <= blank + NEAR:

@@ -216,10 +216,10 @@ def _overall(found: Maps, numbers: dict[str, Any], twin: Tensor | None) -> Findi
     rows, columns = top["rows"], top["columns"]
     place = f"{_from_to('row', rows)}, {_from_to('column', columns)} (from the top left, from 0)"
     times = top["share"] / top["area"]
-    sentence = f"Half of what its answers hang on lies in {numbers['half']} of {len(numbers['patches'])} patches. The "
-    sentence += f"one that counts most is {place}: {percent(top['share'])} of the attribution on "
-    sentence += f"{percent(top['area'])} of the picture, {times:.1f} times an even share. Without it "
-    sentence += f"{percent(top['changed'])} of the answers change."
+    sentence = f"Half of the attribution lies in {numbers['half']} of {len(numbers['patches'])} patches. The strongest "
+    sentence += f"patch is {place}: {percent(top['share'])} of the attribution on "
+    sentence += f"{percent(top['area'])} of the picture, {times:.1f} times an even share. Covering it changes "
+    sentence += f"{percent(top['changed'])} of the answers."
     if top["edge"] and top["changed"] >= EDGE:
         sentence += " It lies at the edge: unless the things to be told apart are there, it has learnt a shortcut."
     elif top["changed"] < 0.02:
@@ -233,7 +233,7 @@ def _overall(found: Maps, numbers: dict[str, Any], twin: Tensor | None) -> Findi
             "about": "mean size of maps",
         },
     ]
-    names = ["picture", "what counts"]
+    names = ["picture", "attribution"]
     changed = torch.tensor(numbers["changed_without"])[found.cells]
     cells.append(
         {
@@ -242,9 +242,9 @@ def _overall(found: Maps, numbers: dict[str, Any], twin: Tensor | None) -> Findi
             "about": "share of answers that change when a patch is covered",
         }
     )
-    names.append("answers changed without")
+    names.append("answers changed when covered")
     if twin is not None:
-        text = "the same, knowing nothing"
+        text = "the same, untrained"
         cells.append({"pixels": map_picture(twin.double().abs().mean(0).tolist()), "text": text, "about": text})
         names.append("random weights")
     note = f"{numbers['method'].capitalize()}, of the first answer's logit (less the mean of all logits); "
@@ -261,10 +261,11 @@ def _classes(subject: Subject, found: Maps) -> list[Finding]:
     chosen = [one for one in counts.argsort(descending=True, stable=True).tolist() if counts[one] >= LEAST][:CLASSES]
     if len(chosen) < 2:
         return []
-    rows: list[list[dict[str, Any]]] = []
+    rows: list[list[dict[str, Any] | None]] = []
     for start in range(0, len(chosen), IN_A_ROW):
         part = chosen[start : start + IN_A_ROW]
-        above, below = [], []
+        above: list[dict[str, Any] | None] = []
+        below: list[dict[str, Any] | None] = []
         for one in part:
             mine, name = found.classes == one, subject.classes[one]
             mean = found.inputs[mine].double().mean(0)
@@ -272,32 +273,41 @@ def _classes(subject: Subject, found: Maps) -> list[Finding]:
             values = found.pixels[mine].double().mean(0).tolist()
             about = f"what speaks for {name}"
             below.append({"pixels": map_picture(values), "text": f"{name} ({int(counts[one])})", "about": about})
-        empty = {"pixels": [[0]], "text": "", "about": ""}
-        missing = min(IN_A_ROW, len(chosen)) - len(part)
-        rows += [[*above, *[empty] * missing], [*below, *[empty] * missing]]
+        missing = [None] * (min(IN_A_ROW, len(chosen)) - len(part))
+        rows += [[*above, *missing], [*below, *missing]]
     middle = torch.stack([found.pixels[found.classes == one].double().mean(0) for one in chosen])
     apart = torch.corrcoef(middle.flatten(1))
     apart = apart - torch.eye(len(chosen))
     one, other = divmod(int(apart.argmax()), len(chosen))
     names = [subject.classes[chosen[place]] for place in sorted((one, other))]
-    sentence = (
-        "Red speaks for the class, blue against it: what is there and what is missing, against training pictures. "
-    )
+    sentence = "Red speaks for the class, blue against it, compared with training pictures. "
     if float(apart.max()) >= ALIKE:
         sentence += (
-            f"'{names[0]}' and '{names[1]}' hang on much the same places (correlation {float(apart.max()):.2f})."
+            f"'{names[0]}' and '{names[1]}' depend on much the same places (correlation {float(apart.max()):.2f})."
         )
     else:
-        sentence += f"Each answer has places of its own: no two maps correlate by more than {float(apart.max()):.2f}."
+        sentence += "Each answer depends on places of its own: no two maps correlate by more than "
+        sentence += f"{float(apart.max()):.2f}."
     figure = {
         "kind": "sheet",
         "columns": [""] * min(IN_A_ROW, len(chosen)),
         "rows": rows,
-        "note": "Above, the mean of the pictures with this answer; below, the mean of their maps (how many).",
+        "note": "Above: the mean of the pictures with this answer. Below: the mean of their maps (number of pictures). "
+        + _left_out(subject, chosen, counts),
         "width": 128,
     }
     control = "the mean picture of the same answers, above each map."
     return [Finding("What speaks for each answer", sentence, float(apart.max()), control, figure)]
+
+
+def _left_out(subject: Subject, chosen: list[int], counts: Tensor) -> str:
+    """Say which classes are not shown, and why."""
+    count, seen = len(subject.classes), int((counts >= LEAST).sum())
+    if len(chosen) == count:
+        return ""
+    told = f"Shown are {len(chosen)} of {count:,} classes: those answered at least {LEAST} times in the "
+    told += f"{int(counts.sum())} explained pictures"
+    return f"{told}; {seen - len(chosen):,} more are not drawn." if seen > len(chosen) else f"{told}."
 
 
 def _six(subject: Subject, found: Maps, twin: Tensor | None) -> Finding:
@@ -322,19 +332,19 @@ def _six(subject: Subject, found: Maps, twin: Tensor | None) -> Finding:
     names = ["picture"] + (["pixels"] if found.ends is not None else []) + ["patches"]
     names += ["random weights"] if twin is not None else []
     note = "Not chosen by hand: the two surest answers, two in the middle, the two least sure."
-    sentence = "Red: this pixel, as it is, speaks for the answer; blue: against it. Two ways of asking stand side by "
-    sentence += "side, with gradients and by covering patches: trust what both show, and what random weights do not."
+    sentence = "Red pixels speak for the answer, blue ones against it. Two methods stand side by side, gradients and "
+    sentence += "covering patches: trust what both show, and what random weights do not."
     alike = None
     if found.ends is not None:
         summed = torch.zeros(len(found.patches), int(found.cells.max()) + 1, dtype=torch.float64)
         summed.index_add_(1, found.cells.flatten(), found.pixels[: len(found.patches)].double().flatten(1))
         alike = rank_correlation(summed, found.patches)
-        sentence += f" Both agree by a rank correlation of {alike:.2f}." if alike is not None else ""
+        sentence += f" Their rank correlation is {alike:.2f}." if alike is not None else ""
     else:
         sentence = "Red: covering this patch makes the answer less sure; blue: surer."
     control = "random weights, at the same pictures." if twin is not None else "the picture itself."
     figure = {"kind": "sheet", "columns": names, "rows": rows, "note": note}
-    return Finding("Six answers, and what they hang on", sentence, alike, control, figure)
+    return Finding("Six answers, and what they depend on", sentence, alike, control, figure)
 
 
 def _from_to(what: str, ends: list[int]) -> str:

@@ -60,7 +60,7 @@ def texts(subject: Subject, budget: Budget) -> Panel:
         sure = agreeing(sure, "leaving out one word at a time", "words", told["alike"])
     findings.append(sure)
     if twin is not None:
-        why = "some places and words weigh more than others, whatever the weights"
+        why = "some places and words have larger effects than others with any weights"
         findings.append(shows_the_model(numbers["random_weights"], "these effects", why))
     wanted = min(MOST, len(subject.examples("test")))
     if len(found.words) < wanted:
@@ -124,19 +124,19 @@ def _overall(subject: Subject, found: Said, numbers: dict[str, Any], twin: Tenso
     tops = {place: rows for place, rows in numbers["words"].items() if rows}
     numbers["stands_out"] = None
     if not tops:
-        text = f"No word that occurs {numbers['least']} times or more in what was asked about surely pushes towards a "
-        return Finding(title, f"{text}class: of words at large nothing can be said.", None, control)
+        text = f"No word that occurs at least {numbers['least']} times surely speaks for a class, so nothing can be "
+        return Finding(title, f"{text}said of single words.", None, control)
     best = max(tops, key=lambda place: tops[place][0]["low"])
     top = tops[best][0]
     times = top["push"] / max(numbers["typical"], 1e-12)
     towards = f"towards '{subject.classes[best]}'"
     if times >= APART:
         numbers["stands_out"] = top["word"]
-        sentence = f"Most of all '{top['word']}' pushes, {towards}: by {top['push']:.2f}, {times:.1f} times what any "
-        sentence += "word adds."
+        sentence = f"The word '{top['word']}' has the strongest effect: it adds {top['push']:.2f} {towards}, "
+        sentence += f"{times:.1f} times the effect of an average word."
     else:
-        sentence = f"No word stands out: even '{top['word']}', the surest, pushes {towards} by {top['push']:.2f} only, "
-        sentence += f"{times:.1f} times what any word adds."
+        sentence = f"No word stands out: even the surest, '{top['word']}', adds only {top['push']:.2f} {towards}, "
+        sentence += f"{times:.1f} times the effect of an average word."
     for place in list(tops)[:CLASSES]:
         named = ", ".join(f"'{row['word']}'" for row in tops[place][:NAMED])
         sentence += f" Towards '{subject.classes[place]}': {named}."
@@ -147,15 +147,15 @@ def _overall(subject: Subject, found: Said, numbers: dict[str, Any], twin: Tenso
 
 
 def _typically(subject: Subject, found: Said, numbers: dict[str, Any], twin: Tensor | None) -> str:
-    told = f"what any word adds, on average over {numbers['examples']} texts: {numbers['typical']:.2f}"
+    told = f"the mean effect of a word over {numbers['examples']} texts: {numbers['typical']:.2f}"
     if twin is None:
         return f"{told}."
     other = [rows[0]["push"] for rows in _pushes(found, len(subject.classes), twin).values() if rows]
     ratio = max(other, default=0.0) / max(_typical(found, twin), 1e-12)
     numbers["random_weights"]["strongest"] = ratio
     if not other:
-        return f"{told}; with random weights no word surely pushes at all."
-    return f"{told}; with random weights the surest word has {ratio:.1f} times what any has."
+        return f"{told}; with random weights no word surely speaks for any class."
+    return f"{told}; with random weights the surest word has {ratio:.1f} times the effect of an average one."
 
 
 def _by_class(subject: Subject, tops: dict[int, list[dict[str, Any]]], numbers: dict[str, Any]) -> dict[str, Any]:
@@ -171,11 +171,15 @@ def _by_class(subject: Subject, tops: dict[int, list[dict[str, Any]]], numbers: 
         }
         for place in sorted(shown)
     ]
-    note = f"{numbers['method'].capitalize()}: what a word adds to the logit, on average over where it occurs (how "
-    note += f"often), the surest first; words that occur at least {numbers['least']} times in {numbers['examples']} "
+    note = f"{numbers['method'].capitalize()}: the mean effect of a word on the logit (in brackets: how often it "
+    note += f"occurs), the surest first; words that occur at least {numbers['least']} times in {numbers['examples']} "
     note += "test texts."
     if numbers["completeness"] is not None:
-        note += " Against texts whose every word is the mean of all words."
+        note += " Baseline: texts whose every word is the mean of all words."
+    if len(tops) > len(shown):
+        note += f" The {len(shown)} classes with the most such words, of {len(tops)} that have any."
+    if (without := len(subject.classes) - len(tops)) > 0:
+        note += f" For {without:,} of {len(subject.classes):,} classes no word is sure."
     return {"kind": "panels", "figures": figures, "note": note}
 
 
@@ -193,17 +197,17 @@ def _six(subject: Subject, found: Said) -> Finding:
             sides.append([name, ", ".join(told) or "nothing"])
         caption = f"{subject.classes[place]} {100 * float(found.shares[row]):.0f} %"
         items.append({"words": _marked(raw[row], words, values), "caption": caption, "rows": sides})
-    sentence = "The words that spoke for each answer and against it, with what they add in logits. Where these are not "
-    sentence += (
-        f"what a reader would name, look closer: the strongest word has {percent(_first_share(found), 0)} of all "
+    sentence = (
+        "The words that speak for and against each answer, with their effect on the logit. Check the model where "
     )
-    sentence += "effects of a text on average."
+    sentence += "a reader would name other words. On average the strongest word has "
+    sentence += f"{percent(_first_share(found), 0)} of all effects in a text."
     note = "Red speaks for the answer, blue (underlined) against it; the stronger, the more, in each text by itself. "
     note += "Not chosen by hand: the two surest answers, two in the middle, the two least sure."
     figure = {"kind": "pictures", "items": items, "note": note}
     control = f"an even share of the words of a text: {percent(float((1 / found.counts.double()).mean()), 0)}."
     one = len(items) == 1
-    title = "One answer, and what it hangs on" if one else f"{NUMBERS[len(items)]} answers, and what they hang on"
+    title = "One answer, and what it depends on" if one else f"{NUMBERS[len(items)]} answers, and what they depend on"
     return Finding(title, sentence, _first_share(found), control, figure)
 
 

@@ -30,23 +30,23 @@ def held(numbers: Mapping[str, Any]) -> Finding:
     methods = numbers["methods"]
     best = methods[numbers["shown"]]
     name = "directions" if numbers["shown"] == "sparse" else "non-negative directions"
-    sentence = f"{best['directions']} {name}, of which an example uses {best['at_a_time']:.1f}, hold "
+    sentence = f"{best['directions']} {name}, of which an example uses {best['at_a_time']:.1f}, explain "
     sentence += f"{percent(best['explained'])} of the variance of its features."
     if best["explained"] < HALF:
-        sentence += " Most of what varies is in none of them."
+        sentence += " They leave most of the variance unexplained."
     if best["explained"] - best["by_chance"] < AHEAD:
-        sentence += " Rows without any parts are held about as well: read the directions as a way of looking, not as "
-        sentence += "parts that are really there."
+        sentence += " Random rows without parts are explained about as well, so do not take the directions for parts "
+        sentence += "that are really there."
     else:
-        sentence += f" Of rows without parts the same method holds {percent(best['by_chance'])}."
+        sentence += f" Of random rows without parts the same method explains {percent(best['by_chance'])}."
     again, chance = best["found_again"], best["found_again_by_chance"]
     sentence += f" In the other half of the examples {percent(again, 0)} of them are found again"
     if again < FIRM:
-        sentence += ": most depend on which examples were looked at, so name none of them after one look."
+        sentence += ": most depend on the examples they were fitted on, so do not name them yet."
     elif again <= chance:
-        sentence += ", no more than in rows without parts: that they come again proves nothing."
+        sentence += ", no more than in random rows, so that proves nothing."
     else:
-        sentence += f" ({percent(chance, 0)} in rows without parts)."
+        sentence += f" ({percent(chance, 0)} in random rows)."
     control = f"Random rows of equal mean and covariance, which have no parts: {percent(best['by_chance'])}. As many "
     control += f"principal components as are used at most ({best['compared_with']}): "
     control += f"{percent(best['principal_components'])}."
@@ -59,15 +59,16 @@ def _compared(methods: Mapping[str, Any]) -> dict[str, Any]:
         "used at a time": lambda one: f"{one['at_a_time']:.1f}",
         "never used": lambda one: percent(one["dead"], 0),
         "variance explained": lambda one: percent(one["explained"]),
-        "of rows without parts": lambda one: percent(one["by_chance"]),
+        "explained of random rows": lambda one: percent(one["by_chance"]),
         "principal components": lambda one: f"{percent(one['principal_components'])} ({one['compared_with']})",
         "found again": lambda one: percent(one["found_again"], 0),
-        "in rows without parts": lambda one: percent(one["found_again_by_chance"], 0),
+        "found again in random rows": lambda one: percent(one["found_again_by_chance"], 0),
     }
     columns = [{"name": ""}, *({"name": NAMES[name].split()[-1]} for name in methods)]
     rows = [[what, *(write(one) for one in methods.values())] for what, write in told.items()]
     note = "Autoencoder: sparse (TopK). NMF: non-negative matrix factorisation. "
-    note += "Found again: directions of one half of the examples that the other half has too (cosine 0.9 or more)."
+    note += "Found again: directions of one half of the examples that the other half has too (cosine 0.9 or more). "
+    note += "Random rows: of equal mean and covariance, without parts."
     return {"kind": "table", "columns": columns, "rows": rows, "note": note}
 
 
@@ -105,7 +106,7 @@ def _figure(entries: Sequence[Mapping[str, Any]], subject: Subject, test: Rows) 
             ]
             for one in full
         ]
-        note = "Each row is a concept. With it stands the class that hangs on it most, or else uses it most."
+        note = "Each row is a concept, with the class that depends on it most, or else uses it most."
         if test.places is not None:
             note += " A picture is cut out around the place that uses the concept most."
         return {"kind": "sheet", "columns": ["strongest", "second", "third", "fourth"], "rows": rows, "note": note}
@@ -163,20 +164,20 @@ def hung_on(numbers: Mapping[str, Any], subject: Subject) -> Finding:
     times = [one["effect"] / max(1e-9, one["random"]) for one in entries]
     many, sure = sum(value >= MARK for value in times), sum(one["p"] <= SURE for one in entries)
     top = entries[0]
-    sentence = f"'{top['class']}' leans most on one concept: without it, its score falls by {top['effect']:.2f} "
-    sentence += f"and {percent(top['changed'], 0)} of these answers become others, against "
-    sentence += f"{percent(top['changed_random'], 0)} without as much of a random direction. For {many} of "
+    sentence = f"'{top['class']}' depends most on one concept: with it removed, its score falls by {top['effect']:.2f} "
+    sentence += f"and {percent(top['changed'], 0)} of these answers change, against "
+    sentence += f"{percent(top['changed_random'], 0)} with a random direction removed. For {many} of "
     sentence += (
-        f"{len(entries)} classes their concept does at least {MARK:.0f} times what a random direction does (the "
+        f"{len(entries)} classes the effect of their concept is at least {MARK:.0f} times that of a random direction "
     )
-    sentence += f"middle one {statistics.median(times):.1f} times)."
+    sentence += f"(median {statistics.median(times):.1f} times)."
     units = numbers["methods"][numbers["shown"]]["directions"]
-    sentence += f" {sure} of {len(entries)} also do more than the best of {units} directions drawn as the features "
-    sentence += f"vary ({SURE * len(entries):.1f} would by chance)"
+    sentence += f" For {sure} of {len(entries)} it also exceeds the best of {units} directions drawn with the "
+    sentence += f"covariance of the features ({SURE * len(entries):.1f} would by chance)"
     few = sure <= max(1.0, FEW * len(entries))
-    sentence += ": what matters is rather that the features vary there, not that it is a part." if few else "."
+    sentence += ": the effect comes from where the features vary most rather than from the concept." if few else "."
     sentence += _by_the_other(numbers)
-    control = f"Random directions of the same lengths: {top['random']:.2f}; drawn as the features vary: "
+    control = f"Random directions of the same lengths: {top['random']:.2f}; drawn with the covariance of the features: "
     control += f"{top['such']:.2f}, the best of {units} of them "
     control += f"{top['best_of_such']:.2f} (p = {top['p']:.2f}). Concepts were chosen on validation examples."
     figure = {
@@ -187,11 +188,11 @@ def hung_on(numbers: Mapping[str, Any], subject: Subject) -> Finding:
         "series": [
             {"name": "its concept", "values": [one["effect"] for one in entries]},
             {"name": "a random direction", "values": [one["random"] for one in entries]},
-            {"name": "the best drawn as features vary", "values": [one["best_of_such"] for one in entries]},
+            {"name": "the best drawn with their covariance", "values": [one["best_of_such"] for one in entries]},
         ],
         "note": "The score is the logit less the mean of all logits. In brackets: the number of the concept.",
     }
-    return Finding("Which classes hang on a concept", sentence, statistics.median(times), control, figure)
+    return Finding("Which classes depend on a concept", sentence, statistics.median(times), control, figure)
 
 
 def _by_the_other(numbers: Mapping[str, Any]) -> str:
@@ -200,6 +201,6 @@ def _by_the_other(numbers: Mapping[str, Any]) -> str:
     for name, one in numbers["methods"].items():
         if name != numbers["shown"] and one["classes"]:
             many = sum(entry["effect"] >= MARK * entry["random"] for entry in one["classes"])
-            told += f" Of the concepts of the other method ({NAMES[name]}) the first is true of {many}, the "
-            told += f"second of {sum(entry['p'] <= SURE for entry in one['classes'])}."
+            told += f" With the other method ({NAMES[name]}) the first holds for {many} classes, the second for "
+            told += f"{sum(entry['p'] <= SURE for entry in one['classes'])}."
     return told

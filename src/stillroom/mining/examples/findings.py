@@ -11,6 +11,7 @@ from stillroom.mining.subject import Subject
 CLASSES = 10  # that are shown
 TEXTS = 4  # classes of texts or rows, which take more room
 SUSPECTS = 12
+DOUBTFUL = 0.01  # chance that a label is wrong: less is not worth a look
 FOUND = 0.3  # of planted labels; with fewer found the search is not to be relied on
 
 
@@ -19,16 +20,14 @@ def typical(standing: Mapping[str, Any], subject: Subject) -> Finding:
     curve = {one["each"]: one for one in standing["curve"]}
     told = curve[standing["each"]]
     ours, others, best = (100 * told[key] for key in ("prototypes", "random", "random_best"))
-    sentence = f"{told['each']} examples of each class stand for it: the nearest of them has the model's answer for "
+    sentence = f"With {told['each']} prototypes a class, the nearest prototype has the model's answer for "
     sentence += f"{ours:.1f} % of the test examples, against {others:.1f} % with as many drawn at random."
     if ours <= best:
-        sentence += (
-            " That is within chance: in its features the classes are no clusters with a middle, or all are alike."
-        )
+        sentence += " That is within chance: in its features the classes do not form clusters around a centre."
     control = f"As many training examples of each class at random, {standing['draws']} draws: {others:.1f} % on "
     control += f"average, {best:.1f} % at best."
     return Finding(
-        "What is typical to it", sentence, told["prototypes"], control, _gallery(standing["classes"], subject)
+        "What it finds typical", sentence, told["prototypes"], control, _gallery(standing["classes"], subject)
     )
 
 
@@ -40,7 +39,9 @@ def _gallery(classes: Sequence[Mapping[str, Any]], subject: Subject) -> dict[str
             [_cell(subject, example, one["class"]) for example in (*one["typical"], *one["unusual"])] for one in full
         ]
         columns = [*("typical" for _ in range(wide[0])), *("unusual" for _ in range(wide[1]))]
-        note = "Each row is an answer of the model. Unusual: what the typical ones do not stand for."
+        note = "Each row is an answer of the model. Unusual: examples that the typical ones represent least."
+        if len(full) < len(classes):
+            note += f" {len(full)} of {len(classes)} classes are shown."
         return {"kind": "sheet", "columns": columns, "rows": rows, "width": 84, "note": note}
     items = [
         shown(subject, example, f"{how} of {one['class']}")
@@ -48,7 +49,8 @@ def _gallery(classes: Sequence[Mapping[str, Any]], subject: Subject) -> dict[str
         for how, examples in (("typical", one["typical"][:2]), ("unusual", one["unusual"][:1]))
         for example in examples
     ]
-    return {"kind": "pictures", "items": items}
+    figure: dict[str, Any] = {"kind": "pictures", "items": items}
+    return figure | ({"note": f"{TEXTS} of {len(classes)} classes are shown."} if len(classes) > TEXTS else {})
 
 
 def moved(told: Mapping[str, Any], subject: Subject) -> Finding:
@@ -56,20 +58,16 @@ def moved(told: Mapping[str, Any], subject: Subject) -> Finding:
     whole, less, fewer = (100 * told[key] for key in ("all", "without_most_helpful", "without_most_harmful"))
     chance, drawn = told["chance"], told["without_random"]
     low, high = 100 * chance["lowest"], 100 * chance["highest"]
-    sentence = (
-        f"Without the {told['left_out']:,} training examples that helped most, a last layer fitted anew is right "
-    )
+    sentence = f"Without the {told['left_out']:,} most helpful training examples, a refitted last layer is right "
     sentence += f"on {less:.1f} % of the {told['measured_on']} examples instead of {whole:.1f} %"
     if less < low:
-        sentence += f", and without as many at random on {100 * drawn['mean']:.1f} %: these carry more than others."
+        sentence += f" (without as many at random: {100 * drawn['mean']:.1f} %), so these matter more than others."
     else:
-        sentence += f", within chance ({low:.1f} % or more): it is not seen that a few examples carry it."
-    sentence += f" Without the {told['left_out']:,} that harmed most: {fewer:.1f} %"
-    sentence += (
-        ", more than by chance: have a look at them." if fewer > high else f", within chance ({high:.1f} % or less)."
-    )
+        sentence += f", which is within chance ({low:.1f} % or more): no few examples decide."
+    sentence += f" Without the {told['left_out']:,} most harmful: {fewer:.1f} %"
+    sentence += ", more than by chance: look at them." if fewer > high else f", within chance ({high:.1f} % or less)."
     if told["mistakes"]:
-        sentence += " Below are its surest mistakes, each with the examples that pulled most towards both answers."
+        sentence += " Below are its most confident mistakes, each with the examples that influenced them most."
     control = f"As many left out at random, {drawn['draws']} draws: {100 * drawn['mean']:.1f} % "
     control += f"({100 * drawn['low']:.1f} to {100 * drawn['high']:.1f}). By chance, in draws and in "
     control += f"{told['measured_on']} examples, {100 * chance['sure']:.0f} % of the time no less than {low:.1f} % and "
@@ -112,31 +110,34 @@ def _taught(told: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
 def mislabelled(told: Mapping[str, Any], suspects: Sequence[Mapping[str, Any]], subject: Subject) -> Finding:
     """Say how many labels look wrong, whether such a search finds any, and show the most doubted."""
     of = f"{told['examples']:,} training labels"
+    doubtful = [one for one in (suspects or told["most_doubted"])[:SUSPECTS] if one["score"] >= DOUBTFUL]
     if suspects:
         count = f"{len(suspects):,} of {of} are" if len(suspects) > 1 else f"1 of {of} is"
-        sentence = (
-            f"{count} more likely wrong than right: look there first. In all, {_share(told['share_wrong'])} look wrong."
-        )
+        sentence = f"{count} more likely wrong than right: check these first. In all, an estimated "
+        sentence += f"{_share(told['share_wrong'])} are wrong."
     else:
-        sentence = f"None of {of} is more likely wrong than right; {_share(told['share_wrong'])} may be wrong "
-        sentence += "without it being told which. Below are the most doubted."
+        sentence = f"None of {of} is more likely wrong than right. An estimated {_share(told['share_wrong'])} may be "
+        sentence += "wrong, but not known which."
+        sentence += " Below are the most doubtful." if doubtful else ""
     if suspects and told["features"] == "untrained":
         sentence += (
-            f" The model gives {told['given_back']:,} of these labels back: it has them by heart, or they are right "
+            f" The model answers {told['given_back']:,} of these labels itself: it has memorised them, or they are "
         )
-        sentence += "though they look odd. They were found without its features, in which only "
+        sentence += "right. They were found without its features, in which only "
         sentence += f"{told['searches']['learnt']['suspects']:,} look wrong."
     if told["planted"] < FOUND:
-        sentence += " Of labels exchanged on purpose few are found here: do not rely on this search."
-    control = f"Labels exchanged on purpose now, 5 % of those not suspect: {100 * told['planted']:.0f} % of the most "
-    control += "doubted 5 % are such; chance is 5 %."
+        sentence += " Few labels that were swapped on purpose are found here: do not rely on this search."
+    control = (
+        f"5 % of the other labels were swapped on purpose: {100 * told['planted']:.0f} % of the most doubtful 5 % "
+    )
+    control += "are such (chance: 5 %)."
     if told["features"] == "learnt":
-        control += " The model had not learnt these, which makes them easier to find."
+        control += " The model was not trained on the swapped labels, which makes them easier to find."
     items = [
-        shown(subject, one["example"], f"{one['label']}? rather {one['suggested']}", _rows_of(one))
-        for one in (suspects or told["most_doubted"])[:SUSPECTS]
+        shown(subject, one["example"], f"{one['label']}? rather {one['suggested']}", _rows_of(one)) for one in doubtful
     ]
-    return Finding("Which labels look wrong", sentence, len(suspects), control, {"kind": "pictures", "items": items})
+    figure = {"kind": "pictures", "items": items} if items else {}
+    return Finding("Which labels look wrong", sentence, len(suspects), control, figure)
 
 
 def _rows_of(one: Mapping[str, Any]) -> list[list[str]]:

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from stillroom.contracts import Finding
 from stillroom.errors import DataError, say
 from stillroom.mining.panel import Budget, Panel
 from stillroom.mining.rules.asking import Ground, ask
@@ -27,7 +26,8 @@ def rules(subject: Subject, budget: Budget, *, fidelity: float = 0.95, leaves: i
     on validation and training rows, and what is said of it is measured on test rows and on queries made of those.
     Beside it stand the same tree on labels, and always giving the commonest answer. Pictures get a soft tree too, with
     its filters; of texts, where single words say too little, rules may ask what points for words add up to. Only
-    answers are needed.
+    answers are needed. Rules that miss the fidelity, and get less than half of what a constant answer misses, are told
+    in one sentence and not given as files.
 
     Raises:
         DataError: a fidelity not above 0 or over 1, or a number of leaves that nobody would read.
@@ -44,10 +44,10 @@ def rules(subject: Subject, budget: Budget, *, fidelity: float = 0.95, leaves: i
     chosen = choose(subject, ground, grown, fidelity, leaves)
     if not chosen.reached and any(one.points for one in ground.reading.features):
         chosen = _by_points(subject, chosen)
-    findings = [told_of_tree(chosen), sized(chosen), trusted(chosen)]
-    if any(one.points for one in chosen.asked):
+    findings = [told_of_tree(chosen), *([sized(chosen), trusted(chosen)] if chosen.useful else [])]
+    if any(one.points for one in chosen.asked) and chosen.useful:
         findings.insert(1, worth(chosen))
-    numbers, files = _numbers(chosen, findings), _files(chosen)
+    numbers, files = _numbers(chosen), _files(chosen) if chosen.useful else {}
     notes = [*ground.notes, *notes]
     if subject.kind == "image":
         finding, of_soft, more, said = soft(subject, ground, budget)
@@ -85,7 +85,7 @@ def _by_points(subject: Subject, chosen: Chosen) -> Chosen:
     return replace(chosen, tree=tree if reached is None else reached, reached=reached is not None, grown=grown)
 
 
-def _numbers(chosen: Chosen, findings: list[Finding]) -> dict[str, Any]:
+def _numbers(chosen: Chosen) -> dict[str, Any]:
     ground, grown = chosen.ground, chosen.grown
     size = chosen.tree.size
     same = None if grown.labels is None else grown.labels.largest(size)
@@ -94,6 +94,7 @@ def _numbers(chosen: Chosen, findings: list[Finding]) -> dict[str, Any]:
         "asked": chosen.fidelity,
         "most_rules": chosen.most,
         "rules": size,
+        "useful": chosen.useful,
         "reached_on_choice": chosen.reached,
         "fidelity": agreement(chosen.tree, ground.held),
         "fidelity_interval": chosen.interval.plain(),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stillroom.contracts import UNLABELLED
 from stillroom.mining.rules.points import Worth, added, dealt, presence, worths
-from stillroom.mining.rules.tree import Floats
+from stillroom.mining.rules.tree import Floats, one_hot
 from stillroom.mining.subject import Subject
 from stillroom.models import vocabulary
 from stillroom.utf8 import unpack
@@ -226,7 +226,7 @@ def _points(
     if own and known.any():
         some = [row for row, one in zip(pieces, known.tolist(), strict=True) if one]
         yield from (
-            feature(one, "labels") for one in worths(some, np.eye(answers.shape[1])[labels[known]], subject.seed)
+            feature(one, "labels") for one in worths(some, one_hot(labels[known], answers.shape[1]), subject.seed)
         )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stillroom.contracts import UNLABELLED
 from stillroom.mining.rules.asking import Ground, Told, joined
 from stillroom.mining.rules.reading import Taught
-from stillroom.mining.rules.tree import Floats, Tree, grow
+from stillroom.mining.rules.tree import Floats, Tree, grow, one_hot
 from stillroom.randomness import permutation
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -84,7 +84,7 @@ def grow_all(ground: Ground, *, most: int = MOST, points: bool = False, seed: in
     labels = None
     if known.any():
         given = _may_ask(ground, rows.rows[known], "labels" if points else None)
-        labels = series(grow(given, np.eye(classes)[rows.labels[known]], leaves=most, seed=seed))
+        labels = series(grow(given, one_hot(rows.labels[known], classes), leaves=most, seed=seed))
     of: Taught | None = "answers" if points else None
     soft = series(grow(_may_ask(ground, rows.rows, of), rows.answers, leaves=most, seed=seed))
     grown = series(grow(_may_ask(ground, both.rows, of), both.answers, leaves=most, weights=weights, seed=seed))

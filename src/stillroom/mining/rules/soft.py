@@ -38,7 +38,7 @@ def soft(subject: Subject, ground: Ground, budget: Budget) -> Drawn:
     alike = None
     if known.any():
         budget.progress(1, trees, "soft tree")
-        labels = torch.eye(answers.shape[1])[torch.from_numpy(ground.rows.labels[known])]
+        labels = torch.nn.functional.one_hot(torch.from_numpy(ground.rows.labels[known]), answers.shape[1]).float()
         pixels = ground.rows.pixels[torch.from_numpy(known)]
         alike = train(pixels, labels, steps=steps, depth=depth, seed=subject.seed)
     numbers = {
@@ -74,10 +74,10 @@ def _pixels(told: Told) -> torch.Tensor:
 def _finding(subject: Subject, ground: Ground, tree: Grown, numbers: dict[str, Any]) -> Finding:
     own, held = numbers["fidelity"], ground.held
     sentence = (
-        f"A tree of {2**tree.depth - 1} soft questions, each a filter laid over the picture, answers as the model does "
-        f"on {percent(own)} of {len(held):,} {ground.split} pictures by its likeliest leaf alone, and on "
-        f"{percent(numbers['fidelity_queries'])} of the noisy queries. Below are its first questions: light where a "
-        "filter is red sends a picture one way, light where it is blue the other."
+        f"A soft decision tree of {2**tree.depth - 1} questions, each a filter over the picture, gives the model's "
+        f"answer on {percent(own)} of {len(held):,} {ground.split} pictures (by its likeliest leaf), and on "
+        f"{percent(numbers['fidelity_queries'])} of the noisy queries. Below are its first questions: brightness in "
+        "the red part of a filter sends a picture one way, in the blue part the other."
     )
     control = "No labels are known, so there is no tree on labels to compare with."
     if (alike := numbers["labels_only"]) is not None:

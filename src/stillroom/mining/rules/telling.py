@@ -21,7 +21,8 @@ from stillroom.statistics import Interval, over_examples
 
 SIDES, WORDS, NAMED = 6, 12, 5  # classes whose words are shown; of each; named in the sentence
 SHORT = 40  # letters of a condition
-SHOWN = 24  # rules in the table, those that cover most
+SHOWN, FEWER = 24, 8  # rules in the table, those that cover most; where they only come near the model
+USEFUL = 0.5  # of what a constant answer gets wrong: rules that get less of it right are neither shown nor offered
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,13 @@ class Chosen:
         """The model's commonest answer to training rows, and how often it gives it to held-out ones."""
         top = Counter(self.ground.rows.top.tolist()).most_common(1)[0][0]
         return self.classes[top], float((self.ground.held.top == top).mean())
+
+    @property
+    def useful(self) -> bool:
+        """Whether the rules reach what was asked for, or get half of what a constant answer misses."""
+        constant = self.constant[1]
+        beyond = (self.held - constant) / (1 - constant) if constant < 1 else 0.0
+        return self.size > 1 and (self.reached or beyond >= USEFUL)
 
     @cached_property
     def by_chance(self) -> float:
@@ -133,13 +141,10 @@ class Chosen:
 def told_of_tree(chosen: Chosen) -> Finding:
     """Return the finding with the tree itself."""
     text = as_text(chosen.tree, chosen.ground.reading, chosen.classes)
-    return Finding(
-        _title(chosen),
-        _sentence(chosen),
-        chosen.held,
-        _control(chosen),
-        {"kind": "text", "text": text, "title": "The rules as a tree", "note": chosen.counted},
-    )
+    figure: dict[str, Any] = {"kind": "text", "text": text, "title": "The rules as a tree", "note": chosen.counted}
+    if not chosen.reached:
+        figure |= {"text": f"{chosen.counted}\n\n{text}", "folded": True, "note": ""}
+    return Finding(_title(chosen), _sentence(chosen), chosen.held, _control(chosen), figure if chosen.useful else {})
 
 
 def _title(chosen: Chosen) -> str:
@@ -160,7 +165,7 @@ def _sentence(chosen: Chosen) -> str:
     if chosen.reached and chosen.held >= chosen.fidelity:
         doubt = ""
         if chosen.on_queries < chosen.fidelity:
-            doubt = " Away from the data they hold less well: trust them for examples like these."
+            doubt = " On made-up queries they agree less often: trust them for examples like the data."
         return f"{rules} say what the model answers: they agree with it {chosen.agrees} {asked}.{doubt}"
     if chosen.reached:
         clear = "so they are a summary, not the model"
@@ -184,14 +189,17 @@ def _more(chosen: Chosen) -> str:
     """Say what more rules would do, and what to make of those there are."""
     name, constant = chosen.constant
     if chosen.held <= constant + 0.02:
-        return (
-            f"That is no more than always answering '{name}' ({percent(constant)}): do not explain the model by these."
-        )
+        told = f"That is no more than always answering '{name}' ({percent(constant)}): these rules do not explain the "
+        return f"{told}model, and are not shown."
     sizes, held = chosen.grown.both.curve(chosen.ground.held)
     enough = [size for size, found in zip(sizes, held, strict=True) if found >= chosen.fidelity]
-    if enough:
-        return f"About {enough[0]} would be needed: read these as a summary."
-    return f"Up to {sizes[-1]} agree on {percent(max(held))} at most: read these as a summary, not as the model."
+    told = (
+        f"About {enough[0]} would be needed" if enough else f"Up to {sizes[-1]} agree on {percent(max(held))} at most"
+    )
+    if chosen.useful:
+        return f"{told}: read these as a summary, not as the model."
+    told += f". Always answering '{name}' agrees on {percent(constant)}; of the remaining rows these rules get less "
+    return f"{told}than {percent(USEFUL, 0)}, so they are not shown."
 
 
 def _control(chosen: Chosen) -> str:
@@ -205,7 +213,7 @@ def _control(chosen: Chosen) -> str:
     low, high = gap.low or 0.0, gap.high or 0.0
     word = "no clear difference"
     if low > 0 or high < 0:
-        word = "the model's answers taught the rules more than labels" if low > 0 else "labels taught more"
+        word = "the model's answers are better to learn from" if low > 0 else "labels are better to learn from"
     interval = f"{100 * gap.mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}: {word}"
     return (
         f"A tree of the same size grown on labels agrees on {percent(other)} ({interval}), on {percent(away)} of the "
@@ -220,9 +228,9 @@ def worth(chosen: Chosen) -> Finding:
     reached = {of: by_points(chosen.ground, of) for of in ("answers", "labels", "chance")}
     own = reached["answers"] or 0.0
     text = (
-        f"Single words say too little, their sum says more: {count} words have points, from -{HIGHEST} to {HIGHEST}. "
+        f"Single words say too little, so {count} words have points, from -{HIGHEST} to {HIGHEST}, which are summed. "
     )
-    text += f"What those of a text add up to tells the model's answer on {percent(own)} of {len(chosen.ground.held):,} "
+    text += f"The sum of a text gives the model's answer on {percent(own)} of {len(chosen.ground.held):,} "
     text += f"{chosen.ground.split} rows."
     figures, sides = [], []
     for one in asked:
@@ -242,7 +250,9 @@ def worth(chosen: Chosen) -> Finding:
         control = f"The same points dealt to the words at random: {percent(reached['chance'])}"
     if reached["labels"] is not None:
         control += f"; points learnt from labels instead of the model's answers: {percent(reached['labels'])}"
-    note = "Among words of as many points those that part the texts most. All are in rules.json."
+    note = "Among words of equal points, those that separate the texts best. All are in rules.json."
+    if len(sides) > SIDES:
+        note += f" {SIDES} of {len(sides)} classes are shown."
     figure = {"kind": "panels", "figures": figures, "note": note}
     return Finding("What words are worth", text, own, f"{control}.", figure)
 
@@ -302,19 +312,19 @@ def trusted(chosen: Chosen) -> Finding:
     good = [one for one in held if one["fidelity"] >= chosen.fidelity]
     share = sum(one["coverage"] for one in good)
     widest = max(held, key=lambda one: one["coverage"])
-    sentence = f"None of {len(chosen.each)} rules agrees with the model as often as asked. "
+    asked = f"({percent(chosen.fidelity)})"
+    sentence = f"None of {len(chosen.each)} rules agrees with the model as often as asked {asked}. "
     if good:
-        sentence = f"{len(good)} of {len(chosen.each)} rules agree with the model at least as often as asked; they "
+        sentence = f"{len(good)} of {len(chosen.each)} rules agree with the model as often as asked {asked}; they "
         sentence += f"cover {percent(share)} of the {ground.split} rows. "
-    sentence += f"Rule {widest['rule']} covers most ({percent(widest['coverage'])})."
+    sentence += f"Rule {widest['rule']} covers most rows ({percent(widest['coverage'])})."
     weakest = min(held, key=lambda one: (one["fidelity"], -one["rows"]))
     if weakest["fidelity"] < chosen.fidelity:
         rows = f"{weakest['rows']:,} row{'s' * (weakest['rows'] != 1)}"
-        sentence += f" Where rule {weakest['rule']} holds, ask the model: it agrees on "
-        sentence += f"{percent(weakest['fidelity'])} of {rows}."
+        sentence += f" Rule {weakest['rule']} is the weakest: it agrees on {percent(weakest['fidelity'])} of {rows}."
     if unseen := len(chosen.each) - len(held):
         sentence += f" {unseen} cover{'s' * (unseen == 1)} no {ground.split} row."
-    shown = sorted(chosen.each, key=lambda one: -one["coverage"])[:SHOWN]
+    shown = sorted(chosen.each, key=lambda one: -one["coverage"])[: SHOWN if chosen.reached else FEWER]
     rows_ = [
         [
             f"{one['rule']}. {one['answer']}",
@@ -332,7 +342,7 @@ def trusted(chosen: Chosen) -> Finding:
         columns.insert(1, columns.pop())
         rows_ = [[row[0], row[-1], *row[1:-1]] for row in rows_]
     figure: dict[str, Any] = {"kind": "table", "columns": columns, "rows": rows_, "title": "Rules, widest first"}
-    if len(chosen.each) > SHOWN:
-        figure["note"] = f"The {SHOWN} widest of {len(chosen.each)}; all are in rules.json."
+    if len(chosen.each) > len(shown):
+        figure["note"] = f"The {len(shown)} widest of {len(chosen.each)}; all are in rules.json."
     control = f"The same answers dealt to the rows at random would agree on {percent(chosen.by_chance)}."
     return Finding("Which rules to trust", sentence, share, control, figure)

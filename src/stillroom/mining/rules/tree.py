@@ -13,6 +13,13 @@ Floats = NDArray[np.float64]
 LEAF = -1
 
 
+def one_hot(labels: NDArray[np.int64], classes: int) -> Floats:
+    """Return labels (N) as answers (N, classes) that are sure."""
+    found = np.zeros((len(labels), classes))
+    found[np.arange(len(labels)), labels] = 1
+    return found
+
+
 @dataclass(frozen=True)
 class Tree:
     """Questions "is this feature below this threshold?": yes goes left, no goes right.

@@ -21,10 +21,10 @@ def kept(numbers: Mapping[str, Any]) -> Finding:
     arms, main = numbers["arms"], numbers["main"]
     told, gain = arms[main], numbers.get("gain")
     sentence = f"'{main}' gives the model's own answer on {percent(told['agreement']['mean'])} of the test examples"
-    sentence += f" (by chance it would be {percent(told['chance']['mean'])})"
+    sentence += f" (by chance: {percent(told['chance']['mean'])})"
     sentence += "." if gain is None else _gained(gain)
     if "gradient_cosine" in told:
-        sentence += f" Its reasons resemble the model's by a cosine of {told['gradient_cosine']['mean']:.2f}."
+        sentence += f" The cosine of its attributions with the model's is {told['gradient_cosine']['mean']:.2f}."
     control = f"Agreement by chance: {percent(told['chance']['mean'])}"
     if gain is not None:
         control += f"; the same student trained alone: {percent(arms[ALONE]['agreement']['mean'])} ({gain['method']})"
@@ -38,13 +38,13 @@ def _gained(gain: Mapping[str, Any]) -> str:
         "" if gain["n"] >= CLAIM_FROM else f" in these {gain['n']} seeds" if gain["n"] > 1 else " with this one seed"
     )
     if gain["verdict"] == "more":
-        said = f", {points:.1f} points more than the same student alone ({low:.1f} to {high:.1f}): the teacher's doing"
+        said = f", {points:.1f} points more than the same student alone ({low:.1f} to {high:.1f}): distilling helped"
         return f"{said}{seeds}."
     if gain["verdict"] == "less":
         said = f", {-points:.1f} points less than the same student alone ({-high:.1f} to {-low:.1f}){seeds}: "
-        return f"{said}learning from the teacher made it less like the teacher. Try another loss, or less weight on it."
+        return f"{said}distilling made it less like the teacher. Try another loss, or a smaller weight."
     said = f". That is no clear gain over the same student alone: {points:+.1f} points ({low:+.1f} to {high:+.1f}). "
-    return f"{said}More seeds and more test examples would tell a smaller one."
+    return f"{said}More seeds and more test examples would show a smaller difference."
 
 
 def _table(numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def _table(numbers: Mapping[str, Any]) -> dict[str, Any]:
     columns = [("agrees", "agreement", 100, "%"), ("KL", "kl", 1, ""), ("accuracy", "accuracy", 100, "%")]
     name, of = "gradient cosine", "gradients of the model's top logit with respect to the inputs"
     if numbers["kind"] == "text":
-        name, of = "cosine of reasons", "reasons: what each word adds to the score of the model's answer"
+        name, of = "cosine of attributions", "attributions: what each word adds to the score of the model's answer"
     columns += [("calibration error", "ece", 1, ""), (name, "gradient_cosine", 1, "")]
     there = [column for column in columns if any(column[1] in arm for arm in arms.values())]
     rows = [[name, *(_cell(arm.get(key), scale) for _, key, scale, _ in there)] for name, arm in arms.items()]
@@ -94,11 +94,11 @@ def lost(rows: Sequence[Mapping[str, Any]], main: str, seeds: int) -> Finding:
         sentence += f" '{worst['class']}': the model recognises {percent(worst['model'])} of its examples, the student "
         sentence += f"{percent(worst['student'])}, {_points(worst['lost'])} points fewer ({_points(worst['low'])} to "
         sentence += (
-            f"{_points(worst['high'])}). Look at its examples; more of them in the transfer set, from which the "
+            f"{_points(worst['high'])}). Look at its examples, and try more of them in the transfer set, from which "
         )
-        sentence += "student learns, are worth a try."
+        sentence += "the student learns."
     else:
-        sentence = f"No class lost more than chance explains ({len(rows)} were looked at)."
+        sentence = f"No class lost more than chance explains ({len(rows)} were compared)."
     sentence += _unseen([row for row in rows if row["verdict"] != LOST], bool(clear))
     control = f"The model on the same examples of each class; 95 % intervals over examples{' and seeds' * (seeds > 1)} "
     control += f"that hold for all {len(rows)} classes at once (Bonferroni)."
@@ -114,9 +114,13 @@ def lost(rows: Sequence[Mapping[str, Any]], main: str, seeds: int) -> Finding:
             {"name": "the model", "values": [100 * row["model"] for row in shown]},
             {"name": main, "values": [100 * row["student"] for row in shown]},
         ],
-        "note": f"More than chance explains: {', '.join(row['class'] for row in clear[:SHOWN]) or 'none'}.",
+        "note": f"Significant: {', '.join(row['class'] for row in clear[:SHOWN]) or 'none'}.{_cut(rows, 'classes')}",
     }
     return Finding("Which classes it cost", sentence, rows[0]["lost"], control, figure)
+
+
+def _cut(rows: Sequence[object], what: str) -> str:
+    return f" The {SHOWN} worst of {len(rows):,} {what}." if len(rows) > SHOWN else ""
 
 
 def _unseen(rows: Sequence[Mapping[str, Any]], others: bool) -> str:
@@ -125,8 +129,8 @@ def _unseen(rows: Sequence[Mapping[str, Any]], others: bool) -> str:
     if most is None or most["high"] <= 0:
         return ""
     count = "1 example" if most["examples"] == 1 else f"{most['examples']:,} examples"
-    where = f" A loss of up to {_points(most['high'])} points, in '{most['class']}' ({count}), "
-    return f"{where}could have gone unseen{' in the others' * others}."
+    where = f" A loss of up to {_points(most['high'])} points in '{most['class']}' ({count}) "
+    return f"{where}cannot be ruled out{' among the others' * others}."
 
 
 def _points(share: float) -> str:
@@ -136,26 +140,27 @@ def _points(share: float) -> str:
 def cost(groups: Mapping[str, Any], main: str) -> Finding:
     """Say which subgroup an arm follows the model least on, and whether that is more than chance."""
     rows, least = groups["groups"], groups["least_by_chance"]
-    title = "Whom it cost"
+    title = "Which subgroups it cost"
     control = f"Groups of the same sizes drawn at random: in 95 of 100 draws none falls below {percent(least)}."
     if not rows:
         return Finding(title, "There are no subgroups to compare in this data.", None, control)
     below = [row for row in rows if row["agreement"] < least]
     if below:
         worst = below[0]
-        sentence = f"'{main}' follows the model least on {worst['name']}: on {percent(worst['agreement'])} of "
-        sentence += f"{worst['examples']} examples, on {percent(groups['whole'])} of all. "
-        which = "This group is" if len(below) == 1 else f"{len(below)} groups are"
+        sentence = f"'{main}' agrees with the model least on {worst['name']}: on {percent(worst['agreement'])} of "
+        sentence += f"{worst['examples']} examples, against {percent(groups['whole'])} of all. "
+        which = "That is" if len(below) == 1 else f"{len(below)} groups are"
         size = "its size" if len(below) == 1 else "their size"
-        sentence += f"{which} followed less often than nearly all groups of {size} drawn at random."
+        sentence += f"{which} below nearly all groups of {size} drawn at random."
     else:
-        sentence = f"No subgroup is left behind: '{main}' follows the model on {percent(rows[0]['agreement'])} even of "
-        sentence += f"the worst one ({rows[0]['name']}); groups drawn at random fall as low."
+        sentence = f"No subgroup is followed clearly less: even on the worst one ({rows[0]['name']}) '{main}' agrees "
+        sentence += f"with the model on {percent(rows[0]['agreement'])}; groups drawn at random fall as low."
     figure = {
         "kind": "dots",
         "unit": "%",
         "x_label": "agrees with the model",
         "rows": [{"name": row["name"], "mean": 100 * row["agreement"], "series": main} for row in rows[:SHOWN]],
+        "note": _cut(rows, "subgroups").strip(),
         "references": [
             {"name": "all", "value": 100 * groups["whole"]},
             {"name": "least by chance", "value": 100 * least},
@@ -174,11 +179,11 @@ def alike(layers: Mapping[str, Any], main: str) -> Finding:
     names = layers["model"][place[0]], layers["student"][place[1]]
     row = int(np.flatnonzero(np.isfinite(values).any(1))[-1])
     last, chance = float(np.nanmax(values[row])), _most(control[row])
-    sentence = f"Most alike are the model's '{names[0]}' and the student's '{names[1]}' "
-    sentence += f"({float(values[place]):.2f} of 1). Of the model's last layer the student has {last:.2f}"
+    sentence = f"The most similar layers are the model's '{names[0]}' and the student's '{names[1]}' "
+    sentence += f"(CKA {float(values[place]):.2f} of 1). With the model's last layer the student reaches {last:.2f}"
     sentence += "." if chance is None else f", one with random weights {chance:.2f}."
     if chance is not None and last - chance < 0.1:
-        sentence += " That is hardly more than the architecture gives: the student answers by ways of its own."
+        sentence += " That is hardly more than the architecture gives: the student has representations of its own."
     figure = {
         "kind": "matrix",
         "labels": layers["model"],
@@ -190,7 +195,7 @@ def alike(layers: Mapping[str, Any], main: str) -> Finding:
     words = "A student with random weights: " + ("none of its layers can be read." if most is None else "")
     words += "" if most is None else f"{most:.2f} at most."
     return Finding(
-        "Which layers became alike", sentence, last, f"{words} Layers that are alike need not answer alike.", figure
+        "Which layers became similar", sentence, last, f"{words} Similar layers need not give similar answers.", figure
     )
 
 
@@ -206,12 +211,12 @@ def _most(values: np.ndarray) -> float | None:
 def shown(items: Sequence[Mapping[str, Any]], apart: int, count: int, main: str) -> Finding:
     """Show the examples on which both are surest of different classes."""
     title = "Where they disagree"
-    sentence = f"The first of '{main}' differs from the model on {apart:,} of {count:,} test examples "
+    sentence = f"The first seed of '{main}' differs from the model on {apart:,} of {count:,} test examples "
     sentence += f"({percent(apart / max(1, count))})."
     known = [item for item in items if item["true"] is not None]
     if known:
         right = sum(item["true"] == item["teacher"] for item in known)
-        sentence += f" Of the {len(known)} on which both are surest the model is right {right} times, '{main}' "
+        sentence += f" On the {len(known)} where both are most confident the model is right {right} times, '{main}' "
         sentence += f"{sum(item['true'] == item['student'] for item in known)} times. Look at these first."
     figure = {
         "kind": "pictures",

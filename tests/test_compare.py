@@ -1,0 +1,58 @@
+"""Runs side by side: each number under its own column, and the difference by the right formula."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from scipy import stats
+
+from stillroom.report import compare
+
+ONE, TWO = [0.90, 0.93, 0.91], [0.85, 0.84, 0.89]
+
+
+def write(path, main, seeds=(0, 1, 2), alone=0.7, teacher=0.95, **more):
+    """Write a run whose main arm scored ``main``; the rates of every model differ."""
+
+    def model(values):
+        return {"score": {"mean": sum(values) / len(values), "per_seed": values}, "score_name": "accuracy"}
+
+    models = {"teacher": model([teacher]), "alone": model([alone] * len(main)), "kd": model(main)}
+    gap = {"mean": 0.61, "low": 0.5, "high": 0.7, "n": 3, "method": "by hand"}
+    gain = {"mean": 0.072, "low": 0.05, "high": 0.09, "n": 3, "method": "by hand"}
+    held = {"models": {**models, "distilled": models["kd"]}, "seeds": list(seeds), "arms": ["kd"], "main": "kd",
+            "gap_closed": gap, "agreement_gain": gain, **more}  # fmt: skip
+    path.mkdir()
+    (path / "metrics.json").write_text(json.dumps(held))
+    (path / "recipe.yaml").write_text("train: {steps: 1}\n")
+    return path
+
+
+def cells(finding):
+    names = [column["name"] for column in finding.figure["columns"]]
+    return [dict(zip(names, row, strict=True)) for row in finding.figure["rows"]]
+
+
+def test_each_cell_stands_under_its_own_name(tmp_path):
+    places = [write(tmp_path / "one", ONE), write(tmp_path / "two", TWO, alone=0.6, teacher=0.8)]
+    one, two = cells(compare(places)[1][0])
+    for row, run, teacher, alone, main in ((one, "one", 95, 70, 100 * sum(ONE) / 3), (two, "two", 80, 60, 86.0)):
+        assert row["run"] == run and row["first arm"] == "kd" and row["seeds"] == 3
+        assert row["teacher"]["mean"] == pytest.approx(teacher) and row["alone"]["mean"] == pytest.approx(alone)
+        assert row["distilled"]["mean"] == pytest.approx(main)
+        assert row["agreement gain, points"]["mean"] == pytest.approx(7.2)
+
+
+def test_equal_seeds_are_paired_and_others_are_not(tmp_path):
+    """As many seeds, but not the same ones: nothing ties run 1's second to run 2's second."""
+    same = [write(tmp_path / "a", ONE), write(tmp_path / "b", TWO)]
+    other = [same[0], write(tmp_path / "c", TWO, seeds=(3, 4, 5))]
+    gap = 100 * (sum(ONE) - sum(TWO)) / 3
+    paired = stats.ttest_rel(ONE, TWO).confidence_interval()
+    welch = stats.ttest_ind(ONE, TWO, equal_var=False).confidence_interval()
+    for places, interval, how in ((same, paired, "paired by 3 seeds"), (other, welch, "Welch, seeds not shared")):
+        sentence = compare(places)[1][0].sentence
+        half = 100 * (interval.high - interval.low) / 2
+        assert f"{gap:.1f} ± {half:.1f} points" in sentence and how in sentence, sentence
+    assert abs(paired.high - welch.high) > 0.005
