@@ -10,6 +10,7 @@ from typing import Any
 from stillroom.cache import cached, check_cache
 from stillroom.errors import ModelError, RecipeError, StoreError, TrainError, out_of_memory, say
 from stillroom.files import CACHE, cache_folder, committed
+from stillroom.fingerprints import fingerprint_of
 from stillroom.models.zoo import empty, parameters
 from stillroom.paths import exists
 from stillroom.pipeline.plan import Experiment
@@ -94,7 +95,7 @@ def check_place(experiment: Experiment, run: Path, left: Iterable[Task]) -> None
         StoreError: its disk is too full.
     """
     tasks = list(left)
-    owners = [task.owner for task in tasks if task.kind == "record"]
+    owners = [task.owner for task in tasks if task.kind == "record" and _is_shared(experiment, task.owner)]
     if not owners:
         return
     folder, need = check_cache(), 0
@@ -108,6 +109,12 @@ def check_place(experiment: Experiment, run: Path, left: Iterable[Task]) -> None
         given = f"{size_text(need)} for what the teacher shows, and {size_text(free)} free in {folder}"
         do = f"Record fewer views or taps, free some space, or set {CACHE} to a folder on a larger disk."
         raise StoreError(say("The shared cache has too little room", given, "enough for the whole recording", do))
+
+
+def _is_shared(experiment: Experiment, name: str) -> bool:
+    """Whether a teacher has a fingerprint: what it shows is kept in the cache then, and else in the run folder."""
+    plan = experiment.teachers[name]
+    return plan.make is not None and fingerprint_of(plan.make(), plan.encode) is not None
 
 
 def _is_new(experiment: Experiment, name: str, run: Path) -> bool:
