@@ -195,7 +195,9 @@ def test_a_network_without_data_is_refused(make):
 
 
 @pytest.mark.parametrize(
-    "norm", [nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm], ids=str
+    "norm",
+    [nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm],
+    ids=["weight_norm", "spectral_norm", "parametrized"],
 )
 def test_normed_weights_are_copied_and_known(norm):
     with warnings.catch_warnings():
