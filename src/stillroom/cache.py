@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from stillroom.files import (
     flush_folder,
     heal,
     note,
+    refused,
 )
+from stillroom.paths import is_folder
 
 OTHERS_WRITE, OTHERS = 0o022, 0o077
 
@@ -80,7 +83,7 @@ def share(target: Path, inputs: str, fill: Callable[[Path], None]) -> None:
 def private(folder: Path) -> None:
     """Make ``folder``, and those above it that are missing, for this user alone."""
     for place in (*reversed(folder.parents), folder):
-        if not place.is_dir():
+        if not is_folder(place):
             place.mkdir(mode=0o700, exist_ok=True)
 
 
@@ -129,3 +132,19 @@ def own_cache() -> Path:
         raise UserError(f"The cache cannot be trusted: {root} {why}, and {inner} {others}. {do}")
     note(f"The cache {root} {why}: nothing is taken from it, and {inner} is used. {do}")
     return inner
+
+
+def check_cache() -> Path:
+    """See that the cache can be written, before work begins whose result is kept there; return its folder.
+
+    Raises:
+        UserError: it cannot be made or written, or is not this user's.
+    """
+    folder = own_cache()
+    try:
+        private(folder)
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(b"\0" * 4096)
+    except OSError as error:
+        raise refused(folder, error) from error
+    return folder

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from stillroom.contracts import Kept
 from stillroom.errors import Damaged, TrainError, say
 from stillroom.files import heal, writing
+from stillroom.paths import is_file
 from stillroom.tensors import pack, restore, state_of, unpack
 
 NAME = "checkpoint.safetensors"
@@ -77,7 +78,7 @@ def load(
         TrainError: the checkpoint cannot be read, or belongs to another model, data, teacher or setting.
     """
     path = folder / NAME
-    if not path.is_file():
+    if not is_file(path):
         return None
     try:
         tensors, meta = unpack(path, error=Damaged)

@@ -20,8 +20,10 @@ nearest, what to do. ``say`` joins them, so that no part is forgotten.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
 
 
 class StillroomError(Exception):
@@ -112,3 +114,55 @@ def say(failed: str, given: object, allowed: Iterable[str] | str = (), do: str =
     if do:
         parts.append(do)
     return " ".join(parts)
+
+
+# --- memory --------------------------------------------------------------------------------------------
+
+_TOO_MUCH = (
+    "allocate memory",  # PyTorch's allocator, the system, the loader of libraries
+    "not enough memory",
+    "out of memory",
+    "failed to map segment",  # a library that finds no room
+    "failed to allocate",
+    "bad_alloc",
+    "bad allocation",
+    "calculation overflowed",  # PyTorch, of sizes that no machine has
+    "multiplication overflow",
+    "array is too big",
+    "maximum allowed dimension",
+    "malloc of size",  # Arrow
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory ran out: Python, PyTorch, NumPy, Arrow, a library or the system says it."""
+    if isinstance(error, StillroomError):
+        return False
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    text = str(error).lower()
+    known = isinstance(error, RuntimeError | ImportError | ValueError | OSError)
+    return known and "static tls" not in text and any(part in text for part in _TOO_MUCH)
+
+
+@contextlib.contextmanager
+def enough_memory(doing: str, do: str, error: type[UserError] = UserError) -> Iterator[None]:
+    """Say what was being done when memory ran out, and what to ``do`` about it there.
+
+    Raises:
+        UserError: of the class ``error``, when memory runs out inside.
+    """
+    try:
+        yield
+    except Exception as cause:
+        if not out_of_memory(cause):
+            raise
+        raise error(no_memory(cause, doing, do)) from cause
+
+
+def no_memory(error: BaseException, doing: str = "", do: str = "") -> str:
+    """Return the message for memory that ran out, as :func:`out_of_memory` recognises it."""
+    told = " ".join(str(error).split())[:200].rstrip(".") or "more than this machine has"
+    when = f" {doing}" if doing else ""
+    do = do or "Close other programs, raise the limit (ulimit -v), or use a larger machine."
+    return f"Not enough memory{when}: got {told}. {do}"

@@ -24,9 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import Damaged, StoreError, UserError, say
+from stillroom.paths import exists, expand, is_file, is_folder, reading, shorten, unreadable
 
 DONE, BEGUN, OLD = "done.json", "begun.json", "old"
 SEAL = "checksum"  # the key of a JSON file that holds the fingerprint of all its other keys
+CACHE = "STILLROOM_CACHE"
+LARGEST = 64 * 2**20  # bytes of a JSON file: what Stillroom writes is far smaller
+DEEPEST = 100  # lists and blocks in each other
 SETTLED = 50_000_000  # nanoseconds: a file changed more recently may change again without another time of change
 _hits: dict[str, int] = {}
 _known: dict[tuple[int, int], tuple[tuple[int, int, int], str]] = {}
@@ -95,21 +99,35 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def refused(path: Path, error: OSError) -> UserError:
-    """Translate an operating-system error about ``path`` into one that says what to do."""
+    """Translate an operating-system error about writing ``path`` into one that says what to do about that place."""
+    choose = _another(path)
     reasons = {
-        errno.ENOSPC: "the disk is full; free some space or choose another folder with --out, then run the same again",
-        errno.EDQUOT: "the disk quota is used up; free some space or choose another folder with --out",
-        errno.EACCES: "permission was denied; choose a folder that you may write with --out",
-        errno.EPERM: "permission was denied; choose a folder that you may write with --out",
-        errno.ENOENT: "there is no such folder and none can be made there; choose another with --out",
-        errno.EROFS: "the file system is read-only; choose another folder with --out",
-        errno.ENOTDIR: "a part of that path is a file, not a folder; choose another folder with --out",
-        errno.EISDIR: "a folder is in its place; move it away or choose another name",
-        errno.EEXIST: "a file is in the place of a folder; move it away or choose another name",
-        errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+        errno.ENOSPC: f"the disk is full; free some space or {choose}, then run the same again",
+        errno.EDQUOT: f"the disk quota is used up; free some space or {choose}",
+        errno.EACCES: f"permission was denied; choose a folder that you may write: {choose}",
+        errno.EPERM: f"permission was denied; choose a folder that you may write: {choose}",
+        errno.ENOENT: f"there is no such folder and none can be made there; {choose}",
+        errno.EROFS: f"the file system is read-only; {choose}",
+        errno.ENOTDIR: f"a part of that path is a file, not a folder; {choose}",
+        errno.EISDIR: f"a folder is in its place; move it away or {choose}",
+        errno.EEXIST: f"a file is in the place of a folder; move it away or {choose}",
+        errno.ENAMETOOLONG: f"the name is too long; {choose}, with a shorter name",
+        errno.EFBIG: f"a file may not grow so large here (ulimit -f, or the file system); {choose}",
+        errno.EMFILE: "too many files are open; raise the limit (ulimit -n) or use fewer processes (--set jobs=1)",
     }
     reason = reasons.get(error.errno or 0, f"{error.strerror or error}; check the path and the disk")
-    return UserError(f"Could not write {path}: {reason}. What was there before is untouched.")
+    return UserError(f"Could not write {shorten(path)}: {reason}. What was there before is untouched.")
+
+
+def _another(path: Path) -> str:
+    """Say how another place is chosen: the cache by the environment, all else on the command line."""
+    try:
+        shared = path.absolute().is_relative_to(cache_folder().absolute())
+    except (UserError, OSError):
+        shared = False
+    if shared:
+        return f"set {CACHE} to another folder (the cache that all runs share lies there)"
+    return "choose another folder with --out"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -147,20 +165,62 @@ def _not_finite(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
             yield from _not_finite(part, f"{place}.{number}")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON from ``path``.
+def read_json(path: Path, *, most: int = LARGEST) -> Any:
+    """Read JSON from ``path``, of at most so many bytes.
 
     Raises:
-        StoreError: the file is absent or is not JSON.
+        StoreError: the file is absent, cannot be read, is too large, or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with reading(path, StoreError, most):
+            content = path.read_bytes()
     except FileNotFoundError as error:
         raise StoreError(f"Missing file: {path} does not exist. Check the path, or make it again.") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise StoreError(unreadable(path, error)) from error
+    try:
+        return parse_json(content, strict=True)
+    except ValueError as error:
         raise StoreError(
             f"Unreadable file: {path} is not valid JSON ({error}). Restore it, or make it again."
         ) from error
+
+
+def read_json_or(path: Path, default: Any) -> Any:
+    """Read JSON from ``path``; ``default`` where nothing of that kind is there to be read."""
+    try:
+        return read_json(path)
+    except StoreError:
+        return default
+
+
+def parse_json(content: str | bytes, *, strict: bool = False) -> Any:
+    """Return what JSON says, within bounds that no honest file passes; ``strict`` knows no NaN and no infinity.
+
+    Raises:
+        ValueError: it is not JSON, is no UTF-8, is nested too deeply, or has a number of thousands of digits.
+    """
+    text = content if isinstance(content, str) else content.decode("utf-8")
+    deep = ValueError(f"nested deeper than {DEEPEST} levels")
+    try:
+        value = json.loads(text, parse_constant=_no_constant) if strict else json.loads(text)
+    except RecursionError:
+        raise deep from None
+    except ValueError as error:
+        if "integer string conversion" in str(error):
+            raise ValueError("a number of thousands of digits") from None
+        raise
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(DEEPEST):
+        inside = (child for one in level for child in (one.values() if isinstance(one, dict) else one))
+        level = [child for child in inside if isinstance(child, dict | list)]
+    if level:
+        raise deep
+    return value
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"it holds {name}, which is no number")
 
 
 def fingerprint(value: Any) -> str:
@@ -226,7 +286,7 @@ def known_checksum(path: Path) -> str:
 
 
 def note(text: str) -> None:
-    """Tell a person, once, of what was mended or not trusted; it is also kept until :func:`take_notes`."""
+    """Tell a person, once a run, of what was mended or not trusted; it is also kept until :func:`take_notes`."""
     if text not in _told:
         _told.add(text)
         _pending.append(text)
@@ -238,6 +298,15 @@ def take_notes() -> list[str]:
     taken = list(_pending)
     _pending.clear()
     return taken
+
+
+@contextlib.contextmanager
+def notes_of_a_run() -> Iterator[None]:
+    """Forget at the end what was told, so that the next run of this process is told again."""
+    try:
+        yield
+    finally:
+        _told.intersection_update(_pending)
 
 
 # --- committed steps -------------------------------------------------------------------------------
@@ -256,7 +325,7 @@ def committed(folder: Path, inputs: str) -> dict[str, Any] | None:
 def _noted(folder: Path, inputs: str) -> dict[str, Any] | None:
     """Return the mark of a step with these inputs, None where there is none or it is not whole."""
     try:
-        found = read_sealed(folder / DONE) if (folder / DONE).is_file() else {}
+        found = read_sealed(folder / DONE) if is_file(folder / DONE) else {}
     except (Damaged, OSError):
         return None
     files = found.get("files")
@@ -286,7 +355,7 @@ def commit(folder: Path, inputs: str, **also: Any) -> None:
     digests = {
         str(file.relative_to(folder)): known_checksum(file)
         for file in sorted(folder.rglob("*"))
-        if file.is_file()
+        if is_file(file)
         and file.name not in (DONE, BEGUN)
         and not file.name.startswith(".")
         and OLD not in file.relative_to(folder).parts[:-1]
@@ -303,9 +372,9 @@ def begin(folder: Path, inputs: str) -> None:
     to ``old/`` too, with a note.
     """
     begun = folder / BEGUN
-    if folder.is_dir() and any(folder.iterdir()):
+    if is_folder(folder) and any(folder.iterdir()):
         try:
-            same = begun.exists() and read_json(begun).get("inputs") == inputs
+            same = exists(begun) and read_json(begun).get("inputs") == inputs
         except (StoreError, ValueError, RecursionError, AttributeError):
             heal(folder, f"{begun} is damaged")
         else:
@@ -317,7 +386,7 @@ def begin(folder: Path, inputs: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise refused(folder, error) from error
-    if not begun.is_file():
+    if not is_file(begun):
         write_json(begun, {"inputs": inputs})
 
 
@@ -352,7 +421,7 @@ def sweep(folder: Path, older_than: float = 0.0) -> None:
     for part in folder.rglob(".*.part"):
         with contextlib.suppress(OSError):
             if time.time() - part.stat().st_mtime >= older_than:
-                shutil.rmtree(part) if part.is_dir() else part.unlink()
+                shutil.rmtree(part) if is_folder(part) else part.unlink()
 
 
 def set_aside(folder: Path) -> Path:
@@ -384,5 +453,18 @@ def heal(place: Path, what: str | Damaged) -> None:
 
 
 def cache_folder() -> Path:
-    """Return the folder of what can be made again: ``STILLROOM_CACHE``, else ``~/.cache/stillroom`` (not created)."""
-    return Path(os.environ.get("STILLROOM_CACHE") or Path.home() / ".cache" / "stillroom").expanduser()
+    """Return the folder of what can be made again: ``STILLROOM_CACHE``, else ``~/.cache/stillroom`` (not created).
+
+    Raises:
+        UserError: the variable is empty or names no folder, or it is not set and there is no home folder.
+    """
+    given = os.environ.get(CACHE)
+    if given is not None:
+        return expand(given, CACHE)
+    try:
+        return expand("~/.cache/stillroom")
+    except UserError as error:
+        raise UserError(
+            "There is no place for the cache: got no home folder (HOME is not set, and this user has no name here). "
+            f"Set {CACHE} to a folder that you may write."
+        ) from error

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from stillroom.errors import ModelError, say
+from stillroom.paths import is_file
 
 MAKERS = (
     "data", "gradients", "losses", "models", "objectives", "store", "taps", "tasks",
@@ -96,9 +97,8 @@ def code_print(makers: tuple[str, ...] = MAKERS) -> str:
     """Return a SHA-256 of the source of everything that computes: a changed loss or model must not find old results."""
     root = pathlib.Path(__file__).parent
     digest = hashlib.sha256()
-    for name in makers:
-        place = root / name
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+    for place in (root / name for name in makers):
+        for file in sorted(place.rglob("*.py")) or [place]:
             digest.update(f"{file.relative_to(root)}\0".encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -382,7 +382,7 @@ class _Walk:
     def python_module(self, thing: types.ModuleType) -> None:
         self.put("package", thing.__name__, _version(thing.__name__))
         file = getattr(thing, "__file__", None)
-        if _origin(thing.__name__) == "own" and file and pathlib.Path(file).is_file():
+        if _origin(thing.__name__) == "own" and file and is_file(pathlib.Path(file)):
             self.raw(pathlib.Path(file).read_bytes())
 
 

@@ -13,13 +13,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.progress import Task as Bar
 from rich.text import Text
 
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+from stillroom.terminal import visible
+
+
+class Screen(Console):
+    """A console on which text is text: no marks of Rich in it, and nothing in it that would steer the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return text to be shown; whoever wants a style gives it beside the text."""
+        return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
+
+
+err = Screen(stderr=True, soft_wrap=True, highlight=False)
 Clock = Callable[[], float]
 
 EVERY = 30.0  # seconds between two lines of a task
@@ -143,8 +155,8 @@ class Bars(Ticker):
     def __call__(self, name: str, done: int, of: int, what: str) -> None:
         """Note that a task begins, moves on, or ends."""
         if of == 0:
-            title = self.titles.get(name, name)
-            self.bars[name] = self.progress.add_task(title, total=None, what=what)
+            title = visible(self.titles.get(name, name))
+            self.bars[name] = self.progress.add_task(title, total=None, what=visible(what))
         elif of == 1 and done == 1:
             bar = self.bars.pop(name, None)
             if bar is not None:
@@ -153,7 +165,7 @@ class Bars(Ticker):
             if self.whole is not None and counted and (bar is not None or what):  # else it has ended already
                 self.progress.advance(self.whole)
         elif name in self.bars:
-            self.progress.update(self.bars[name], completed=done, total=of, what=what)
+            self.progress.update(self.bars[name], completed=done, total=of, what=visible(what))
 
 
 class _Times(ProgressColumn):
@@ -239,5 +251,5 @@ class Lines(Ticker):
     def _line(self, number: int, text: str) -> None:
         count = f"[{number}/{self.tasks}] " if self.tasks > 1 and number else ""
         with contextlib.suppress(OSError, ValueError):  # nobody reads: the work goes on
-            sys.stderr.write(f"{count}{text}\n")
+            sys.stderr.write(visible(f"{count}{text}\n"))
             sys.stderr.flush()

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from stillroom import files
 from stillroom.contracts import Progress, Signals, Source, Teacher
 from stillroom.errors import StoreError, say
+from stillroom.paths import expand, is_file
 from stillroom.store.decoded import Shelf
 from stillroom.store.encoding import Column, encode, lay_out
 from stillroom.store.manifest import MANIFEST, PLAN, SCHEMA, SIDES, Manifest, Plan, read_manifest, read_plan, write
@@ -89,7 +90,7 @@ def record(teacher: Teacher, source: Source, folder: str | Path, **options: Any)
             ranks of several.
     """
     job = _options(options)
-    folder = Path(folder)
+    folder = expand(folder, "The folder of a store", StoreError)
     rows = _Rows.plan(source, job)
     plan = _plan(teacher, source, job, rows)
     _open_folder(folder, plan, job)
@@ -184,7 +185,12 @@ def _in_order(ids: NDArray[np.int64], job: Recording) -> tuple[NDArray[np.int64]
 def estimate(teacher: Teacher, source: Source, **options: Any) -> Estimate:
     """Return what :func:`record` would write with the same options, from the teacher's answer to one small batch."""
     job = _options(options)
-    return _example(teacher, source, _Rows.plan(source, job), job)[0]
+    few = replace(job, views=min(job.views, EXAMPLE_ROWS))  # the rows that are asked first are the same
+    rows = _Rows.plan(source, few)
+    weight = _example(teacher, source, rows, few)[0]
+    train = int((rows.codes == rows.splits.index("train")).sum()) if "train" in rows.splits else 0
+    count = weight.rows + train // few.views * (job.views - few.views)
+    return Estimate(count, int(count * _row_bytes(weight.by_signal)), weight.by_signal)
 
 
 def _options(options: Mapping[str, Any]) -> Recording:
@@ -306,13 +312,13 @@ def _open_folder(folder: Path, plan: Plan, job: Recording) -> None:
                 "Start rank 0 with the same options, then run this again."
             )
         time.sleep(0.05)
-    if found is not None or (folder / MANIFEST).is_file():
+    if found is not None or is_file(folder / MANIFEST):
         files.set_aside(folder)
     write(folder / PLAN, plan)
 
 
 def _whole(folder: Path, inputs: str) -> bool:
-    if not (folder / MANIFEST).is_file():
+    if not is_file(folder / MANIFEST):
         return False
     try:
         manifest = read_manifest(folder)
@@ -352,8 +358,11 @@ def _example(teacher: Teacher, source: Source, rows: _Rows, job: Recording) -> t
     columns = lay_out(signals, job.dtypes)
     pieces = encode(columns, signals, ids)
     weights = {name: piece.values.nbytes / len(ids) for name, piece in pieces.items()}
-    total = len(rows.ids) * (sum(weights.values()) + 21)  # 21: example, view, hash, split
-    return Estimate(len(rows.ids), int(total), weights), columns
+    return Estimate(len(rows.ids), int(len(rows.ids) * _row_bytes(weights)), weights), columns
+
+
+def _row_bytes(weights: Mapping[str, float]) -> float:
+    return sum(weights.values()) + 21  # example, view, hash, split
 
 
 def _rows_per_shard(job: Recording, weight: Estimate) -> int:

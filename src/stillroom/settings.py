@@ -68,6 +68,10 @@ PrecisionSetting = Annotated[Precision, AfterValidator(resolved_precision)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+# Bounds that no sensible recipe meets: a number beyond them is a slip of the pen, and would fill a disk or a memory.
+MOST_STEPS, MOST_VIEWS, MOST_ROWS, MOST_SEEDS = 10**9, 10**6, 2**20, 1000
+BatchRows = Annotated[int, Field(ge=1, le=MOST_ROWS)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Settings(BaseModel):
@@ -84,8 +88,8 @@ def plain_or_block(value: object) -> str:
 class Mixed(Settings):
     """A batch of two parts: rows with a label, and rows of the transfer set, which may have none."""
 
-    labelled: Annotated[int, Field(ge=1)]
-    transfer: Annotated[int, Field(ge=1)]
+    labelled: BatchRows
+    transfer: BatchRows
 
     @property
     def rows(self) -> int:
@@ -100,10 +104,10 @@ class Training(Settings):
     one passing of the rows that have a label. ``views``: how many of the recorded views are used, by default all.
     """
 
-    steps: Annotated[int, Field(ge=1)] | None = None
-    epochs: Positive | None = Field(default=None, validate_default=True)
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=MOST_VIEWS)] | None = Field(default=None, validate_default=True)
     batch: Annotated[
-        Annotated[Annotated[int, Field(ge=1)], Tag("plain")] | Annotated[Mixed, Tag("block")],
+        Annotated[BatchRows, Tag("plain")] | Annotated[Mixed, Tag("block")],
         Discriminator(plain_or_block),
     ] = 128
     optimizer: Literal["adamw", "sgd", "dot"] = "adamw"
@@ -123,7 +127,7 @@ class Training(Settings):
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None
     gradient_norms_every: Annotated[int, Field(ge=0)] = 100
     evaluate_at: tuple[Share, ...] = (0.25, 0.5, 1.0)
-    views: Annotated[int, Field(ge=1)] | None = None
+    views: Annotated[int, Field(ge=1, le=MOST_VIEWS)] | None = None
 
     @field_validator("epochs")
     @classmethod
@@ -191,16 +195,16 @@ class Synthesis(Settings):
     ``between`` steps on the examples made so far. ``augment`` is how far both sides are moved, turned and stretched.
     """
 
-    per_class: Annotated[int, Field(ge=1)] = 10
-    steps: Annotated[int, Field(ge=1)] = 100
+    per_class: BatchRows = 10
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = 100
     lr: Positive = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    batch: Annotated[int, Field(ge=1)] = 64
+    batch: BatchRows = 64
     start: Literal["real", "noise"] = "real"
     renew: Annotated[int, Field(ge=1)] = 1
     between: Annotated[int, Field(ge=0)] = 0
     augment: Fraction = 0.0
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _used(self) -> Synthesis:

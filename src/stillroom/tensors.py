@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from stillroom.errors import Damaged, ModelError, UserError, nearest, say
+from stillroom.errors import Damaged, ModelError, UserError, nearest, out_of_memory, say
+from stillroom.files import parse_json
+from stillroom.paths import reading, unreadable
 
 NOTE, SEAL = "stillroom", "sha256"
 _LISTED = 6
@@ -216,12 +218,12 @@ def unpack(path: Path, *, error: type[UserError] = ModelError) -> tuple[dict[str
         UserError: of the class ``error``, when the file is absent, cut short, a pickle, or anything else.
     """
     try:
-        content = path.read_bytes()
+        with reading(path, error):
+            content = path.read_bytes()
     except FileNotFoundError as cause:
         raise error(f"Missing file: {path} does not exist. Check the path, or make it again.") from cause
     except OSError as cause:
-        reason = cause.strerror or cause
-        raise error(f"Unreadable file: {path} ({reason}). Allowed: a file you may read. Check the path.") from cause
+        raise error(unreadable(path, cause)) from cause
     _recognise(path, content, error)
     try:
         tensors = safetensors.torch.load(content)
@@ -235,6 +237,8 @@ def unpack(path: Path, *, error: type[UserError] = ModelError) -> tuple[dict[str
             raise ValueError("its note is not a dictionary")
         tensors |= {name: tensors[kept] for name, kept in aliases.items()}
     except (safetensors.SafetensorError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as cause:
+        if out_of_memory(cause):
+            raise
         _refuse(path, f"{len(content):,} bytes, damaged or cut short ({cause})", error, cause)
     return tensors, meta
 
@@ -262,8 +266,8 @@ def refuse_not_finite(
 
 def _header(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the header of safetensors bytes: what it says of tensors, and our note in it (empty: another author's)."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return header, json.loads(header.pop("__metadata__", {}).get(NOTE, "{}"))
+    header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return header, parse_json(header.pop("__metadata__", {}).get(NOTE, "{}"))
 
 
 def _digest(content: bytes, header: Mapping[str, Any], note: Mapping[str, Any]) -> str:

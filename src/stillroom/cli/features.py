@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import UserError, say
+from stillroom.paths import is_file, is_folder
 
 if TYPE_CHECKING:
     from stillroom.contracts import Source
@@ -29,7 +30,7 @@ def evaluate_on(model: Path, on: Sequence[str], rows: int, report: Path | None, 
     names = [name.strip() for entry in on for name in entry.split(",") if name.strip()]
     with waiting("evaluating features on other tasks") as told:
         tasks = open_tasks([named(name) for name in names], rows)
-        if (model / "recipe.yaml").is_file():
+        if is_file(model / "recipe.yaml"):
             result = generality_of_run(model, tasks, told)
         else:
             result = generality_of_model(load(model), tasks, told)
@@ -74,7 +75,7 @@ def record_features(
 
     if dtype not in DTYPES:
         raise UserError(say("Features have no such dtype", f"--dtype {dtype}", DTYPES))
-    if out.is_dir():
+    if is_folder(out):
         raise UserError(
             f"{out} is a folder: features are written to one file. Name it, for example --out "
             f"{out / 'features.parquet'}."
@@ -102,4 +103,4 @@ def _extractor(model: Path, load: Load) -> Any:
     from stillroom.features import FeatureExtractor
     from stillroom.features.extractor import FEATURES
 
-    return FeatureExtractor.load(model) if (model / FEATURES).is_file() else FeatureExtractor(load(model))
+    return FeatureExtractor.load(model) if is_file(model / FEATURES) else FeatureExtractor(load(model))

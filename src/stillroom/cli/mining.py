@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillroom.errors import UserError, say
+from stillroom.paths import exists, is_file, is_folder
 
 if TYPE_CHECKING:
     from stillroom.mining import Subject
@@ -153,12 +154,12 @@ def _may_write(recipe: Path) -> None:
     from stillroom.pipeline.mined_recipe import MADE
 
     do = "Give another path to --recipe."
-    if recipe.is_dir():
+    if is_folder(recipe):
         raise UserError(say("The mined recipe is a file", f"{recipe}, a folder", "a path such as mined.yaml", do))
-    if not recipe.parent.is_dir():
+    if not is_folder(recipe.parent):
         allowed = "a folder that exists"
         raise UserError(say("The mined recipe has no folder to lie in", recipe.parent, allowed, f"Make it, or: {do}"))
-    if recipe.exists() and not recipe.read_bytes().startswith(MADE.encode()):
+    if exists(recipe) and not recipe.read_bytes().startswith(MADE.encode()):
         given, allowed = f"{recipe}, which exists and was not mined", "a new path, or a mined recipe to write anew"
         raise UserError(say("The mined recipe would take another file's place", given, allowed, do))
 
@@ -169,9 +170,9 @@ def _subjects(run: Path, model: str, data: str) -> tuple[Subject, dict[str, list
     from stillroom.mining import Subject
     from stillroom.pipeline.mining import subjects_of_run
 
-    if (run / "recipe.yaml").is_file() and not data:
+    if is_file(run / "recipe.yaml") and not data:
         return subjects_of_run(run, model)
-    if not (run / "config.json").is_file():
+    if not is_file(run / "config.json"):
         allowed = "a run folder, or a bundle with --data"
         raise UserError(say("There is nothing to mine", run, allowed, "Run a recipe first: stillroom run RECIPE."))
     if model:

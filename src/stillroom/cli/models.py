@@ -10,6 +10,7 @@ import typer
 
 from stillroom.cli.help import Command
 from stillroom.errors import DataError, UserError, say
+from stillroom.paths import is_file
 
 if TYPE_CHECKING:
     from stillroom.contracts import Source
@@ -357,7 +358,7 @@ def _load(place: Path) -> Deployed:
     from stillroom.models.bundle import load
 
     student = place / "export" / "student"
-    return load(student if (student / "config.json").is_file() else place)
+    return load(student if is_file(student / "config.json") else place)
 
 
 def _fits(deployed: Deployed, source: Source) -> None:
@@ -400,7 +401,7 @@ def _data(text: str, model: Path | None, wanted: Mapping[str, Any] | None = None
         if name == "images" and len(shape) == 3 and shape[1] == shape[2]:  # as the model takes them
             options = {"size": shape[1], "channels": shape[0]} | options
         return open_source(name, **options)
-    if model is not None and (model / "recipe.yaml").is_file():
+    if model is not None and is_file(model / "recipe.yaml"):
         return open_data(read_recipe(model / "recipe.yaml").data)
     raise UserError(
         f"There is no data to use: {model} is not a run folder. Name it with --data, for example --data "

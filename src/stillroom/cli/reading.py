@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.data.pictures import PICTURES, files_under
 from stillroom.errors import DataError, say
+from stillroom.paths import is_file, is_folder, regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,9 +77,11 @@ def _files(places: Sequence[Path], fits: Callable[[Path], bool], what: str, allo
     """Return the files that were named, and in the folders that were named those that fit."""
     files = []
     for place in places:
-        if place.is_dir():
+        if is_folder(place, DataError):
             files += [file for file in files_under(place) if fits(file)]
-        elif not place.is_file():
+            continue
+        regular(place, DataError)
+        if not is_file(place, DataError):
             raise DataError(f"Cannot read {place}: there is no such file or folder. Check the path.")
         elif not fits(place):
             given = f"a file ending in '{place.suffix}'"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillroom.errors import UserError, say
+from stillroom.paths import exists
 
 if TYPE_CHECKING:
     from stillroom.pipeline.plan import Experiment
@@ -109,7 +110,7 @@ def new(
 
 
 def _free(target: Path) -> Path:
-    if target.exists():
+    if exists(target):
         raise UserError(f"{target} exists already: it is not overwritten. Name another file, or remove it.")
     return target
 
@@ -306,14 +307,15 @@ def report(
     Example: stillroom report runs/images runs/images-tiny
     """
     from stillroom.cli import screen
-    from stillroom.report import compare, read_metrics, write_report
+    from stillroom.report import compare, read_metrics, told_from, write_report
 
     if len(folders) == 1:
         metrics = read_metrics(folders[0])
         if as_json:
             screen.show_json(metrics)
             return
-        screen.show_metrics(metrics)
+        with told_from(folders[0]):
+            screen.show_metrics(metrics)
         screen.out.print(f"Report: {folders[0] / 'report.html'}", markup=False)
         return
     title, findings = compare(folders)
@@ -391,7 +393,8 @@ def _part(recipe: Path, out: Path | None, changes: list[str] | None, tiny: bool,
     from stillroom.cli import screen
     from stillroom.pipeline.checking import check_shapes
     from stillroom.pipeline.run import locked
-    from stillroom.pipeline.tasks import Workshop, tasks_of
+    from stillroom.pipeline.space import check_place
+    from stillroom.pipeline.tasks import Workshop, tasks_of, unfinished
     from stillroom.pipeline.workers import perform_here
     from stillroom.progress import aside, ticking
 
@@ -404,6 +407,7 @@ def _part(recipe: Path, out: Path | None, changes: list[str] | None, tiny: bool,
     with ticking(len(tasks), {task.name: task.title for task in tasks}, quiet=quiet) as told:
         with aside(told, "checking taps and shapes"):
             check_shapes(experiment, 1)
+            check_place(experiment, folder, unfinished(Workshop(experiment, folder), tasks))
         with locked(folder):
             perform_here(Workshop(experiment, folder), tasks, told)
     screen.out.print(f"Done: {'; '.join(task.title for task in tasks[-3:])}. In {folder}", markup=False)

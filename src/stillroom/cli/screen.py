@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
+
+from stillroom.progress import Screen
 
 WIDE = 200
 SPREAD = "±: half the 95 % interval of the mean over seeds (Student's t)"
 BALANCED = "balanced: accuracy as the mean recall of the classes; F1: its mean over the classes (macro)"
-out = Console(soft_wrap=True, highlight=False)
+out = Screen(soft_wrap=True, highlight=False)
 
 
 def show_json(value: Any) -> None:
@@ -37,7 +38,7 @@ def show_table(columns: list[str], rows: list[list[str]], title: str = "") -> No
     for row in rows:
         table.add_row(*row)
     # On a console as wide as the table needs: a number is never cut, however narrow the terminal.
-    Console(file=out.file, width=max(out.width, WIDE), highlight=False).print(table)
+    Screen(file=out.file, width=max(out.width, WIDE), highlight=False).print(table)
 
 
 def show_metrics(metrics: Mapping[str, Any]) -> None:
@@ -53,12 +54,13 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
         plain = (metrics.get("baseline") or {}).values()
         rows += [[one["name"], f"{100 * one['accuracy']:.1f} %", *["-"] * (len(columns) - 2)] for one in plain]
     kept = [0] + [index for index in range(1, len(columns)) if any(row[index] != "-" for row in rows)]
+    verdict = str(metrics["verdict"])
     show_table([columns[index] for index in kept], [[row[index] for index in kept] for row in rows])
     if any("±" in row[1] for row in rows):
         out.print(SPREAD, style="dim", markup=False)
     if any(row[2] != "-" for row in rows):
         out.print(BALANCED, style="dim", markup=False)
-    out.print(metrics["verdict"], style="bold", markup=False)
+    out.print(verdict, style="bold", markup=False)
 
 
 def _row(model: Mapping[str, Any]) -> list[str]:

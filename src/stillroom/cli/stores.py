@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from stillroom.cli.help import Command
+from stillroom.paths import is_folder
 
 app = typer.Typer(
     help="Inspect, verify, export and prune stores.",
@@ -63,7 +64,7 @@ def list_(root: Root = None, as_json: Json = False) -> None:
 
     place = _place(root)
     found = store.list_stores(place)
-    for link in sorted(path for path in place.rglob("*") if path.is_symlink() and path.is_dir()):
+    for link in sorted(path for path in place.rglob("*") if path.is_symlink() and is_folder(path)):
         found += store.list_stores(link)
     if as_json:
         show_json(found)

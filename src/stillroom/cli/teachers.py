@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import ModelError, UserError, say
+from stillroom.paths import is_file, is_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -133,7 +134,7 @@ def _places(teachers: Sequence[str]) -> list[Path]:
         do = "Name another: --teachers runs/a/teacher runs/b/teacher."
         raise UserError(say("There are too few teachers to rank", f"--teachers {' '.join(names)}", "two or more", do))
     for name in names:
-        if not Path(name).is_dir():
+        if not is_folder(Path(name)):
             allowed = "a bundle, a run folder (its student; its teacher is in RUN/teacher), or a store"
             raise UserError(say("There is no such teacher", f"'{name}', no folder", allowed, "Check the path."))
     return [Path(name) for name in names]
@@ -142,13 +143,13 @@ def _places(teachers: Sequence[str]) -> list[Path]:
 def _run_of(places: Sequence[Path]) -> Path | None:
     """Return the first run folder among these or above them: its recipe names data."""
     candidates = [one for place in places for one in (place, *place.absolute().parents[:2])]
-    return next((one for one in candidates if (one / RECIPE).is_file()), places[0])
+    return next((one for one in candidates if is_file(one / RECIPE)), places[0])
 
 
 def _teacher(place: Path, source: Source, load: Load, fits: Fits) -> Teacher | nn.Module:
     from stillroom.tasks import check_names
 
-    if (place / MANIFEST).is_file():
+    if is_file(place / MANIFEST):
         from stillroom.store import Store
 
         store = Store.open(place)
@@ -165,7 +166,7 @@ def _student(place: Path, source: Source, load: Load, fits: Fits) -> nn.Module |
     from stillroom.models.zoo import build
     from stillroom.pipeline.recipes import class_count
 
-    if not place.is_dir():
+    if not is_folder(place):
         return _of_the_zoo(str(place), source)
     deployed = load(place)
     fits(deployed, source)

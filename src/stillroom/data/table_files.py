@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from stillroom.data.numpy_files import load_arrays, refuse_too_large
 from stillroom.data.text_tables import KINDS as TEXT_KINDS
 from stillroom.data.text_tables import MISSING, RECIPE, check_column, kind_of, lines_of, opened, read_rows
-from stillroom.errors import DataError, say
+from stillroom.errors import DataError, out_of_memory, say
+from stillroom.paths import reading
 
 KINDS = (*TEXT_KINDS, ".parquet", ".npy", ".npz")
 MOST = 256  # categories of a column
@@ -42,6 +43,9 @@ _LIKE = (
 )
 _NUMERIC = 0.9  # a column with more numbers than this share was meant to hold numbers
 _ROWS = "rows of numbers, saved as an array of shape (rows, columns), or x and y in an archive, or an array a column"
+
+_AGAIN = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowCapacityError, OSError, EOFError, zlib.error)
+"""What reading a table at once may raise, but for memory that runs out."""
 
 Kind = Literal["auto", "numeric", "categorical"]
 
@@ -220,7 +224,7 @@ def _written(file: Path, kind: str, encoding: str, setting: str) -> Columns:
     found.comma = kind == ".csv" and "," not in line and ";" in line
     if kind in (".csv", ".tsv") and encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         delimiter = "\t" if kind == ".tsv" else "," if "," in line else ";"
-        with contextlib.suppress(pa.ArrowException, OSError, EOFError, zlib.error):  # told, or read row by row
+        with contextlib.suppress(*_AGAIN):  # told, or read row by row
             found.update(_quickly(file, names, delimiter))
             return found
     cells: dict[str, list[str]] = {name: [] for name in names}
@@ -255,12 +259,15 @@ def _parquet(file: Path) -> dict[str, Any]:
     from pyarrow import parquet
 
     try:
-        head = parquet.read_metadata(str(file))
-        refuse_too_large(file, head.num_rows * head.num_columns * 8)
-        table = parquet.read_table(str(file), use_threads=False)
+        with reading(file, DataError):
+            head = parquet.read_metadata(str(file))
+            refuse_too_large(file, head.num_rows * head.num_columns * 8)
+            table = parquet.read_table(str(file), use_threads=False)
     except FileNotFoundError:
         raise DataError(f"Missing file: {file} does not exist. Check the path.") from None
     except (pa.ArrowException, OSError) as error:
+        if out_of_memory(error):
+            raise
         raise DataError(f"Cannot read {file}: {str(error).splitlines()[0]}. Save it again.") from None
     names = [name for name in table.column_names if not name.startswith("__index_level_")]  # what pandas adds
     return {name: _whole(table.column(name)) for name in names}

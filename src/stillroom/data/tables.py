@@ -26,6 +26,7 @@ from stillroom.data.text_tables import check_column, label_notes
 from stillroom.data.texts import split_texts
 from stillroom.errors import DataError, say
 from stillroom.files import fingerprint
+from stillroom.paths import expand
 from stillroom.randomness import row_hashes
 
 SPLITS = {**SPLIT_FOLDERS, "dev": "validation"}
@@ -118,7 +119,7 @@ def table(
         DataError: the file is absent, damaged, empty or no such table; a column is missing, empty, neither numbers nor
             texts, or has too many categories; there is one class only; a held-out row has no label.
     """
-    file = Path(path).expanduser()
+    file = expand(path, "'path'", DataError)
     found = read_columns(file, encoding)
     labels, classes, odd = (None, None, []) if label is None else _labels(found, label, file)
     official = _official(found, file, {label, *(columns or ())})

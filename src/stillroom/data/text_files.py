@@ -23,6 +23,7 @@ from stillroom.data.text_tables import KINDS, MISSING, check_column, kind_of, la
 from stillroom.data.text_views import TextViews
 from stillroom.data.texts import Bytes, TextSource, split_texts
 from stillroom.errors import DataError, say
+from stillroom.paths import expand, is_folder
 
 SAMPLES = Path(__file__).parent / "samples"
 SIGNS = ("negative", "positive")
@@ -91,7 +92,7 @@ def text(
         DataError: a file is absent, damaged, in another encoding or no such table; a column is missing; there is one
             class only; a held-out row has no label.
     """
-    place = Path(path).expanduser()
+    place = expand(path, "'path'", DataError)
     found = _Found(text, label)
     rows = Bytes.of(row for split, file in _files(place) for row in found.read(file, split, encoding))
     if not len(rows):
@@ -247,7 +248,7 @@ def numbers_of(written: Sequence[str]) -> NDArray[np.float64] | None:
 
 def _files(place: Path) -> list[tuple[str, Path]]:
     """Return each file to read and the split that its name says, which is empty for a file that was named itself."""
-    if not place.is_dir():
+    if not is_folder(place, DataError):
         return [("", place)]
     files = [file for file in sorted(place.iterdir()) if kind_of(file) in KINDS]
     named = [(SPLITS[stem], file) for file in files if (stem := file.name.split(".")[0].lower()) in SPLITS]

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from stillroom.errors import DataError, say
+from stillroom.files import parse_json
+from stillroom.paths import reading, regular
 
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson")
 RECIPE = "encoding: "  # how a recipe gives an encoding
@@ -123,21 +125,22 @@ def _objects(stream: IO[str], file: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
-        except json.JSONDecodeError as error:
+            found = parse_json(line)
+        except ValueError as error:
             do = "Write one object a line." if number == 1 else "Mend or remove this line."
-            raise DataError(f"Cannot read {file}: line {number} is not JSON ({error.msg}). {do}") from None
+            why = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise DataError(f"Cannot read {file}: line {number} is not JSON ({why}). {do}") from None
         if not isinstance(found, dict):
             given = f"a {type(found).__name__} in line {number}"
             raise DataError(
                 say(f"{file} is not a table", given, 'an object a line, such as {"text": "...", "label": 1}')
             )
-        yield number, {key: _field(value) for key, value in found.items()}
+        yield number, {_whole(key): _field(value) for key, value in found.items()}
 
 
 def _field(value: object) -> str:
     if isinstance(value, str):
-        return value
+        return _whole(value)
     return "" if value is None else json.dumps(value)
 
 
@@ -162,6 +165,11 @@ def label_notes(written: Mapping[str, int], name: str) -> list[str]:
     return notes
 
 
+def _whole(text: str) -> str:
+    """Return a text without half characters, which JSON can write and no file in UTF-8 can hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 # --- bytes -----------------------------------------------------------------------------------------
 
 
@@ -170,7 +178,7 @@ def _reading(file: Path, encoding: str, setting: str) -> Iterator[IO[str]]:
     """Open a file as text and tell what goes wrong while it is read."""
     found = encoding
     try:
-        with opened(file) as binary:
+        with reading(file, DataError), opened(file) as binary:
             found = _encoding(binary, file, encoding, setting)
             with io.TextIOWrapper(binary, encoding=found, newline="") as stream:
                 yield stream
@@ -226,6 +234,7 @@ class _Unpacked(io.RawIOBase):
 
 def opened(file: Path) -> io.BufferedReader:
     """Open a file, unpacked where its name ends in .gz; the caller closes it."""
+    regular(file, DataError)
     if file.name.lower().endswith(".gz"):
         return io.BufferedReader(_Unpacked(file, gzip.GzipFile(file, "rb")), 1 << 18)
     return open(file, "rb")

@@ -23,6 +23,7 @@ from stillroom.dataset_distillation.synthetic import real_inputs
 from stillroom.errors import Damaged, DataError, ModelError, TrainError, say
 from stillroom.files import fingerprint, heal, write_bytes
 from stillroom.fingerprints import fingerprint_or_new
+from stillroom.paths import is_file
 from stillroom.randomness import draw, permutation, stream
 from stillroom.settings import Synthesis
 from stillroom.tensors import pack, unpack
@@ -298,7 +299,7 @@ class _Making:
         Raises:
             TrainError: what is there belongs to another making. What is damaged is moved to ``old/``.
         """
-        if folder is None or not (folder / CHECKPOINT).is_file():
+        if folder is None or not is_file(folder / CHECKPOINT):
             return 0
         try:
             tensors, meta = unpack(folder / CHECKPOINT, error=Damaged)

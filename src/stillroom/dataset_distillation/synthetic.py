@@ -13,6 +13,7 @@ from stillroom.data.arrays import ArraySource
 from stillroom.data.splits import labels_of
 from stillroom.errors import DataError, say
 from stillroom.files import writing
+from stillroom.paths import reading
 
 PART = 4096
 
@@ -77,7 +78,7 @@ def load_synthetic(source: Source, path: Path) -> ArraySource:
         DataError: the file is absent or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with reading(path, DataError), np.load(path, allow_pickle=False) as archive:
             inputs, labels = torch.from_numpy(archive["x_train"]), torch.from_numpy(archive["y_train"])
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise DataError(f"Unreadable synthetic examples: {path} ({error}). Remove its folder and run again.") from error

@@ -17,6 +17,7 @@ import numpy as np
 from stillroom import files
 from stillroom.errors import ModelError, StillroomError, nearest, say
 from stillroom.models.vocabulary import Unit, check_unit, split
+from stillroom.paths import expand, is_file
 
 VECTORS, ABOUT = "vectors.npy", "embeddings.json"
 FORMAT = 1
@@ -135,8 +136,8 @@ class StaticEmbeddings:
         Raises:
             ModelError: the folder does not hold embeddings, or they are damaged.
         """
-        folder = Path(folder)
-        if not (folder / ABOUT).is_file() or not (folder / VECTORS).is_file():
+        folder = expand(folder, "The folder of embeddings", ModelError)
+        if not is_file(folder / ABOUT) or not is_file(folder / VECTORS):
             given = f"no {ABOUT} beside a {VECTORS}"
             raise ModelError(say(f"{folder} holds no embeddings", given, "a folder that save() wrote"))
         try:

@@ -18,6 +18,7 @@ from stillroom.export.graph import strip, trace
 from stillroom.export.quantise import write_int8
 from stillroom.export.running import accuracy, compare, measure, must_agree
 from stillroom.models.bundle import CONFIG, WEIGHTS, Deployed, save_bundle
+from stillroom.paths import exists, is_folder
 
 FLOAT32 = "model.onnx"
 INT8 = "model.int8.onnx"
@@ -64,7 +65,7 @@ def export(
     tell = progress or (lambda done, of, what: None)
     steps = 3 if int8 else 2
     check_rows(examples, check, text=encode is not None)
-    if folder.exists() and not folder.is_dir():
+    if exists(folder) and not is_folder(folder):
         raise ExportError(say("An export is a folder", f"the file {folder}", "a folder, new or not", "Name another."))
     _clear(folder)
     served = serve(deployed, examples, dynamic)

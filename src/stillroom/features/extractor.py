@@ -22,6 +22,7 @@ from stillroom.errors import DataError, ModelError, UserError, say
 from stillroom.features.network import FeatureNetwork, Head, pooled
 from stillroom.fingerprints import fingerprint_of
 from stillroom.models.bundle import CONFIG, WEIGHTS, Deployed, load, save_bundle
+from stillroom.paths import expand, is_file
 from stillroom.teachers import Live
 from stillroom.tensors import count_parameters
 
@@ -292,8 +293,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             UserError: the folder holds no extractor, or it is damaged.
         """
-        folder = Path(folder)
-        if not (folder / FEATURES).is_file():
+        folder = expand(folder, "The folder of an extractor", ModelError)
+        if not is_file(folder / FEATURES):
             raise ModelError(
                 say(
                     f"{folder} holds no feature extractor",
@@ -303,13 +304,21 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 )
             )
         about = files.read_json(folder / FEATURES)
+        keys = ("tap", "head", "whiten", "dimensions", "dtype", "normalise", "batch")
+        if (
+            not isinstance(about, dict)
+            or not {*keys, "sha256"} <= about.keys()
+            or not isinstance(about["sha256"], dict)
+        ):
+            allowed = f"sha256, {', '.join(keys)}"
+            raise ModelError(say(f"{folder / FEATURES} does not describe an extractor", "other content", allowed))
         for name, digest in about["sha256"].items():
-            if not (folder / name).is_file() or files.checksum(folder / name) != digest:
+            if not is_file(folder / name) or files.checksum(folder / name) != digest:
                 raise ModelError(
                     f"{folder / name} is not the file that {FEATURES} was written for: got another checksum. "
                     "Copy the folder again, or save the extractor again."
                 )
-        options = {name: about[name] for name in ("tap", "head", "whiten", "dimensions", "dtype", "normalise", "batch")}
+        options = {name: about[name] for name in keys}
         made = cls(load(folder, model=model), **options)
         kept, _ = tensors.unpack(folder / HEAD)
         made.head_ = Head(kept.get("mean"), kept.get("basis"))

@@ -18,6 +18,7 @@ from stillroom.contracts import Progress, Source
 from stillroom.errors import Damaged, UserError
 from stillroom.features.extractor import DType, FeatureExtractor
 from stillroom.fingerprints import never_again
+from stillroom.paths import exists
 
 ROWS = 8192  # rows that are held in memory, and lost when killed
 
@@ -59,7 +60,7 @@ def write_features(
         }
     )
     parts = target.with_name(f".{target.name}.parts")
-    if parts.exists() and not (parts / inputs).exists():
+    if exists(parts) and not exists(parts / inputs):
         shutil.rmtree(parts)
     files.write_bytes(parts / inputs, b"")
     starts = range(0, len(examples), rows)

@@ -19,11 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from stillroom import files, tensors, utf8
-from stillroom.errors import ModelError, StillroomError, nearest, say
+from stillroom.errors import ModelError, StillroomError, nearest, out_of_memory, say
 from stillroom.models.encode import from_description
 from stillroom.models.raw_inputs import held_to
 from stillroom.models.table_encode import TableEncode
 from stillroom.models.zoo import build, built
+from stillroom.paths import expand, is_file, is_folder
 from stillroom.randomness import forked
 from stillroom.taps.places import find_logits
 
@@ -285,7 +286,7 @@ def load(folder: Path | str, *, model: nn.Module | None = None, encode: nn.Modul
     Raises:
         ModelError: the folder is not a bundle, is damaged, or holds other weights than the model needs.
     """
-    folder = Path(folder)
+    folder = expand(folder, "The folder of a bundle", ModelError)
     config = read_config(folder)
     weights = folder / WEIGHTS
     stored, _ = tensors.unpack(weights)
@@ -322,8 +323,8 @@ def read_config(folder: Path | str) -> _Config:
         ModelError: the folder is not a bundle, or its configuration is wrong.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        given = "no such folder" if not folder.is_dir() else f"a folder without {CONFIG}"
+    if not is_file(folder / CONFIG, ModelError):
+        given = "no such folder" if not is_folder(folder, ModelError) else f"a folder without {CONFIG}"
         raise ModelError(
             say(
                 f"{folder} is not a bundle",
@@ -357,6 +358,8 @@ def _build(config: _Config, folder: Path) -> nn.Module:
         with forked(0, "bundle"):
             return build(config.model.use, shape=config.shape, classes=outputs, **config.model.options)
     except (ModelError, TypeError, ValueError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         do = "Upgrade Stillroom or export again; or pass an instance: stillroom.load(folder, model=...)."
         raise ModelError(f"The model in {folder} cannot be built from its configuration. {error} {do}") from error
 

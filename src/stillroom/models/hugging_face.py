@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.errors import MissingPart, ModelError, say
+from stillroom.files import LARGEST, parse_json
 from stillroom.models.text_encode import HuggingFaceEncode
+from stillroom.paths import expand, is_file, is_folder, reading
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -169,8 +170,8 @@ def find_folder(place: Path | str) -> Path:
     Raises:
         ModelError: there is none, there are several, or its weights are pickled.
     """
-    folder = Path(place).expanduser()
-    if folder.is_dir():
+    folder = expand(place, "'hf', the folder of a model,", ModelError)
+    if is_folder(folder, ModelError):
         return _checked(folder)
     name = str(place).replace("-", "_")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
@@ -195,11 +196,11 @@ def find_folder(place: Path | str) -> Path:
 
 
 def _complete(folder: Path) -> bool:
-    return (folder / CONFIG).is_file()
+    return is_file(folder / CONFIG, ModelError)
 
 
 def _checked(folder: Path) -> Path:
-    if any((folder / name).is_file() for name in WEIGHTS) and _complete(folder):
+    if any(is_file(folder / name, ModelError) for name in WEIGHTS) and _complete(folder):
         return folder
     pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern))
     if pickled and _complete(folder):
@@ -223,7 +224,8 @@ def _checked(folder: Path) -> Path:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        with reading(folder / CONFIG, ModelError, LARGEST):
+            config = parse_json((folder / CONFIG).read_bytes())
     except (OSError, ValueError) as error:
         raise ModelError(say(f"{folder / CONFIG} cannot be read", str(error), "JSON")) from error
     if not isinstance(config, dict):
@@ -233,7 +235,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _read_tokenizer(folder: Path) -> str:
     try:
-        return (folder / TOKENIZER).read_text(encoding="utf-8")
+        with reading(folder / TOKENIZER, ModelError):
+            return (folder / TOKENIZER).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         do = "Write one where the model was made: AutoTokenizer.from_pretrained(...).save_pretrained(folder)."
         given = f"a folder without {TOKENIZER}" if isinstance(error, FileNotFoundError) else str(error)

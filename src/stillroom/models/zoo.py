@@ -23,6 +23,7 @@ from stillroom.models.recurrent import SequenceGRU, SequenceLSTM
 from stillroom.models.text_zoo import BiGRU, BiLSTM, TextCNN, TextMLP
 
 Shape = Sequence[int]
+LAYERS, WIDEST = 256, 10**9  # what an option may ask for at most
 
 
 class Net(nn.Module):
@@ -304,10 +305,14 @@ def _check_option(name: str, option: str, value: Any, hint: Any) -> None:
         fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
         allowed = "a number from 0 up to 1"
     elif hint is int:
-        fits, allowed = _is_whole(value), "a whole number above 0"
+        most = LAYERS if option in ("layers", "depth") else WIDEST
+        fits, allowed = _is_whole(value) and value <= most, f"a whole number above 0, up to {most:,}"
     else:
         fits = isinstance(value, (list, tuple)) and all(map(_is_whole, value))
-        fits, allowed = fits and (name == "mlp" or len(value) > 0), "a list of whole numbers above 0"
+        fits = (
+            fits and (name == "mlp" or len(value) > 0) and len(value) <= LAYERS and all(one <= WIDEST for one in value)
+        )
+        allowed = f"a list of whole numbers above 0, up to {LAYERS} of them"
     if not fits:
         raise ModelError(say(f"Option '{option}' of model '{name}' does not fit", repr(value), allowed))
 

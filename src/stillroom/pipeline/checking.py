@@ -10,13 +10,14 @@ from torch import nn
 
 from stillroom.contracts import Batch, Segments, Signals, Source
 from stillroom.data.leaving_out import rows_told
-from stillroom.data.splits import labels_known
+from stillroom.data.splits import labelled_rows, labels_known
 from stillroom.errors import DataError, ExportError, ModelError, TrainError, say
 from stillroom.evaluate import plain_ids
 from stillroom.gradients.room import room_for
 from stillroom.learner import Learner
 from stillroom.pipeline.dry_step import blaming, try_step
 from stillroom.pipeline.plan import ArmPlan, Experiment, TeacherPlan
+from stillroom.pipeline.space import check_batch, check_recording
 from stillroom.pipeline.teaching import open_store, recorded, taps_are_known
 from stillroom.record import estimate
 from stillroom.settings import Training
@@ -51,6 +52,7 @@ def check_shapes(experiment: Experiment, processes: int | None = None) -> dict[s
         TrainError: a step with derivatives would need more memory than is free.
     """
     data = experiment.data
+    check_recording(experiment)
     for name in ("train", "validation", "test"):
         if len(data.splits.get(name, ())) == 0:
             given = f"0 of {len(data):,} examples (of copies one is kept)"
@@ -63,6 +65,8 @@ def check_shapes(experiment: Experiment, processes: int | None = None) -> dict[s
     check_labels(batch.get("labels"), len(batch["id"]))
     facts, shown = {"data": rows_told(data)}, Signals()
     for name, plan in experiment.teachers.items():
+        if plan.training is not None:
+            check_batch(f"teacher {name}".strip(), plan.training.rows, len(labelled_rows(data)))
         answers = _answers(experiment, name, batch)
         shown |= {f"{name}/{key}" if name else key: value for key, value in answers.items()}
         if name:
@@ -132,6 +136,7 @@ def _targets(experiment: Experiment, arm: ArmPlan) -> None:
 
 def _arm(arm: ArmPlan, experiment: Experiment, batch: Batch, shown: Signals, at_once: int) -> str:
     visible = arm.data(experiment.data)
+    check_batch(arm.name, arm.settings(visible).rows, len(arm.rows(visible).labelled))
     for number, stage in enumerate(arm.before, 1):
         whose = f"the {'assistant' if stage.assistant else 'student'} of arm '{arm.name}', stage {number}"
         title = f"{arm.name}, {stage.name}"
@@ -253,6 +258,7 @@ def _at_once(experiment: Experiment, arm: ArmPlan, processes: int) -> int:
 
 def expectations(experiment: Experiment) -> dict[str, str]:
     """Return the bytes that recording will write, for ``--plan``; and how many examples are left out, if any are."""
+    check_recording(experiment)
     gone = getattr(experiment.data, "left_out", 0)
     found = {"data": rows_told(experiment.data)} if gone else {}
     for name, plan in experiment.teachers.items():

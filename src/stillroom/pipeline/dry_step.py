@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.contracts import Batch, Signals
-from stillroom.errors import ModelError, StillroomError, TapError, say
+from stillroom.errors import ModelError, StillroomError, TapError, out_of_memory, say
 from stillroom.learner import Learner, taken
 from stillroom.randomness import forked
 from stillroom.settings import Training
@@ -83,6 +83,8 @@ def blaming(whose: str, signals: Mapping[str, Tensor], module: nn.Module | None 
     except (StillroomError, MemoryError):
         raise
     except Exception as error:  # a person's own module may raise anything
+        if out_of_memory(error):
+            raise
         raise ModelError(_told(whose, signals, module, error)) from error
 
 

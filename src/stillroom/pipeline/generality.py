@@ -19,6 +19,7 @@ from stillroom.generality.compare import RANDOM, RAW, STUDENT, TEACHER, Read, Ta
 from stillroom.generality.findings import headline
 from stillroom.generality.probes import nearest
 from stillroom.models.bundle import Deployed, load
+from stillroom.paths import is_file
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment
 from stillroom.pipeline.recipes import experiment_of
 from stillroom.pipeline.teaching import trained
@@ -160,9 +161,7 @@ def generality_of_run(run: Path, tasks: Sequence[Task], told: Told) -> dict[str,
         UserError: the run is not finished.
     """
     experiment = experiment_of(read_recipe(run / "recipe.yaml"))
-    missing = [
-        seed for seed in experiment.seeds if not (_arm_folder(run, experiment.main, seed) / "done.json").is_file()
-    ]
+    missing = [seed for seed in experiment.seeds if not is_file(_arm_folder(run, experiment.main, seed) / "done.json")]
     if missing:
         raise UserError(f"{run} is not finished: got no student of seed {missing[0]}. Run its recipe to the end first.")
     student = [_student(run, experiment.main, seed) for seed in experiment.seeds]
@@ -241,7 +240,7 @@ def check_tasks(experiment: Experiment, run: Path) -> None:
     Raises:
         UserError: a task cannot be opened.
     """
-    if experiment.on and not (run / "generality" / "done.json").is_file():
+    if experiment.on and not is_file(run / "generality" / "done.json"):
         try:
             open_tasks(experiment.on, experiment.on_rows)
         except UserError as error:

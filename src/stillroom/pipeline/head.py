@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from stillroom.files import write_json
+from stillroom.errors import UserError
+from stillroom.files import parse_json, write_json
 from stillroom.objectives import Objective
+from stillroom.paths import reading
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment
 
 SETTINGS = "settings.json"
+LINE = 1 << 16  # characters of the first event, which is far shorter
 
 
 def title_of(experiment: Experiment) -> str:
@@ -74,10 +76,11 @@ def _size(model: Mapping[str, Any] | None) -> str:
 
 def _day(folder: Path) -> str:
     """The day (UTC) on which a run began; empty where nothing noted it."""
+    file = folder / "events.jsonl"
     try:
-        with open(folder / "events.jsonl", encoding="utf-8") as stream:
-            began = float(json.loads(stream.readline())["time"])
-    except (OSError, ValueError, KeyError, TypeError):
+        with reading(file), open(file, encoding="utf-8") as stream:
+            began = float(parse_json(stream.readline(LINE))["time"])
+    except (UserError, OSError, ValueError, KeyError, TypeError):
         return ""
     return datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%d")
 

@@ -30,6 +30,7 @@ from stillroom.files import (
 from stillroom.fingerprints import code_print
 from stillroom.learner import Learner
 from stillroom.models.bundle import save_bundle
+from stillroom.paths import is_file
 from stillroom.pipeline.plan import ArmPlan, Experiment, Told
 from stillroom.pipeline.stages import pass_through
 from stillroom.pipeline.synthesis import examples_inputs
@@ -319,4 +320,4 @@ def _pruned(student: nn.Module, data: Source, arm: ArmPlan) -> float | None:
 
 def _kept(path: Path, default: dict[str, Any]) -> dict[str, Any]:
     """Return what an unfinished training kept, ``default`` where it kept nothing yet."""
-    return read_sealed(path) if path.is_file() else default
+    return read_sealed(path) if is_file(path) else default

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from stillroom.contracts import Source
-from stillroom.errors import DataError, ModelError, say
+from stillroom.errors import DataError, ModelError, enough_memory, say
 from stillroom.evaluate import plain_ids
 from stillroom.fingerprints import fingerprint_of
 from stillroom.models.encode import encode_for
@@ -17,6 +17,7 @@ from stillroom.models.hugging_face import Pretrained, from_folder
 from stillroom.models.table_encode import table_encode
 from stillroom.models.text_encode import words_for
 from stillroom.models.zoo import TEXTS, build
+from stillroom.pipeline.space import SMALLER, check_model
 from stillroom.randomness import forked
 from stillroom.recipe import Encode
 from stillroom.tensors import state_of
@@ -49,8 +50,10 @@ class Making:
         kinds = {"text": self._words, "table": self._columns}
         encode, shape = kinds.get(str(getattr(self.data, "modality", "")), self._pixels)(name, wanted)
 
+        check_model(name, shape, self.classes, options)
+
         def make(seed: int) -> nn.Module:
-            with forked(seed, "weights"):
+            with forked(seed, "weights"), enough_memory(f"for the model '{name}'", SMALLER, ModelError):
                 return build(name, shape=tuple(shape), classes=self.classes, **options)
 
         return Made(make, encode, self._config({"use": name, "options": dict(options)}, shape))

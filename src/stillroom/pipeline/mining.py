@@ -17,6 +17,7 @@ from stillroom.mining import Budget, Panel, Subject
 from stillroom.mining.headline import headline, summary
 from stillroom.mining.panels import ASK_THEMSELVES, OF_STUDENTS, TITLES, chosen, panel_called
 from stillroom.models.bundle import load
+from stillroom.paths import is_file
 from stillroom.pipeline.asking import SPLITS, asked
 from stillroom.pipeline.mined_recipe import mined_recipe
 from stillroom.pipeline.plan import ALONE, Experiment
@@ -225,7 +226,7 @@ def subjects_of_run(run: Path, model: str = "") -> tuple[Subject, dict[str, list
     Raises:
         UserError: the folder is no run, is not finished, or has no such model.
     """
-    if not (run / "recipe.yaml").is_file():
+    if not is_file(run / "recipe.yaml"):
         raise UserError(say("This is no run folder", str(run), "a folder that 'stillroom run' has written"))
     experiment = experiment_of(read_recipe(run / "recipe.yaml"))
     opened = [name for name, plan in experiment.teachers.items() if plan.make is not None]
@@ -235,7 +236,7 @@ def subjects_of_run(run: Path, model: str = "") -> tuple[Subject, dict[str, list
     teacher = opened[known.index(model)] if model in known else next(iter(opened), None)
     if model in experiment.arms or teacher is None:
         return _student(experiment, run, model or experiment.main.name, experiment.seeds[0]), {}
-    if not (teacher_folder(run, teacher) / "done.json").is_file() and experiment.teachers[teacher].training is not None:
+    if not is_file(teacher_folder(run, teacher) / "done.json") and experiment.teachers[teacher].training is not None:
         raise UserError(f"The run {run} is not finished: got no trained teacher. Finish it: stillroom run RECIPE.")
     module, encode = trained(experiment, teacher, run)
     students = {name: [_student(experiment, run, name, seed) for seed in experiment.seeds] for name in experiment.arms}
@@ -244,7 +245,7 @@ def subjects_of_run(run: Path, model: str = "") -> tuple[Subject, dict[str, list
 
 def recipe_of_run(run: Path, model: str = "") -> Recipe | None:
     """Return the recipe of a run, for another to be mined from it; None where not its only teacher is mined."""
-    if not (run / "recipe.yaml").is_file():
+    if not is_file(run / "recipe.yaml"):
         return None
     recipe = read_recipe(run / "recipe.yaml")
     return recipe if recipe.teacher is not None and model in ("", "teacher") else None
@@ -252,7 +253,7 @@ def recipe_of_run(run: Path, model: str = "") -> Recipe | None:
 
 def _student(experiment: Experiment, run: Path, name: str, seed: int) -> Subject:
     arm, folder = experiment.arms[name], run / "arms" / f"{name}-{seed}"
-    if not (folder / "config.json").is_file():
+    if not is_file(folder / "config.json"):
         raise UserError(f"The run {run} is not finished: got no {folder}. Finish it: stillroom run RECIPE.")
     part = load(folder, model=arm.make_student(seed), encode=arm.encode)
     return Subject(experiment.data, part.model, part.encode, name=name)

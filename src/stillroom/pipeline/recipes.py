@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from stillroom.contracts import Source
@@ -16,6 +15,7 @@ from stillroom.fingerprints import fingerprint_of
 from stillroom.models.bundle import load
 from stillroom.models.table_encode import check_columns
 from stillroom.objectives import Objective, match
+from stillroom.paths import expand, is_utf8
 from stillroom.pipeline.making import Making
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, SynthesisPlan, TeacherPlan, control_of
 from stillroom.recipe import Data, Own, Recipe, Stage, Teacher, written
@@ -103,6 +103,11 @@ def class_count(data: Source) -> int:
         raise ModelError(
             "A model of the zoo needs the number of classes: got data without labels. Name the column of labels "
             "(data.label), or use stillroom.distill in Python with a network of your own."
+        )
+    if odd := [name for name in data.classes if not is_utf8(str(name))]:
+        do = "Rename it: reports and files cannot hold half a character."
+        raise ModelError(
+            say("A class has a name that is not text in UTF-8", repr(odd[0]), "names of whole characters", do)
         )
     if len(data.classes) < 2:
         raise ModelError(
@@ -198,9 +203,10 @@ def _objective(entry: ObjectiveEntry, among: tuple[ObjectiveEntry, ...]) -> Obje
 
 def _teacher(block: Teacher, making: Making) -> TeacherPlan:
     if block.store is not None:
-        return TeacherPlan({"store": str(Path(block.store).resolve())}, store=block.store)
+        store = expand(block.store, "teacher.store", RecipeError)
+        return TeacherPlan({"store": str(store.resolve())}, store=str(store))
     if block.load is not None:
-        deployed = load(block.load)
+        deployed = load(expand(block.load, "teacher.load", RecipeError))
         check_columns(deployed.encode, making.data)
         check_names(deployed.classes, making.data.classes, f"The model in {block.load}")
         config = {key: value for key, value in deployed.config.items() if key in ("model", "shape", "input", "classes")}

@@ -13,6 +13,7 @@ from stillroom.files import begin, commit, committed, fingerprint
 from stillroom.fingerprints import code_print
 from stillroom.memory import Remembers, memory_of, recurrent_path
 from stillroom.models.bundle import load
+from stillroom.paths import is_file
 from stillroom.pipeline.plan import Experiment, Told
 from stillroom.pipeline.teaching import trained
 from stillroom.randomness import permutation
@@ -70,4 +71,4 @@ def _asked(experiment: Experiment, run: Path, folders: dict[str, list[Path]]) ->
 
 def _teacher_note(run: Path) -> str:
     place = run / "teacher" / "done.json"
-    return place.read_text(encoding="utf-8") if place.is_file() else ""
+    return place.read_text(encoding="utf-8") if is_file(place) else ""

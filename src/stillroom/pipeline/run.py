@@ -16,7 +16,7 @@ from typing import Any
 
 from stillroom.contracts import Finding
 from stillroom.errors import UserError
-from stillroom.files import faultpoint, note, refused, sweep, take_notes, write_bytes, write_json
+from stillroom.files import faultpoint, note, notes_of_a_run, refused, sweep, take_notes, write_bytes, write_json
 from stillroom.generality.findings import findings as generality_findings
 from stillroom.memory import findings as memory_findings
 from stillroom.memory import headline as memory_headline
@@ -28,6 +28,7 @@ from stillroom.pipeline.notes import notes_of
 from stillroom.pipeline.plan import Experiment
 from stillroom.pipeline.remembering import memory_of_run
 from stillroom.pipeline.sensitivity import sensitivity_findings, sensitivity_metrics, sensitivity_of_run
+from stillroom.pipeline.space import check_place
 from stillroom.pipeline.story import facts_of, findings_of, summary_of
 from stillroom.pipeline.synthesis import examples_findings, measured_examples
 from stillroom.pipeline.tasks import Task, Workshop, tasks_of, unfinished
@@ -77,7 +78,8 @@ def perform(experiment: Experiment, folder: Path, *, processes: int = 1, told: T
     if left:
         with aside(told, "checking taps and shapes"):  # before anything is written, or a teacher trained
             check_shapes(experiment, processes)
-    with locked(folder):
+            check_place(experiment, folder, left)
+    with notes_of_a_run(), locked(folder):
         if experiment.recipe:
             write_bytes(folder / "recipe.yaml", experiment.recipe.encode())
         keep_settings(experiment, folder)

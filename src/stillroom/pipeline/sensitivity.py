@@ -24,6 +24,7 @@ from stillroom.evaluate import plain_ids
 from stillroom.files import begin, commit, committed, fingerprint, write_bytes
 from stillroom.fingerprints import code_print
 from stillroom.models.bundle import load
+from stillroom.paths import is_file
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, Told
 from stillroom.pipeline.teaching import open_store, trained
 from stillroom.randomness import permutation
@@ -62,7 +63,7 @@ def sensitivity_of_run(experiment: Experiment, run: Path, told: Told) -> dict[st
         for name in experiment.arms
     }
     teacher = run / "teacher" / "done.json"
-    noted = teacher.read_text(encoding="utf-8") if teacher.is_file() else ""
+    noted = teacher.read_text(encoding="utf-8") if is_file(teacher) else ""
     asking = code_print(("taps", "pipeline/sensitivity.py"))
     inputs = fingerprint({"asking": asking, "students": notes, "teacher": noted})
     folder = run / "sensitivity"

@@ -14,6 +14,7 @@ from stillroom.contracts import Teacher
 from stillroom.errors import Damaged
 from stillroom.files import write_bytes
 from stillroom.learner import Learner
+from stillroom.paths import is_file
 from stillroom.pipeline.plan import ArmPlan, Experiment, Told
 from stillroom.record import record
 from stillroom.teachers import Live
@@ -41,7 +42,7 @@ def pass_through(
         part = folder / f"stage-{number}"
         module = stage.make_student(seed) if stage.assistant else student
         done = part / "model.safetensors"
-        if done.is_file():
+        if is_file(done):
             restore(module, unpack(done, error=Damaged)[0], source=str(done))
         else:
             _train(experiment, stage, seed, 1.0 if stage.assistant else factor, part, module, teacher, told)

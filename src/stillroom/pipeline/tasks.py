@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from stillroom.contracts import Teacher
+from stillroom.errors import TrainError, enough_memory
 from stillroom.files import committed, note
 from stillroom.pipeline.jobs import adopt, choose, job_inputs, train_job
 from stillroom.pipeline.plan import Experiment, Told
@@ -28,6 +29,8 @@ from stillroom.pipeline.teaching import (
     teacher_of,
 )
 from stillroom.store import Store
+
+LESS = "Lower train.batch, do fewer at once (--set jobs=1), or make the model smaller; then run the same again."
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,15 @@ class Workshop:
         return self._knowledge
 
     def perform(self, task: Task, told: Told) -> None:
-        """Do one task; what is done already is not done again."""
+        """Do one task; what is done already is not done again.
+
+        Raises:
+            TrainError: memory runs out.
+        """
+        with enough_memory(f"for the task '{task.title}'", LESS, TrainError):
+            self._perform(task, told)
+
+    def _perform(self, task: Task, told: Told) -> None:
         if task.kind == "teacher":
             prepare_teacher(self.experiment, task.owner, self.run, told)
         elif task.kind == "record":

@@ -29,6 +29,7 @@ from stillroom.files import (
 from stillroom.fingerprints import code_print, fingerprint_of, unseen_in
 from stillroom.learner import Learner
 from stillroom.models.bundle import load, save_bundle
+from stillroom.paths import exists
 from stillroom.pipeline.plan import Experiment, TeacherPlan, Told, combined
 from stillroom.record import ANEW, SPLITS, record, still_shows
 from stillroom.store import Store
@@ -237,7 +238,7 @@ def _link(place: Path, target: Path) -> None:
         if place.resolve() == target.resolve():
             return
         place.unlink()
-    elif place.exists():
+    elif exists(place):
         set_aside(place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -202,7 +202,10 @@ def words(node: Node, errors: Sequence[ErrorDetails]) -> str:
             wanted[f"must be {_KINDS[kind]}"] = None
         elif kind in _BOUNDS:
             word, name = _BOUNDS[kind]
-            wanted[f"must be {word} {context[name]:g}"] = None
+            bound = context[name]
+            wanted[f"must be {word} {bound:,}" if isinstance(bound, int) else f"must be {word} {bound:g}"] = None
+        elif kind == "too_long":
+            wanted[f"must have at most {context['max_length']:,} entries"] = None
         elif kind == "literal_error":
             wanted[f"must be {context['expected']}"] = None
             near = nearest(str(node.value), re.findall(r"'([^']*)'", context["expected"]))
@@ -219,7 +222,7 @@ def _given(node: Node) -> str:
     if isinstance(node.value, dict):
         return "a block of keys"
     if isinstance(node.value, list):
-        return "a list" if node.value else "an empty list"
+        return f"a list of {len(node.value):,}" if node.value else "an empty list"
     return f"the text '{shorten(node.value)}'" if isinstance(node.value, str) else shorten(node.value)
 
 

@@ -11,7 +11,19 @@ from pydantic_core import to_jsonable_python
 from ruamel.yaml import YAML
 
 from stillroom.errors import RecipeError, nearest
-from stillroom.settings import Positive, PrecisionSetting, Ramp, Settings, Share, Synthesis, Training, plain_or_block
+from stillroom.settings import (
+    MOST_SEEDS,
+    MOST_VIEWS,
+    Positive,
+    PrecisionSetting,
+    Ramp,
+    Seed,
+    Settings,
+    Share,
+    Synthesis,
+    Training,
+    plain_or_block,
+)
 
 TapText = Annotated[str, Field(min_length=1)]
 TapTexts = Annotated[tuple[TapText, ...], Field(min_length=1)]
@@ -126,7 +138,7 @@ class Record(Settings):
     """What is recorded besides what the objectives read, under how many views of each example, in which precision."""
 
     also: tuple[TapText, ...] = ()
-    views: Count = 1
+    views: Annotated[int, Field(ge=1, le=MOST_VIEWS)] = 1
     precision: PrecisionSetting = "float32"
 
 
@@ -190,12 +202,12 @@ class Recipe(Settings):
     arms: dict[str, Arm] = {MAIN: Arm()}
     stages: tuple[Stage, ...] = ()
     control: bool = True
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=MOST_SEEDS)] = (0, 1, 2)
     export: Export = Export()
     evaluate: Evaluate | None = None
     jobs: Annotated[Literal["auto"] | Count, Field(union_mode="left_to_right")] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    trials: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.3, 1.0, 3.0)
+    trials: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MOST_SEEDS)] = (0.3, 1.0, 3.0)
 
     def arm(self, name: str) -> Recipe:
         """Return the recipe with the differences of one arm applied; it holds that arm alone.

@@ -13,6 +13,7 @@ from stillroom.data.splits import labels_known
 from stillroom.data.table import open_source
 from stillroom.data.table_files import read_columns
 from stillroom.errors import DataError, say
+from stillroom.paths import is_file, is_folder
 
 LABELS = ("label", "labels", "class", "target", "category", "y")
 LONG_TEXT = 30  # mean characters from which a column of texts is read as text and not as a category
@@ -42,8 +43,8 @@ def starter(path: Path, *, label: str | None = None, text: str | None = None) ->
 
 def _propose(path: Path, label: str | None, text: str | None) -> Proposal:
     place = str(path.resolve())
-    if path.is_dir():
-        found = sorted(one.suffix.lower() for one in path.iterdir() if one.is_file())
+    if is_folder(path):
+        found = sorted(one.suffix.lower() for one in path.iterdir() if is_file(one))
         if not any(ending in found for ending in (".csv", ".tsv", ".jsonl")):
             return _opened("images", {"path": place})
         names = {"text": text, "label": label}

@@ -26,6 +26,7 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from ruamel.yaml.nodes import Node as Parsed
 
 from stillroom.errors import RecipeError
+from stillroom.paths import reading
 
 LARGEST = 64 * 1024
 DEEPEST = 40
@@ -105,7 +106,7 @@ def read_file(path: Path) -> str:
         RecipeError: the file is absent, not readable, too large, or not UTF-8 text.
     """
     try:
-        with open(path, "rb") as stream:
+        with reading(path, RecipeError), open(path, "rb") as stream:
             content = stream.read(LARGEST + 1)
     except FileNotFoundError as error:
         raise RecipeError(

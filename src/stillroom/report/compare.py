@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from stillroom.contracts import Finding
 from stillroom.errors import StoreError, UserError, say
 from stillroom.files import read_json
+from stillroom.paths import is_file, is_folder
 from stillroom.report.numbers import finite, number, spread, with_interval
 from stillroom.report.readings import main_arm, model_order, reading, reason_for, score_unit, share_of_gap, shown
 from stillroom.statistics import CLAIM_FROM, unpaired
 
 Run = tuple[str, Mapping[str, Any], Path]
+AGAIN = "Run it (again) with: stillroom run RECIPE"
+_ODD = "These are not the metrics of a run of Stillroom"
 
 
 def compare(paths: Sequence[str | Path]) -> tuple[str, list[Finding]]:
@@ -40,6 +44,11 @@ def compare(paths: Sequence[str | Path]) -> tuple[str, list[Finding]]:
             say("A run cannot be compared with itself", ", ".join(map(str, places)), "different run folders")
         )
     runs = [(name, read_metrics(place), place) for name, place in zip(_labels(resolved), places, strict=True)]
+    with told_from(*places):
+        return _compared(runs)
+
+
+def _compared(runs: Sequence[Run]) -> tuple[str, list[Finding]]:
     scores = list(dict.fromkeys(score_unit(metrics)[0] for _, metrics, _ in runs))
     findings = [_table(runs, scores), _dots(runs, scores)]
     costs = _costs(runs)
@@ -49,6 +58,21 @@ def compare(paths: Sequence[str | Path]) -> tuple[str, list[Finding]]:
     if changed is not None:
         findings.append(changed)
     return f"Runs compared: {', '.join(name for name, _, _ in runs)}", findings
+
+
+@contextmanager
+def told_from(*folders: Path) -> Iterator[None]:
+    """Say that metrics are not what Stillroom writes, where what is told from them does not hold what it must.
+
+    Raises:
+        StoreError: something is missing or of another kind.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError) as error:
+        files = ", ".join(str(folder / "metrics.json") for folder in folders)
+        why = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise StoreError(say(_ODD, f"{files} ({why})", "what 'stillroom run' wrote", AGAIN)) from error
 
 
 def _labels(places: Sequence[Path]) -> list[str]:
@@ -67,8 +91,7 @@ def read_metrics(folder: Path) -> Mapping[str, Any]:
     Raises:
         StoreError: the folder is no finished run.
     """
-    again = "Run it (again) with: stillroom run RECIPE"
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise StoreError(
             say(
                 "No such run",
@@ -78,12 +101,12 @@ def read_metrics(folder: Path) -> Mapping[str, Any]:
             )
         )
     file = folder / "metrics.json"
-    if not file.is_file():
-        begun = (folder / "recipe.yaml").is_file()
+    if not is_file(file):
+        begun = is_file(folder / "recipe.yaml")
         what = (
             "it holds a recipe but no metrics.json: the run has not finished" if begun else "it holds no metrics.json"
         )
-        raise StoreError(say("Not a finished run", f"'{folder}', {what}", "a finished run folder", again))
+        raise StoreError(say("Not a finished run", f"'{folder}', {what}", "a finished run folder", AGAIN))
     metrics = read_json(file)
     models = metrics.get("models") if isinstance(metrics, dict) else None
     sound = (
@@ -92,9 +115,7 @@ def read_metrics(folder: Path) -> Mapping[str, Any]:
         and all(isinstance(one, dict) and "score" in one for one in models.values() if one is not None)
     )
     if not sound:
-        raise StoreError(
-            say("These are not the metrics of a run of Stillroom", f"'{file}'", "'models', each with a 'score'", again)
-        )
+        raise StoreError(say(_ODD, f"'{file}'", "'models', each with a 'score'", AGAIN))
     return {**metrics, "models": {name: one for name, one in dict(models or {}).items() if one is not None}}
 
 

@@ -43,7 +43,8 @@ def write_report(
         UserError: the file cannot be written.
     """
     head: dict[str, Any] = {"title": title, "verdict": verdict, "summary": summary, "subtitle": subtitle}
-    write_bytes(Path(path), page(**head, findings=findings, facts=facts, chapters=chapters).encode())
+    content = page(**head, findings=findings, facts=facts, chapters=chapters)
+    write_bytes(Path(path), content.encode("utf-8", "backslashreplace"))
     return Path(path)
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stillroom import files
 from stillroom.errors import Damaged, StoreError
+from stillroom.paths import is_file, is_folder
 from stillroom.store.encoding import DTYPES, NORM, Column
 from stillroom.store.shards import Shard, compare, intact, missing, plain_name
 
@@ -77,7 +78,7 @@ def read_manifest(folder: Path) -> Manifest:
         StoreError: no store, not wholly recorded, of a newer schema, damaged, or a shard is missing or cut short.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not is_file(path):
         raise StoreError(_absent(folder))
     try:
         value = files.read_json(path)
@@ -95,7 +96,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise StoreError(_damaged(path, wrong))
     for shard in manifest.shards:
         file = folder / shard.file
-        if not file.is_file():
+        if not is_file(file):
             raise StoreError(missing(file))
         size = file.stat().st_size
         if size != shard.bytes:
@@ -191,7 +192,7 @@ def _absent(folder: Path) -> str:
             f"The store is only partly recorded: {folder} has {done} whole shards of {plan.rows:,} rows planned, but "
             "no manifest yet. Run the same record again: it goes on where it stopped."
         )
-    if not folder.is_dir():
+    if not is_folder(folder):
         return f"There is no store: the folder {folder} does not exist. Check the path, or run record first."
     return (
         f"This is not a store: {folder} holds no manifest.json. Give a folder that record wrote, or run record first."

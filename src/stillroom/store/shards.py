@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from stillroom import files
-from stillroom.errors import StoreError
+from stillroom.errors import StoreError, out_of_memory
+from stillroom.paths import exists, is_file, reading
 from stillroom.store.encoding import Column, Piece
 
 KEYS = ("example", "view", "hash", "split")
@@ -65,7 +66,7 @@ def committed(folder: Path, number: int, inputs: str) -> Note | None:
     A shard that has another content is told of: who asks records it anew.
     """
     path = note_path(folder, number)
-    if not path.is_file():
+    if not is_file(path):
         return None
     try:
         note = Note.model_validate(files.unseal(path, files.read_json(path)))
@@ -77,7 +78,7 @@ def committed(folder: Path, number: int, inputs: str) -> Note | None:
     try:
         intact(folder, note.shard)
     except StoreError as error:
-        if (folder / note.shard.file).exists():
+        if exists(folder / note.shard.file):
             files.note(f"{str(error).partition('. ')[0]}; it is recorded again.")
         return None
     return note
@@ -140,11 +141,13 @@ def read_shard(path: Path, columns: Sequence[str]) -> pa.Table:
     """
     wanted = [escape(name) for name in columns]
     try:
-        with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+        with reading(path, StoreError), pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
             return file.read(columns=wanted, use_threads=False).rename_columns(list(columns))
     except FileNotFoundError as error:
         raise StoreError(missing(path)) from error
     except (OSError, pa.ArrowException, LookupError, TypeError, ValueError, RuntimeError, MemoryError) as error:
+        if out_of_memory(error) or isinstance(error, StoreError):
+            raise
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise StoreError(damaged(path, first)) from error
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stillroom import files
 from stillroom.errors import StoreError
+from stillroom.paths import is_file, is_folder
 from stillroom.store.decoded import Held
 from stillroom.store.manifest import MANIFEST, PLAN, read_manifest, read_plan, verified
 from stillroom.store.shards import read_shard
@@ -32,7 +33,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     plan = read_plan(folder)
-    if plan is not None and not (folder / MANIFEST).is_file():
+    if plan is not None and not is_file(folder / MANIFEST):
         done = len(list(folder.glob("shard-*.json")))
         said = plan.model_dump(mode="json", include={"rows", "views", "fingerprints", "taps"})
         return {"folder": str(folder), "complete": False, "shards": done, **said}
@@ -68,7 +69,7 @@ def list_stores(root: str | Path) -> list[dict[str, Any]]:
         StoreError: ``root`` is not a folder.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not is_folder(root):
         raise StoreError(f"There is no folder to look for stores in: got {root}. Check the path.")
     found = []
     for folder in sorted({path.parent for name in (MANIFEST, PLAN) for path in root.rglob(name)}):
@@ -82,7 +83,7 @@ def list_stores(root: str | Path) -> list[dict[str, Any]]:
                 "folder": str(folder),
                 "complete": whole,
                 "rows": kind.get("rows"),
-                "bytes": sum(path.stat().st_size for path in own if path.is_file()),
+                "bytes": sum(path.stat().st_size for path in own if is_file(path)),
                 "used": max(path.stat().st_mtime for path in own),
                 "teacher": (kind.get("fingerprints") or {}).get("teacher"),
                 "signals": sorted(kind.get("signals") or {}),
@@ -93,7 +94,7 @@ def list_stores(root: str | Path) -> list[dict[str, Any]]:
 
 def _kind(folder: Path) -> dict[str, Any] | None:
     for name, kind in ((MANIFEST, "stillroom-store"), (PLAN, "stillroom-plan")):
-        if (folder / name).is_file():
+        if is_file(folder / name):
             try:
                 value = files.read_json(folder / name)
             except StoreError:
@@ -133,7 +134,7 @@ def prune(
 
 def _remove(folder: Path) -> None:
     """Remove a store's own files, the manifest first so that no half store looks whole; strangers' files stay."""
-    own = {path for pattern in _OURS for path in folder.glob(pattern) if path.is_file() and not path.is_symlink()}
+    own = {path for pattern in _OURS for path in folder.glob(pattern) if is_file(path) and not path.is_symlink()}
     try:
         for path in sorted(own, key=lambda path: (path.name == PLAN, path.name != MANIFEST, path.name)):
             path.unlink()
@@ -158,7 +159,7 @@ def export_columns(folder: str | Path, target: str | Path) -> Path:
         StoreError: there is no store, or it is damaged.
     """
     store, target = Store.open(folder, budget=0), Path(target)
-    if target.is_dir() or not target.suffix:
+    if is_folder(target) or not target.suffix:
         target = target / f"{store.folder.resolve().name}.parquet"
     names, start = [*store.manifest.splits], 0
     with files.writing(target) as temporary:

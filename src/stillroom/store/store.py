@@ -15,6 +15,7 @@ from torch import Tensor
 from stillroom import files, randomness
 from stillroom.contracts import SPANS, Batch, Signals, Source, State, Teacher, place, tap
 from stillroom.errors import StoreError, TapError, say
+from stillroom.paths import expand
 from stillroom.store.decoded import CHUNK, Held, Shelf
 from stillroom.store.encoding import MASK, NORM, Column, encode, named
 from stillroom.store.manifest import MANIFEST, SIDES, Manifest, read_manifest, verified
@@ -55,7 +56,7 @@ class Store:
         Raises:
             StoreError: no store, partly recorded, of another schema, or a shard is missing or damaged.
         """
-        folder = Path(folder)
+        folder = expand(folder, "The folder of a store", StoreError)
         manifest = read_manifest(folder)
         for shard in manifest.shards if verify else ():
             intact(folder, shard)
