@@ -206,7 +206,7 @@ def test_the_command_gives_each_column_its_range_and_leaves_categories():
     low, high, named = _ends(deployed, table, "test")
     assert low.tolist()[:2] == batch["inputs"].amin(0).tolist()[:2] and float(low[2]) == float(high[2])
     assert high.tolist()[:2] == batch["inputs"].amax(0).tolist()[:2] and "each column" in named
-    said = attacked(deployed, table, "test", 0.1, quiet=True)
+    said = attacked(deployed, table, "test", 0.1)
     assert "0.1 of each column's range in 'test', categories as they are" in said["attack"]
     still_there = TableSource(
         batch["inputs"][:, 2:],

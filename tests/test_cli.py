@@ -426,7 +426,7 @@ def test_predict_refuses_in_words(command, finished, tmp_path):
     np.save(tmp_path / "flat.npy", np.zeros((3, 5), np.uint8))
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     (tmp_path / "empty").mkdir()
-    wrong = {"flat.npy": "do not fit", "broken.png": "Cannot read", "empty": "nothing to classify"}
+    wrong = {"flat.npy": "do not fit", "broken.png": "Corrupt picture", "empty": "nothing to classify"}
     wrong["no"] = "no such file"
     for place, words in wrong.items():
         said = command("predict", finished["images"], tmp_path / place, "--out", tmp_path / "out.csv")

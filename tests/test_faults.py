@@ -262,9 +262,10 @@ def test_a_worker_that_is_killed_is_told_and_the_rerun_completes(several: Lab, w
 def test_ctrl_c_and_sigterm_say_that_it_can_go_on_and_it_does(
     several: Lab, wanted: dict, number: int, word: str
 ) -> None:
-    running = started(several, "stopped")
+    name = f"stopped-{number}"  # of its own: the other signal's run is whole by now
+    running = started(several, name)
     until = time.monotonic() + 60
-    while not list((several.root / "stopped" / "arms").glob("*/begun.json")) and time.monotonic() < until:
+    while not list((several.root / name / "arms").glob("*/begun.json")) and time.monotonic() < until:
         time.sleep(0.05)
     workers = family(running.pid)
     running.send_signal(number)
@@ -272,5 +273,5 @@ def test_ctrl_c_and_sigterm_say_that_it_can_go_on_and_it_does(
     assert running.returncode == 128 + number, told
     assert f"{word}. What was finished is kept" in told and "Traceback" not in told
     assert gone(workers, within=2)
-    assert several.run("stopped") == 0
-    assert several.result("stopped") == wanted
+    assert several.run(name) == 0
+    assert several.result(name) == wanted

@@ -54,7 +54,7 @@ EQUAL_IS_SAME = (  # Python itself may make one object of two of these
 )  # fmt: skip
 CACHES = {  # of nn.Module: what says nothing of its answers, or says it twice
     "training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook",
-    "_compiled_call_impl", "_is_torch_compile", "_flat_weights", "_flat_weight_refs",
+    "_compiled_call_impl", "_is_torch_compile", "_flat_weights", "_flat_weight_refs", "_stillroom_built",
 }  # fmt: skip
 PLACES = {"_name_or_path", "name_or_path", "_commit_hash"}  # where a library loaded a model from
 

@@ -140,9 +140,12 @@ def array_of(place: Path, wanted: Mapping[str, Any], *, gaps: bool = False) -> T
     if not arrays:
         raise DataError(say(f"Cannot read {place}", "an archive without arrays", "an array of rows"))
     chosen = next((arrays[name] for name in ("x", "inputs") if name in arrays), next(iter(arrays.values())))
-    if chosen.ndim == 0:
-        raise DataError(say(f"The rows of {place} do not fit this model", "a single number", "an array of rows"))
     shape = tuple(wanted["shape"])
+    if chosen.ndim == 0:
+        allowed = f"an array of rows of shape {shape}"
+        raise DataError(say(f"The rows of {place} do not fit this model", "a single number", allowed))
+    if not len(chosen):
+        raise DataError(say("There is nothing to classify", f"no rows in {place}", "an array of at least one row"))
     rows = held_to(as_tensor(chosen, place.name), wanted, f"The rows of {place}", gaps=gaps)
     if len(shape) == 3 and rows.shape[1:] == (*shape[1:], shape[0]) != shape:  # channels last
         rows = rows.permute(0, 3, 1, 2).contiguous()

@@ -76,7 +76,7 @@ def decode(file: Path, shape: Sequence[int]) -> NDArray[np.uint8]:
                 say(f"The picture {file} does not fit into memory", reason, "", "Save it smaller.")
             ) from error
         raise DataError(f"Corrupt picture: {file} cannot be read ({reason}). Save it again, or remove it.") from error
-    pixels = np.asarray(fitted, np.uint8).reshape(height, width, channels)
+    pixels = np.array(fitted, np.uint8).reshape(height, width, channels)
     return np.ascontiguousarray(np.moveaxis(pixels, 2, 0))
 
 
