@@ -56,6 +56,13 @@ def test_texts_are_told_by_their_words():
     assert "tfidf" not in baselines_of(experiment(data, control=False), labels_of_test(data))
 
 
+def test_words_of_test_texts_take_no_place_among_the_words(monkeypatch):
+    """Room for two words: those of the training texts, however often others stand in the test split."""
+    monkeypatch.setattr(baselines, "MOST_WORDS", 2)
+    data = texts(["good", "bad"] * 10, ["good film film plot plot", "bad film film plot plot"] * 10, [1, 0] * 20)
+    assert baselines_of(experiment(data), labels_of_test(data))["tfidf"]["accuracy"] == 1.0
+
+
 def test_only_the_labels_of_the_control_are_read():
     """Words of the class 'good' change their meaning outside the few rows whose labels the student sees."""
     data = texts([f"{text} {number}" for number in range(10) for text in (*GOOD, *BAD)], ["warm lovely", "cold awful"],

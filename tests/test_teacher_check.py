@@ -58,6 +58,8 @@ def test_no_order_is_read_out_of_chance():
     guess = torch.randint(60, (720,), generator=torch.Generator().manual_seed(1))
     said = doubt(answers(guess, 60), labels, [str(one) for one in range(60)], True, "rows")
     assert said.startswith("The teacher answers at chance") and "permuted" not in said
+    said = doubt(answers(guess[:240], 60), labels[:240], [str(one) for one in range(60)], True, "rows that are few")
+    assert "permuted" not in said
 
 
 def test_chance_is_told_from_a_constant_answer_and_by_who_trained_it():
