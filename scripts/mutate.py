@@ -64,7 +64,7 @@ def read(path: Path) -> list[Mutant]:
 
 
 class First:
-    """A plugin of pytest that writes the first test that failed into a file."""
+    """A plugin of pytest that writes the first test that failed, and why if not by an assert, into a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -72,7 +72,9 @@ class First:
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Note a test that failed, unless one did before."""
         if report.failed and not self.file.exists():
-            self.file.write_text(report.nodeid, encoding="utf-8")
+            said = str(getattr(getattr(report.longrepr, "reprcrash", None), "message", "")).partition("\n")[0]
+            why = "" if said.startswith(("assert", "AssertionError")) else f" ({said[:80]})"
+            self.file.write_text(report.nodeid + why, encoding="utf-8")
 
 
 def failing(package: Path, tests: tuple[str, ...]) -> str:
