@@ -44,22 +44,23 @@ class Mutant:
 
 
 def read(path: Path) -> list[Mutant]:
-    """Read the bugs; a wrong entry ends the program with its name."""
+    """Read the bugs; wrong entries end the program with their names."""
     content = tomllib.loads(path.read_text(encoding="utf-8"))
     by_file = content.get("tests", {})
-    mutants = []
+    mutants, wrong = [], []
     for entry in content["mutant"]:
-        tests = entry.get("tests") or by_file.get(entry["file"])
-        if not tests:
-            sys.exit(f"Mutant '{entry['name']}' names no tests, and [tests] has none for {entry['file']}.")
+        tests = entry.get("tests") or by_file.get(entry["file"], [])
         mutant = Mutant(entry["name"], entry["file"], entry["old"], entry["new"], tuple(tests))
         count = (PACKAGE / mutant.file).read_text(encoding="utf-8").count(mutant.old)
+        if not tests:
+            wrong.append(f"Mutant '{mutant.name}' names no tests, and [tests] has none for {mutant.file}.")
         if count != 1:
-            sys.exit(f"Mutant '{mutant.name}': its text occurs {count} times in {mutant.file}, and must occur once.")
+            wrong.append(f"Mutant '{mutant.name}': its text occurs {count} times in {mutant.file}, not once.")
+        if mutant.name in {one.name for one in mutants}:
+            wrong.append(f"The name '{mutant.name}' occurs twice.")
         mutants.append(mutant)
-    names = [one.name for one in mutants]
-    if double := {name for name in names if names.count(name) > 1}:
-        sys.exit(f"These names occur twice: {', '.join(sorted(double))}.")
+    if wrong:
+        sys.exit("\n".join(wrong))
     return mutants
 
 
