@@ -50,7 +50,7 @@ def test_the_constant_answer_is_the_training_sets_most_frequent_class():
 def test_texts_are_told_by_their_words():
     train, labels = [f"{text} {number}" for number in range(10) for text in (*GOOD, *BAD)], [1, 1, 0, 0] * 10
     test = ["a warm, lovely evening", "cold and awful", "lovely", "awful"]
-    data = texts(train, test, [*labels, 1, 0, 1, 1])
+    data = texts(train, [*test, "awful, of an unknown class"], [*labels, 1, 0, 1, 1, UNLABELLED])
     found = baselines_of(experiment(data), labels_of_test(data))
     assert found["tfidf"] == {"name": "TF-IDF + logistic regression", "accuracy": 3 / 4, "labels": 40}
     assert "tfidf" not in baselines_of(experiment(data, control=False), labels_of_test(data))

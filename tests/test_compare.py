@@ -79,3 +79,10 @@ def test_the_best_run_and_the_smallest_file_are_named(tmp_path):
     findings = compare(places)[1]
     assert findings[0].sentence.startswith("The students of 'b' and 'a' cannot be told apart: 5")
     assert findings[2].sentence == "The student of 'b' has the smallest file."
+
+
+def test_the_run_with_fewer_seeds_decides_whether_a_claim_may_be_made(tmp_path):
+    many = write(tmp_path / "a", [*ONE, 0.92, 0.9], seeds=range(5))
+    few = write(tmp_path / "b", [0.5, 0.51, 0.52])
+    said = compare([many, few])[1][0].sentence
+    assert "comes out better" in said and "5 seeds are needed to claim it" in said

@@ -10,6 +10,7 @@ from torch import nn
 
 from stillroom.contracts import UNLABELLED
 from stillroom.data.arrays import ArraySource
+from stillroom.files import fingerprint
 from stillroom.fingerprints import fingerprint_of
 from stillroom.objectives import match
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, SynthesisPlan, combined, control_of
@@ -65,6 +66,15 @@ def test_the_control_has_the_steps_rate_rows_and_start_of_its_arm():
     assert torch.equal(plan.rows(plan.data(data)).transfer, torch.arange(TRAIN))
     for seed in (0, 3):
         assert fingerprint_of(alone.make_student(seed)) == fingerprint_of(plan.make_student(seed))
+
+
+def test_a_control_with_another_penalty_or_more_steps_is_another_control():
+    staged = [arm(MIXED, before=(arm(Training(steps=steps)),)) for steps in (5, 6)]
+    plans = [arm(MIXED), arm(MIXED, ["labels", "kd", "l1"]), arm(MIXED, ["labels", "kd", "l2"]), *staged]
+    keys = [fingerprint(dict(control(plan).described)) for plan in plans]
+    assert len(set(keys)) == 5
+    other = arm(MIXED, ["labels", "lskd"])
+    assert fingerprint(dict(control(other).described)) == keys[0], "what the teacher's objectives are is nothing to it"
 
 
 def test_an_epoch_is_as_long_as_the_labels_that_are_seen():

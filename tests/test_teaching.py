@@ -83,7 +83,10 @@ def test_other_data_precision_or_views_are_another_recording(run):
         return _knowledge_place(of, "", run, prints, lambda batch: {"logits": net()(batch["inputs"])})
 
     others = [experiment(source(shift=0.25)), experiment(precision="bfloat16"), experiment(views=2)]
-    assert len({place(one) for one in (experiment(), *others)}) == 4 and place(experiment()) == place(experiment())
+    few = experiment()
+    few.arms["kd"] = dataclasses.replace(few.arms["kd"], labels=4, unlabelled=False)
+    assert len(few.rows_asked()) == 4 + 4 + 4, "four labelled rows, validation and test"
+    assert len({place(one) for one in (experiment(), *others, few)}) == 5 and place(experiment()) == place(experiment())
 
 
 def test_a_teacher_of_other_labels_or_rows_is_another_teacher():

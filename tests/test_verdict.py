@@ -324,7 +324,7 @@ def test_baselines_and_silent_classes_are_in_the_verdict_the_table_and_the_repor
     """The student answers three of the four classes, and is right no more often than always the first would be."""
     labels = [0, 0, 0, 0, 0, 1, 2, 3, UNLABELLED, UNLABELLED]
     student = [[0, 0, 1, 1, 0, 1, 2, 0, 0, 0]] * 2
-    found = measure(tmp_path, {ALONE: student, "kd": student}, labels=labels)
+    found = measure(tmp_path, {ALONE: ANSWERS[ALONE], "kd": student}, labels=labels)
     assert found["baseline"]["constant"] == {"name": "always 'a'", "accuracy": 5 / 8, "labels": 10}
     assert "The student never answers 'd' (recall 0 %" in found["verdict"]
     assert "To answer always 'a' is right in 62.5 % of cases, no less than the student." in found["verdict"]
