@@ -50,10 +50,17 @@ def test_the_constant_answer_is_the_training_sets_most_frequent_class():
 def test_texts_are_told_by_their_words():
     train, labels = [f"{text} {number}" for number in range(10) for text in (*GOOD, *BAD)], [1, 1, 0, 0] * 10
     test = ["a warm, lovely evening", "cold and awful", "lovely", "awful"]
-    data = texts(train, test, [*labels, 1, 0, 1, 1])
+    data = texts(train, [*test, "awful, of an unknown class"], [*labels, 1, 0, 1, 1, UNLABELLED])
     found = baselines_of(experiment(data), labels_of_test(data))
     assert found["tfidf"] == {"name": "TF-IDF + logistic regression", "accuracy": 3 / 4, "labels": 40}
     assert "tfidf" not in baselines_of(experiment(data, control=False), labels_of_test(data))
+
+
+def test_words_of_test_texts_take_no_place_among_the_words(monkeypatch):
+    """Room for two words: those of the training texts, however often others stand in the test split."""
+    monkeypatch.setattr(baselines, "MOST_WORDS", 2)
+    data = texts(["good", "bad"] * 10, ["good film film plot plot", "bad film film plot plot"] * 10, [1, 0] * 20)
+    assert baselines_of(experiment(data), labels_of_test(data))["tfidf"]["accuracy"] == 1.0
 
 
 def test_only_the_labels_of_the_control_are_read():

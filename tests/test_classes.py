@@ -85,6 +85,18 @@ def test_a_class_found_far_more_seldom_is_named_where_it_is_no_chance():
     assert told([chance]) == []
 
 
+def test_seldom_is_at_most_half_the_mean_beyond_the_chance_of_all_classes_together():
+    """24 of 40 rows are above half the mean of the classes; one of four rows is within chance for one class of five."""
+    above, few = LABELS.clone(), LABELS.clone()
+    above[127:143] = 0
+    assert told([above]) == []
+    few[120:123] = 0  # one of the four rows of 'grain'; its exact 95 % interval ends at 80.6 %, the mean is 85 %
+    assert told([few]) == []
+    assert told([few, few]) == [], "seeds are the same rows, and no more of them"
+    found = classes_of(NAMES, [logits(above, 5), logits(LABELS, 5)], logits(above, 5), LABELS)
+    assert found["mean_recall"] == pytest.approx((4 + (0.6 + 1.0) / 2) / 5)
+
+
 def test_classes_without_a_test_row_are_told():
     names = [*NAMES, "wheat", "corn"]
     assert told([LABELS], names=names) == ["No test example is of 'wheat' and 'corn', so nothing is known of them."]

@@ -65,6 +65,13 @@ def test_recall_is_by_true_class_and_none_for_a_class_without_rows():
     assert recall_by_class(logits, labels, 4) == [1.0, 0.5, 1.0, None]
 
 
+def test_a_class_that_is_never_there_and_never_answered_is_in_no_mean():
+    """Of four classes the last has no row and no answer: recalls 1/2, 1, 0 and F1 2/3, 1/2, 0."""
+    found = measure(torch.eye(4)[[0, 1, 1, 1]], torch.tensor([0, 0, 1, 2]), None)
+    assert found["balanced_accuracy"] == pytest.approx((0.5 + 1 + 0) / 3)
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 4 + 0) / 3)
+
+
 def test_evaluate_measures_the_split_it_is_asked_for():
     from stillroom.data.arrays import ArraySource
 

@@ -56,3 +56,33 @@ def test_equal_seeds_are_paired_and_others_are_not(tmp_path):
         half = 100 * (interval.high - interval.low) / 2
         assert f"{gap:.1f} ± {half:.1f} points" in sentence and how in sentence, sentence
     assert abs(paired.high - welch.high) > 0.005
+
+
+def test_runs_on_other_data_or_under_other_teachers_are_not_ranked_without_a_word(tmp_path):
+    one = write(tmp_path / "a", ONE, data={"fingerprint": "1"})
+    two = write(tmp_path / "b", TWO, data={"fingerprint": "2"})
+    said = compare([one, two])[1][0].sentence
+    assert said == "The runs were measured on different data, so their scores cannot be compared."
+    taught = write(tmp_path / "c", TWO, data={"fingerprint": "1"}, teacher=0.9)
+    assert "Their teachers differ" in compare([one, taught])[1][0].sentence
+    same = write(tmp_path / "d", TWO, data={"fingerprint": "1"})
+    assert "teachers differ" not in compare([one, same])[1][0].sentence
+
+
+def test_the_best_run_and_the_smallest_file_are_named(tmp_path):
+    places = [write(tmp_path / name, values) for name, values in (("a", TWO), ("b", ONE), ("c", [0.5, 0.51, 0.52]))]
+    for place, size in zip(places, (300, 200, 400), strict=True):
+        held = json.loads((place / "metrics.json").read_text())
+        for name in ("kd", "distilled"):
+            held["models"][name]["bytes"] = {"mean": size, "per_seed": [size]}
+        (place / "metrics.json").write_text(json.dumps(held))
+    findings = compare(places)[1]
+    assert findings[0].sentence.startswith("The students of 'b' and 'a' cannot be told apart: 5")
+    assert findings[2].sentence == "The student of 'b' has the smallest file."
+
+
+def test_the_run_with_fewer_seeds_decides_whether_a_claim_may_be_made(tmp_path):
+    many = write(tmp_path / "a", [*ONE, 0.92, 0.9], seeds=range(5))
+    few = write(tmp_path / "b", [0.5, 0.51, 0.52])
+    said = compare([many, few])[1][0].sentence
+    assert "comes out better" in said and "5 seeds are needed to claim it" in said

@@ -120,6 +120,18 @@ def test_the_graph_takes_raw_pixels_at_any_batch_size(cnn):
     onnx.checker.check_model(str(folder / FLOAT32), full_check=True)
 
 
+def test_an_int8_graph_has_a_scale_for_each_channel(cnn):
+    import onnx
+
+    _, folder, _, _ = cnn
+    graph = onnx.load(str(folder / INT8)).graph
+    held = {one.name: one for one in graph.initializer}
+    weights = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in held]
+    shapes = [(list(held[node.input[0]].dims), list(held[node.input[1]].dims)) for node in weights]
+    kernels = [(weight[0], scale) for weight, scale in shapes if weight[2:] == [3, 3]]
+    assert len(kernels) == 3 and all(scale == [channels] for channels, scale in kernels), shapes
+
+
 def test_no_path_or_trace_of_the_machine_is_in_any_file(cnn):
     _, folder, _, _ = cnn
     for file in folder.iterdir():

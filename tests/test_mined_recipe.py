@@ -80,6 +80,18 @@ def test_what_is_known_of_test_examples_chooses_nothing():
     assert first == second and len(first) > 1
 
 
+def test_answers_of_test_rows_warm_nothing():
+    """How warm kd is to be is read off training rows: other answers to test rows change no choice."""
+    recipe, plain = read_recipe(TEXT), teacher()
+    values = LOGITS.repeat(100, 1)
+    values[plain.data.splits["test"]] *= 10
+    data = ArraySource(values.numpy(), np.arange(200) % 3, classes=["ant", "bee", "cat"], splits=plain.data.splits)
+    other = Subject(data, answer=lambda inputs: inputs)
+    found = [choose(recipe, panels(), one, None) for one in (plain, other)]
+    assert found[0].values == found[1].values and found[0].reasons == found[1].reasons
+    assert ("objectives", 1, "temperature") in found[0].values
+
+
 def test_the_text_reads_as_the_choices_and_tells_why():
     suspects = [{"example": one, **SUSPECT} for one in range(30)]
     found = panels(

@@ -51,6 +51,13 @@ def test_nothing_is_said_when_it_helped_or_was_not_compared():
     assert why_not(experiment(), metrics(-0.01), None) is None
 
 
+def test_a_gain_that_may_be_chance_is_explained():
+    """The mean is above nought, and its interval is not: that is not the help which needs no reason."""
+    assert metrics(-0.005)["score_gain"]["mean"] > 0 and "all 80 labels" in reasons(-0.005)
+    assert reasons(-0.005, {"teacher": 0.8, "alone": 0.9}, labels=10).startswith("1. The teacher is weak")
+    assert "not ahead of it (−10.0 points)" in reasons(-0.005, {"teacher": 0.8, "alone": 0.9})
+
+
 def test_each_reason_is_named_by_its_numbers():
     assert "teacher is weak" in reasons(-0.01, {"teacher": 0.81})
     assert "all 80 labels" in reasons(-0.01) and "all 80 labels" not in (reasons(-0.01, labels=10) or "")

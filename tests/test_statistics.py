@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from stillroom.randomness import uniform
-from stillroom.statistics import Interval, gap_closed, over_examples, over_seeds, paired, wider
+from stillroom.statistics import Interval, gap_closed, over_examples, over_seeds, paired, unpaired, wider
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [0.91, 0.93, 0.9], [3.0, 3.0, 3.0, 3.0], list(range(12))])
@@ -133,3 +133,22 @@ def test_rows_paired_wrongly_make_another_interval():
     assert right.low > 0 > wrong.low and right.n == 1 and wrong.width > 3 * right.width
     seeds = np.stack([shared, better])
     assert paired(seeds, seeds).width == 0 < paired(seeds, seeds[::-1]).width, "seeds are paired too"
+
+
+def test_seeds_that_are_not_shared_have_welchs_interval():
+    one, two = [0.9, 0.93, 0.91, 0.95], [0.85, 0.84, 0.89]
+    found, theirs = unpaired(one, two), stats.ttest_ind(one, two, equal_var=False).confidence_interval()
+    assert found.mean == pytest.approx(0.9225 - 0.86) and found.n == 3
+    assert (found.low, found.high) == (pytest.approx(theirs.low), pytest.approx(theirs.high))
+    assert unpaired(one, [0.5]).low is None and unpaired(one, [0.5]).mean == pytest.approx(0.4225)
+
+
+def test_a_lead_within_chance_is_no_gap():
+    """Two more right of 400, by ten that only one of them has: the teacher leads by half a point, by chance."""
+    alone = np.zeros(400)
+    alone[:304] = 1
+    teacher = alone.copy()
+    teacher[300:304], teacher[304:310] = 0, 1
+    assert teacher.mean() - alone.mean() == pytest.approx(0.005)
+    found, reason = gap_closed(teacher[None], alone[None], teacher)
+    assert found is None and "+0.5 points [−" in reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,9 +14,9 @@ from stillroom.data.arrays import ArraySource
 from stillroom.models.bundle import Deployed
 from stillroom.objectives import match
 from stillroom.pipeline.distill import distill
-from stillroom.pipeline.plan import ArmPlan, Experiment, TeacherPlan
+from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, TeacherPlan
 from stillroom.pipeline.reasons import why_not
-from stillroom.pipeline.teacher_check import LOOK, TRAIN, doubt, ready_made
+from stillroom.pipeline.teacher_check import LOOK, TRAIN, add_teacher_check, checked, doubt, ready_made
 from stillroom.settings import Training
 
 NAMES = ["cat", "dog", "owl", "bee"]
@@ -57,6 +58,8 @@ def test_no_order_is_read_out_of_chance():
     guess = torch.randint(60, (720,), generator=torch.Generator().manual_seed(1))
     said = doubt(answers(guess, 60), labels, [str(one) for one in range(60)], True, "rows")
     assert said.startswith("The teacher answers at chance") and "permuted" not in said
+    said = doubt(answers(guess[:240], 60), labels[:240], [str(one) for one in range(60)], True, "rows that are few")
+    assert "permuted" not in said
 
 
 def test_chance_is_told_from_a_constant_answer_and_by_who_trained_it():
@@ -77,6 +80,31 @@ def test_little_is_known_of_few_rows_and_nothing_of_rows_without_labels():
     assert doubt(constant, few, NAMES, True, "rows") is None
     few[:20] = LABELS[::10]
     assert doubt(constant, few, NAMES, True, "rows") is not None
+
+
+def test_the_teacher_is_judged_on_validation_rows_and_against_the_control():
+    """It is right on the validation rows and never on the test rows; there the control leads it by 40 of 100 points."""
+    splits = {"train": range(200), "validation": range(200, 400), "test": range(400, 500)}
+    data = ArraySource(torch.zeros(500, 2), torch.cat([LABELS, LABELS, LABELS])[:500], classes=NAMES, splits=splits)
+    order = torch.cat([LABELS, LABELS, (LABELS + 1) % 4])[:500]
+    teacher = lambda batch: {"logits": answers(order[batch["id"][:, 0]])}  # noqa: E731
+    arm = ArmPlan("kd", list, Training(steps=1), None, lambda _: student(), None, {}, {})
+    plans = {"given": TeacherPlan({}), "made": TeacherPlan({}, training=Training(steps=5))}
+    held = Experiment("x", data, plans, {"kd": arm}, [0])
+    assert checked(held, teacher) is None
+    assert ready_made(held, "given") and not ready_made(held, "made") and not ready_made(held)
+    for theirs, ours, said in ((0.5, 0.9, True), (0.9, 0.5, False), (0.5, 0.52, False)):
+        right = {"teacher": hits(theirs, 0)[None], ALONE: np.stack([hits(ours, 1), hits(ours, 2)])}
+        metrics = {"verdict": "As it was."}
+        add_teacher_check(held, metrics, teacher, right)
+        assert ("teacher_check" in metrics) is said and metrics["verdict"].endswith("As it was.")
+        if said:
+            assert "worse than the same student trained alone, by −40.0 points [−" in metrics["verdict"]
+
+
+def hits(share: float, turned: int) -> np.ndarray:
+    """A hundred answers, of which this share is right; which ones depends on ``turned``."""
+    return np.roll((np.arange(100) < 100 * share).astype(float), 37 * turned)
 
 
 # --- in a run -----------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ from stillroom.files import write_json
 from stillroom.objectives import match
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment
 from stillroom.pipeline.story import summary_of
-from stillroom.pipeline.verdict import metrics_of, read_answers, teacher_answers, verdict
+from stillroom.pipeline.verdict import _comparable, _differences, metrics_of, read_answers, teacher_answers, verdict
 from stillroom.report.readings import share_of_gap
 from stillroom.report.run_findings import arms_table, verdict_dots
 from stillroom.settings import Training
@@ -116,6 +118,22 @@ def test_the_share_of_the_gap_is_that_of_each_arm(measured):
 def test_an_arm_with_other_labels_has_another_control_and_so_no_share(tmp_path):
     found = measure(tmp_path, last=arm("last", labels=7))
     assert set(found["gaps"]) == {"kd"}
+
+
+def test_only_arms_with_the_same_student_and_as_many_labels_share_the_control():
+    other = dataclasses.replace(arm("other"), config={"model": {"use": "mlp"}})
+    arms = {ALONE: arm(ALONE), "kd": arm("kd"), "other": other, "few": arm("few", 7), "same": arm("same")}
+    assert _comparable(Experiment("made", source(LABELS), {}, arms, [0])) == ["kd", "same"]
+
+
+def test_the_rival_is_the_best_of_the_other_arms():
+    """Right in 6 of 10 rows; the others in 2, 9 and 4, so that the second leads the first arm by 30 points."""
+    hits = {name: (np.arange(10) < right)[None].astype(float) for name, right in
+            ((ALONE, 5), ("kd", 6), ("low", 2), ("high", 9), ("middle", 4))}  # fmt: skip
+    found = _differences(hits, "kd")
+    assert list(found["leads"]) == ["high"] and found["leads"]["high"]["mean"] == pytest.approx(0.3)
+    gains = {name: round(gain["mean"], 6) for name, gain in found["gains"].items()}
+    assert gains == {"kd": 0.1, "low": -0.3, "high": 0.4, "middle": -0.1}
 
 
 def test_seeds_that_agree_leave_the_interval_to_the_examples(tmp_path):
@@ -306,7 +324,7 @@ def test_baselines_and_silent_classes_are_in_the_verdict_the_table_and_the_repor
     """The student answers three of the four classes, and is right no more often than always the first would be."""
     labels = [0, 0, 0, 0, 0, 1, 2, 3, UNLABELLED, UNLABELLED]
     student = [[0, 0, 1, 1, 0, 1, 2, 0, 0, 0]] * 2
-    found = measure(tmp_path, {ALONE: student, "kd": student}, labels=labels)
+    found = measure(tmp_path, {ALONE: ANSWERS[ALONE], "kd": student}, labels=labels)
     assert found["baseline"]["constant"] == {"name": "always 'a'", "accuracy": 5 / 8, "labels": 10}
     assert "The student never answers 'd' (recall 0 %" in found["verdict"]
     assert "To answer always 'a' is right in 62.5 % of cases, no less than the student." in found["verdict"]
