@@ -145,7 +145,7 @@ objectives:
   - {{use: labels, weight: 0.1}}
   - {{use: kd, weight: 0.9}}
   - {{use: memory, student: memory@h, teacher: memory@h}}
-record: {{views: 3, precision: bf16}}
+record: {{views: 3, precision: auto}}
 train: {{steps: 12, batch: {{labelled: 8, transfer: 16}}, lr: 1.0e-2}}
 seeds: [0]
 export: {{onnx: null}}
