@@ -357,3 +357,18 @@ def test_ten_million_numbers_take_little_longer_than_their_bytes():
         fingerprint_of(net)
         took.append(time.perf_counter() - began)
     assert min(took) < 1.0  # 0.03 s where the processor has instructions for SHA-256
+
+
+@pytest.mark.parametrize("change", [lambda conf: setattr(conf, "SCALE", 0.0), lambda conf: conf.options.update(s=2)])
+def test_settings_in_a_module_of_ones_own_count_as_they_are_now(change, tmp_path, monkeypatch):
+    (tmp_path / "conf_of_mine.py").write_text("SCALE = 1.0\noptions = {'s': 1}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import conf_of_mine  # type: ignore[import-not-found]
+
+    monkeypatch.setitem(conf_of_mine.__dict__, "SCALE", 1.0)
+    monkeypatch.setitem(conf_of_mine.__dict__, "options", {"s": 1})
+    model = Holds(conf_of_mine)
+    before = fingerprint_of(model)
+    assert before is not None and fingerprint_of(model) == before
+    change(conf_of_mine)
+    assert fingerprint_of(model) not in (None, before)

@@ -49,9 +49,8 @@ BUILT_IN = (
     types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType,
     types.ClassMethodDescriptorType,
 )  # fmt: skip
-EQUAL_IS_SAME = (  # Python itself may make one object of two of these
-    tuple, frozenset, bytes, np.generic, re.Pattern, types.MethodType, *BUILT_IN,
-)  # fmt: skip
+EQUAL_IS_SAME = (tuple, frozenset, bytes, np.generic, re.Pattern, types.MethodType, *BUILT_IN)  # Python may merge two
+SETTINGS = (*PLAIN, bytes, tuple, list, dict, set, frozenset, Tensor, np.ndarray)  # what counts of a module's globals
 CACHES = {  # of nn.Module: what says nothing of its answers, or says it twice
     "training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook",
     "_compiled_call_impl", "_is_torch_compile", "_flat_weights", "_flat_weight_refs", "_stillroom_built",
@@ -381,9 +380,10 @@ class _Walk:
 
     def python_module(self, thing: types.ModuleType) -> None:
         self.put("package", thing.__name__, _version(thing.__name__))
-        file = getattr(thing, "__file__", None)
-        if _origin(thing.__name__) == "own" and file and is_file(pathlib.Path(file)):
-            self.raw(pathlib.Path(file).read_bytes())
+        file = pathlib.Path(getattr(thing, "__file__", None) or "")
+        if _origin(thing.__name__) == "own":
+            self.raw(file.read_bytes() if is_file(file) else b"")
+            self.sequence(sorted(i for i in vars(thing).items() if isinstance(i[1], SETTINGS) and i[0][:2] != "__"))
 
 
 _WRAPPERS = (staticmethod, classmethod, property, functools.cached_property, type(functools.lru_cache(len)))
