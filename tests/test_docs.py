@@ -87,7 +87,7 @@ def called(words: list[str]) -> int:
 def test_the_commands_of_the_readme_run_in_their_order(elsewhere, capsys):
     said = [f"a film of {number} minutes that was {('dull', 'fine')[number % 2]}" for number in range(60)]
     rows = [f"{text},{('bad', 'good')[number % 2]}" for number, text in enumerate(said)]
-    (elsewhere / "reviews.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    (elsewhere / "reviews.csv").write_text("\n".join(["text,sentiment", *rows]) + "\n", encoding="utf-8")
     listed = commands(ROOT / "README.md")
     assert {words[0] for words in listed} >= {"new", "check", "run", "report", "export"}
     for words in listed:

@@ -78,7 +78,7 @@ def test_rows_without_a_label_become_a_transfer_set(tmp_path):
 
 
 def test_a_table_without_a_clear_label_column_is_asked_about(tmp_path):
-    with pytest.raises(DataError, match=r"a, b, species.*--label"):
+    with pytest.raises(DataError, match=r"b \(9 values\), species \(3 values\).*--label"):
         starter(table(tmp_path))
 
 

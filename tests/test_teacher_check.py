@@ -99,7 +99,7 @@ def test_the_teacher_is_judged_on_validation_rows_and_against_the_control():
         add_teacher_check(held, metrics, teacher, right)
         assert ("teacher_check" in metrics) is said and metrics["verdict"].endswith("As it was.")
         if said:
-            assert "worse than the same student trained alone, by −40.0 points [−" in metrics["verdict"]
+            assert "worse than the same student trained alone: −40.0 points [−" in metrics["verdict"]
 
 
 def hits(share: float, turned: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stillroom import files
 from stillroom.contracts import Progress, Signals, Source, Teacher
+from stillroom.data.known import check_source
 from stillroom.errors import StoreError, say
 from stillroom.paths import expand, is_file
 from stillroom.store.decoded import Shelf
@@ -89,6 +90,7 @@ def record(teacher: Teacher, source: Source, folder: str | Path, **options: Any)
             their shape or cannot be stored, shards of other ranks did not come, or another teacher is given to some
             ranks of several.
     """
+    check_source(source)
     job = _options(options)
     folder = expand(folder, "The folder of a store", StoreError)
     rows = _Rows.plan(source, job)

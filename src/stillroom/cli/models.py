@@ -179,7 +179,8 @@ def predict(
     from stillroom.progress import waiting
 
     with waiting("classifying"):
-        found = predictions(_load(model), inputs, column=column, encoding=encoding, every=every)
+        usual = _text_column(model)
+        found = predictions(_load(model), inputs, column=column, encoding=encoding, every=every, usual=usual)
     write_bytes(out, table(found.answers))
     if as_json:
         facts = {"file": str(out), "rows": len(found.answers), "notes": found.notes, "predictions": found.answers}
@@ -352,6 +353,15 @@ def _of_tables(source: Source) -> dict[str, Any]:
 
 
 # --- shared -----------------------------------------------------------------------------------------------
+
+
+def _text_column(model: Path) -> str:
+    """Return the column of texts that a run was trained on; "text" where there is no recipe or it names none."""
+    from stillroom.recipe import read_recipe
+
+    if not is_file(model / "recipe.yaml"):
+        return "text"
+    return str(read_recipe(model / "recipe.yaml").data.options.get("text", "text"))
 
 
 def _load(place: Path) -> Deployed:

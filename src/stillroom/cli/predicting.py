@@ -31,14 +31,20 @@ class Predictions(NamedTuple):
 
 
 def predictions(
-    deployed: Deployed, places: Sequence[Path], *, column: str = "", encoding: str = "utf-8", every: bool = False
+    deployed: Deployed,
+    places: Sequence[Path],
+    *,
+    column: str = "",
+    encoding: str = "utf-8",
+    every: bool = False,
+    usual: str = "text",
 ) -> Predictions:
     """Return what a model says of everything in ``places``.
 
     An answer holds ``input`` (the file), ``row`` (counted from 1 in a table, an array or a file of texts), the person's
     own columns, ``class`` and ``probability``; with ``every`` also ``probabilities``, by class. A column of the
     person's that is called like one of ours is given back as "... (given)". ``column`` names the column of texts (else
-    it is ``text``, or the only one), ``encoding`` what they are written in.
+    it is the only one, ``usual``, or ``text``), ``encoding`` what they are written in.
 
     Raises:
         UserError: a file does not fit the model, or none can be read.
@@ -48,7 +54,7 @@ def predictions(
     from stillroom.models.table_encode import TableEncode
 
     if deployed.reads_text:
-        return _of_texts(deployed, texts_of(places, column or None, encoding), every)
+        return _of_texts(deployed, texts_of(places, column or None, encoding, usual), every)
     if isinstance(deployed.encode, TableEncode):
         _no_column(column)
         found = table_of(places, deployed.encode.columns, encoding)

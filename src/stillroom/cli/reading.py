@@ -194,11 +194,14 @@ def _written(values: Any) -> list[str]:
 # --- texts -------------------------------------------------------------------------------------------------
 
 
-def texts_of(places: Sequence[Path], column: str | None = None, encoding: str = "utf-8") -> Found:
+def texts_of(
+    places: Sequence[Path], column: str | None = None, encoding: str = "utf-8", usual: str = "text"
+) -> Found:
     """Return every text in ``places``, with the columns beside it.
 
     A .txt file has a text a line, whose number is its ``row``; .csv, .tsv and .jsonl files (also .gz) a row, in
-    ``column``: the one called ``text`` where none is named, or the only one. Blank lines are passed over.
+    ``column``; where none is named, in the only one, in ``usual`` (what the model was trained on), or in ``text``.
+    Blank lines are passed over.
 
     Raises:
         DataError: a place is missing or of another kind, or nothing can be read.
@@ -208,7 +211,7 @@ def texts_of(places: Sequence[Path], column: str | None = None, encoding: str = 
     allowed = (*LINES, *KINDS)
 
     def read(file: Path, found: Found) -> None:
-        rows = list(_texts_in(file, column, encoding))  # the whole file first: it is read, or it is not
+        rows = list(_texts_in(file, column, encoding, usual))  # the whole file first: it is read, or it is not
         for row, text, beside in rows:
             found.shown.append({"input": str(file), "row": row, "columns": beside})
             found.rows.append(text)
@@ -217,7 +220,7 @@ def texts_of(places: Sequence[Path], column: str | None = None, encoding: str = 
     return _read(files, read, "a text a line, or a row")
 
 
-def _texts_in(place: Path, column: str | None, encoding: str) -> Iterator[tuple[int, str, dict[str, str]]]:
+def _texts_in(place: Path, column: str | None, encoding: str, usual: str) -> Iterator[tuple[int, str, dict[str, str]]]:
     from stillroom.data.text_tables import check_column, kind_of, lines_of, read_rows
 
     if kind_of(place) in LINES:
@@ -227,6 +230,7 @@ def _texts_in(place: Path, column: str | None, encoding: str) -> Iterator[tuple[
     chosen = column
     for number, (_, row) in enumerate(read_rows(place, encoding, setting=ENCODING)):
         if not number:
-            chosen = column or (next(iter(row)) if len(row) == 1 else "text")
+            among = [name for name in (usual, "text") if name in row]
+            chosen = column or (next(iter(row)) if len(row) == 1 else among[0] if among else usual)
             check_column(chosen, row, place, "Name it with --column COLUMN.")
         yield number + 1, row.get(str(chosen), ""), dict(row)

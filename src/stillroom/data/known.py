@@ -79,3 +79,14 @@ def known(source: Any) -> Known | None:
         given = f"a {type(source).__name__} without {', '.join(missing)}"
         raise DataError(say("This is no whole source", given, ", ".join(MEMBERS), "Add what is missing."))
     return Known(source)
+
+
+def check_source(source: Any) -> None:
+    """Refuse what is no source where one must be given as it is.
+
+    Raises:
+        DataError: it has no splits or cannot give a batch.
+    """
+    if not hasattr(source, "splits") or not hasattr(source, "batch"):
+        do = "Make one of arrays, tensors or a Dataset: stillroom.as_source((inputs, labels))."
+        raise DataError(say("This is no source", type(source).__name__, "an object with batch and splits", do))

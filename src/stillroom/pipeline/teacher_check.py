@@ -18,10 +18,15 @@ from stillroom.statistics import of_share, paired, points
 from stillroom.tasks import class_counts
 
 LEAST = 20  # labelled rows below which nothing is said
+FEW = 100  # labelled validation rows below which a ready-made teacher is also judged on training rows
+NEAR = 0.1  # accuracy above always one answer from which a teacher is not at chance, however few the rows
 ABOVE_CHANCE = 0.25  # of the way from chance to always right: a balanced accuracy below that is no teacher's
 FAR = 0.2  # accuracy that another order of the classes must add
 MOST_CLASSES = 1000  # up to which another order is looked for
-LOOK = "Are its inputs prepared as it expects, and are its classes in the data's order?"
+LOOK = (
+    "Are its inputs prepared as it expects, and are its classes in the data's order? uint8 images are normalised "
+    "before both networks; one that prepares its own inputs is handed over as Deployed(network, encode)."
+)
 TRAIN = "It has not learnt the task: look at its labels, its steps and its learning rate."
 
 
@@ -34,18 +39,25 @@ def ready_made(experiment: Experiment, name: str | None = None) -> bool:
 def checked(experiment: Experiment, teacher: Teacher, name: str | None = None) -> str | None:
     """Return what is suspicious in a teacher's answers on the validation split, in a sentence or two; None if nothing.
 
-    ``teacher`` holds what it showed; one that holds nothing of that split is not judged.
+    ``teacher`` holds what it showed; one that holds nothing of that split is not judged. Where the split is short, a
+    teacher that was given ready-made is judged on the training rows as well, which it was not trained on here.
     """
     data = experiment.data
     labels, rows = labels_known(data) if data.classes else None, data.splits["validation"]
-    if labels is None or not len(rows):
+    given, what = ready_made(experiment, name), "validation examples"
+    if labels is None:
+        return None
+    if given and int((labels[rows] != UNLABELLED).sum()) < FEW:
+        train = data.splits["train"]
+        rows = torch.cat([rows, train[labels[train] != UNLABELLED][: 10 * FEW]])
+        what = "validation and training examples"
+    if not len(rows):
         return None
     try:
         told = torch.cat([teacher({"id": plain_ids(part)})["logits"].float() for part in rows.split(BATCH)])
     except StoreError:
         return None
-    names = [str(one) for one in data.classes or ()]
-    return doubt(told, labels[rows], names, ready_made(experiment, name), "validation examples")
+    return doubt(told, labels[rows], [str(one) for one in data.classes or ()], given, what)
 
 
 def doubt(logits: Tensor, labels: Tensor, names: Sequence[str], given: bool, rows: str) -> str | None:
@@ -69,7 +81,8 @@ def doubt(logits: Tensor, labels: Tensor, names: Sequence[str], given: bool, row
     present = int((counts.rows > 0).sum())
     above = (counts.balanced_accuracy - 1 / present) / (1 - 1 / present) if present > 1 else 1.0
     constant = int(counts.rows[most]) / total
-    if above < ABOVE_CHANCE and of_share(right, total)[0] <= constant:
+    near = of_share(right, total)[0] <= constant and right / total < constant + NEAR
+    if above < ABOVE_CHANCE and near:
         return (
             f"The teacher answers at chance: it is right on {share} of the {rows}, always '{_name(names, most)}' on "
             f"{100 * constant:.1f} %. {LOOK if given else TRAIN}"
@@ -117,7 +130,7 @@ def add_teacher_check(
     if found is None and {ALONE, "teacher"} <= set(right):
         lead = paired(np.broadcast_to(right["teacher"], right[ALONE].shape), right[ALONE])
         if lead.high is not None and lead.high < 0:
-            found = "The teacher is worse than the same student trained alone, by "
+            found = "The teacher is worse than the same student trained alone: "
             found += f"{points(lead.mean, lead.low, lead.high)}. "
             found += LOOK if ready_made(experiment) else "Train it longer, or take a larger one."
     if found is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from stillroom.errors import DataError, say
 from stillroom.paths import is_file, is_folder
 
 LABELS = ("label", "labels", "class", "target", "category", "y")
+CATEGORIES = 50  # different values up to which a column may be the label
+LEAST = 400  # steps that a teacher is trained for
 LONG_TEXT = 30  # mean characters from which a column of texts is read as text and not as a category
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".npy", ".npz")
 
@@ -109,26 +112,36 @@ def _label_column(columns: Mapping[str, Any], text: str | None, file: Path) -> s
     if text is not None and len(others) == 1:
         return others[0]
     raise DataError(
-        say(f"It is not clear which column of {file} holds the labels", "none that is called label", others[:20],
-            "Name it with --label COLUMN.")
-    )  # fmt: skip
+        say(
+            f"It is not clear which column of {file} holds the labels",
+            "none that is called label",
+            [f"{name} ({count} values)" for name, count in _counts(columns, others).items()] or others[:20],
+            "Name it with --label COLUMN.",
+        )
+    )
+
+
+def _counts(columns: Mapping[str, Any], names: list[str]) -> dict[str, int]:
+    """Return how many values each column has that may hold labels: few, and more than one."""
+    counts = {name: len(columns[name].unique()) for name in names}
+    return {name: count for name, count in counts.items() if 1 < count <= CATEGORIES}
 
 
 # --- the recipe ------------------------------------------------------------------------------------
 
 MODELS = {
     "text": (
-        "{model: textcnn, train: {epochs: 6, batch: 32, lr: 1.0e-3}}",
+        "{model: textcnn, train: {epochs: EPOCHS, batch: 32, lr: 1.0e-3}}",
         "{model: textmlp}",
         "or a pretrained encoder from a folder: {hf: FOLDER, train: {epochs: 3, batch: 32, lr: 2.0e-4}}",
     ),
     "table": (
-        "{model: mlp, hidden: [128, 64], dropout: 0.2, train: {epochs: 30, batch: 32, lr: 2.0e-3}}",
+        "{model: mlp, hidden: [128, 64], dropout: 0.2, train: {epochs: EPOCHS, batch: 32, lr: 2.0e-3}}",
         "{model: mlp, hidden: [16]}",
         "",
     ),
     "images": (
-        "{model: resnet, depth: 8, width: 32, stem: 2, train: {epochs: 12, batch: 32, lr: 3.0e-3}}",
+        "{model: resnet, depth: 8, width: 32, stem: 2, train: {epochs: EPOCHS, batch: 32, lr: 3.0e-3}}",
         "{model: cnn, width: 16}",
         "",
     ),
@@ -142,7 +155,9 @@ def _recipe(found: Proposal) -> str:
     train = len(source.splits["train"])
     known = labels_known(source)
     labelled = train if known is None else int((known[source.splits["train"]] != UNLABELLED).sum())
-    batch = 64 if labelled >= 640 else max(4, labelled // 10)
+    batch = 64 if labelled >= 640 else max(4, labelled // 40 * 4)
+    epochs = max(6, math.ceil(32 * LEAST / max(1, labelled)))
+    fewer = max(2 * len(source.classes or ()), labelled // 5)
     steps = min(1000, max(200, 10 * (2 * train // batch)))
     sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in source.splits.items())
     mixed = labelled < train
@@ -152,10 +167,11 @@ def _recipe(found: Proposal) -> str:
         f"# Rows: {sizes}. Classes: {_listed([str(one) for one in source.classes or ()])}.",
         "data:",
         *(f"  {key}: {json.dumps(value)}" for key, value in {"use": found.use, **found.options}.items()),
-        "  # labels: 200              # the student sees so many labels; the teacher's answers cover the other rows",
+        f"  # labels: {fewer:<19}# distilling pays most where the student sees few labels: these, and the teacher's",
+        "  #                            answers on all other rows; without this line it sees every label",
         "  # validation: 0.1          # share or number of rows that choose the learning rate and the stopping step",
         "  # test: 0.1                # share or number of rows that the report is about",
-        f"teacher: {teacher}",
+        f"teacher: {teacher.replace('EPOCHS', str(epochs))}",
         *([f"  # {other}"] if other else []),
         f"student: {student}            # `stillroom check` says how large both are",
         "objectives:",

@@ -24,8 +24,8 @@ def confused(
     if not pairs:
         return Finding(title, "Nothing: it answers every test example with its true class.", 0.0, control)
     true, other, count = pairs[0]
-    sentence = f"It takes {quoted(classes[true])} for {quoted(classes[other])} most often: in {count:.0f} of "
-    sentence += f"{rows[true]:,} test examples of that class ({100 * count / rows[true]:.0f} %)."
+    sentence = f"It takes {quoted(classes[true])} for {quoted(classes[other])} most often: in {count:.3g} of "
+    sentence += f"{rows[true]:,} test examples of that class ({100 * count / rows[true]:.0f} %, mean of the seeds)."
     figure = _matrix(classes, rows, right, pairs) if len(classes) <= MATRIX else _table(classes, rows, pairs)
     return Finding(title, sentence, count / rows[true], control, figure)
 

@@ -323,7 +323,7 @@ def reliability(readings: Mapping[str, Mapping[str, Any]]) -> Finding:
         "Is its confidence right?",
         sentence,
         None,
-        "the diagonal, where accuracy equals confidence.",
+        "the diagonal, where accuracy equals confidence; each model with its first seed.",
         figure,
     )
 
