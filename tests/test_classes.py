@@ -116,7 +116,8 @@ def test_what_neither_finds_is_not_kept():
 
 def test_the_confusion_matrix_is_by_row_and_column():
     finding = confused(["a", "b", "c"], [10, 5, 0], [7.0, 5.0, 0.0], [(0, 1, 2.0), (0, 2, 1.0)])
-    assert finding.sentence == "It takes 'a' for 'b' most often: in 2 of 10 test examples of that class (20 %, mean of the seeds)."
+    said = "It takes 'a' for 'b' most often: in 2 of 10 test examples of that class (20 %, mean of the seeds)."
+    assert finding.sentence == said
     assert finding.figure["kind"] == "matrix"
     assert finding.figure["values"] == [[70.0, 20.0, 10.0], [0.0, 100.0, 0.0], [None, None, None]]
     assert "Confusion matrix" in str(draw(finding.figure, {}))

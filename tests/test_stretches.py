@@ -15,9 +15,10 @@ from stillroom.learner import Learner
 from stillroom.objectives import match
 from stillroom.objectives.stretches import at_borders, starts
 from stillroom.record import record
-from stillroom.settings import Training, has_bf16
+from stillroom.settings import Training
 from stillroom.taps import read
 from stillroom.teachers import Live
+from stillroom.tensors import lstm_runs_in_bf16
 from stillroom.train import train
 
 ROWS, STEPS, FEATURES = 5, 11, 3
@@ -146,7 +147,7 @@ def test_a_stored_teacher_and_bfloat16_train(tmp_path):
     taps = ["logits", "memory@h", "memory@c/4"]
     live = Live(Net(6, seed=1, bidirectional=True), taps)  # its forward direction teaches
     store = record(live, data, tmp_path, taps=taps, fingerprints={"teacher": "t", "data": data.fingerprint})
-    for precision in ("float32", *(["bf16"] if has_bf16() else [])):  # an LSTM needs the instructions
+    for precision in ("float32", *(["bf16"] if lstm_runs_in_bf16() else [])):
         learner = Learner(Net(4, seed=2), ["labels", both(every=4)], precision=precision)
         settings = Training(steps=3, batch=8, lr=1e-2, schedule="constant")
         losses = [float(step.losses["loss"].detach()) for step in train(learner, data, store, settings)]

@@ -131,7 +131,7 @@ def test_a_torch_file_is_told_from_safetensors_and_not_run(tmp_path):
         tensors.unpack(tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match="does not exist"):
         tensors.unpack(tmp_path / "no.safetensors")
-    with pytest.raises(ModelError, match="Unreadable"):
+    with pytest.raises(ModelError, match="got a folder"):
         tensors.unpack(tmp_path)
 
 
@@ -185,3 +185,15 @@ def test_weights_that_are_not_finite_are_named_but_a_mask_may_hold_infinity():
         module[3].weight[0, 0] = float("inf")
     with pytest.raises(ModelError, match="'3.weight'"):
         tensors.refuse_not_finite(module)
+
+
+def test_an_lstm_in_bf16_is_refused_where_the_processor_has_none(monkeypatch):
+    from stillroom import tensors
+
+    monkeypatch.setattr(tensors, "lstm_runs_in_bf16", lambda: False)
+    tensors.check_precision(nn.Linear(2, 2), "bf16")
+    tensors.check_precision(nn.LSTM(2, 2), "float32")
+    with pytest.raises(ModelError, match="LSTM cannot run in bf16.*precision: auto"):
+        tensors.check_precision(nn.Sequential(nn.LSTM(2, 2)), "bf16")
+    monkeypatch.setattr(tensors, "lstm_runs_in_bf16", lambda: True)
+    tensors.check_precision(nn.LSTM(2, 2), "bf16")

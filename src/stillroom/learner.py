@@ -14,6 +14,7 @@ from stillroom.objectives import Given, Objective, objectives_of
 from stillroom.settings import Precision, Resolved, resolved_precision
 from stillroom.taps import Reader, Takes, read, sizing
 from stillroom.taps.derivatives import refuse_for_training
+from stillroom.tensors import check_precision
 
 
 class Learner(nn.Module):
@@ -57,6 +58,7 @@ class Learner(nn.Module):
         for one in self._places("student"):
             refuse_for_training(one.tap)
         self.precision: Resolved = resolved_precision(precision)
+        check_precision(student, self.precision)
         self.reader: Reader = read(student, [one.tap for one in self._places("student")], encode, takes=takes)
 
     def _each(self) -> list[Objective]:

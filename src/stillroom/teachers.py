@@ -14,7 +14,7 @@ from stillroom.fingerprints import fingerprint_of
 from stillroom.settings import Precision, resolved_precision
 from stillroom.taps import Takes, read
 from stillroom.tasks import check_answers
-from stillroom.tensors import copy_of
+from stillroom.tensors import check_precision, copy_of
 
 
 class Live:
@@ -38,6 +38,7 @@ class Live:
         precision: Precision = "float32",
     ) -> None:
         self.module, self.precision = module, resolved_precision(precision)
+        check_precision(module, self.precision)
         self.reader = read(module, taps, encode, takes=takes)
 
     @property

@@ -9,6 +9,7 @@ of everything in the file, which is compared when it is read.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -320,3 +321,25 @@ def _some(names: Iterable[str]) -> str:
     listed = [f"'{name}'" for name in names]
     more = len(listed) - _LISTED
     return ", ".join(listed[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+@functools.cache
+def lstm_runs_in_bf16() -> bool:
+    """Return whether this processor has an LSTM in bf16: PyTorch raises where it has not. One tiny one is tried."""
+    with torch.autocast("cpu", torch.bfloat16):
+        try:
+            nn.LSTM(1, 1)(torch.zeros(1, 1, 1))
+        except RuntimeError:
+            return False
+    return True
+
+
+def check_precision(module: nn.Module, precision: str) -> None:
+    """Refuse an LSTM in bf16 on a processor that cannot compute it.
+
+    Raises:
+        ModelError: that is so.
+    """
+    if precision == "bf16" and any(isinstance(part, nn.LSTM) for part in module.modules()) and not lstm_runs_in_bf16():
+        do = "Write precision: auto, which takes bf16 only where the processor has it."
+        raise ModelError(say("An LSTM cannot run in bf16 on this processor", "precision: bf16", "auto, float32", do))
