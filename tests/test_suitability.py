@@ -321,7 +321,7 @@ def test_no_figure_of_the_table_is_cut_at_80_columns(monkeypatch, capsys, names,
     monkeypatch.setenv("COLUMNS", "80")
     each = (1.0, 0.9996)
     found = [stillroom.Suitability(name, 0.9998, each, 591.0 * size, 2.345 * size, 1.0, 2.3, 1.0) for name in names]
-    monkeypatch.setattr(screen, "out", screen.Console(soft_wrap=True, highlight=False))
+    monkeypatch.setattr(screen, "out", screen.Screen(soft_wrap=True, highlight=False))
     _show(found)
     printed = capsys.readouterr().out
     assert "…" not in printed and max(len(line) for line in printed.splitlines()) <= 80

@@ -57,7 +57,7 @@ class Subject:
             what = "both" if answer is not None else "neither"
             raise DataError(say("A model to be mined is a module or a function", what, "one of the two"))
         self.data, self.module, self.encode, self.name, self.seed = data, module, encode, name, seed
-        self.asked_for = self.most = max(LEAST, min(rows, CELLS // len(data.classes or [""])))
+        self.asked_for = self.most = min(rows, max(LEAST, CELLS // len(data.classes or [""])))
         self._answer = answer
         self._kept: dict[str, dict[str, Tensor]] = {}
         self._readers: dict[tuple[str, ...], Reader] = {}
