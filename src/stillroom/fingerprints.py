@@ -192,7 +192,7 @@ class _Walk:
 
     def text_or_number(self, thing: Any) -> None:
         base = next(kind for kind in PLAIN if isinstance(thing, kind))
-        self.put(_name(type(thing)), base.__repr__(thing))
+        self.put(_name(type(thing)), base.__repr__(thing))  # type: ignore[call-arg]
         self._more(thing)
 
     def member(self, thing: enum.Enum) -> None:
@@ -239,7 +239,7 @@ class _Walk:
         graph = isinstance(module, torch.fx.GraphModule)
         if graph:  # its class is made for it alone, and its code stands in a text
             self.put(module.code)
-            self.function(type(module).forward)
+            self.function(type(module).forward)  # type: ignore[arg-type]
         else:
             self._kind_once(type(module))
         hooks = [value for name, value in held.items() if name.endswith("hooks") and isinstance(value, dict)]

@@ -20,7 +20,7 @@ from stillroom.pipeline.making import Making
 from stillroom.pipeline.plan import ALONE, ArmPlan, Experiment, SynthesisPlan, TeacherPlan, control_of
 from stillroom.recipe import Data, Own, Recipe, Stage, Teacher, written
 from stillroom.recipe import Objective as ObjectiveEntry
-from stillroom.settings import Ramp
+from stillroom.settings import Ramp, resolved_precision
 from stillroom.tasks import check_names
 from stillroom.tensors import state_of
 
@@ -71,7 +71,7 @@ def experiment_of(recipe: Recipe) -> Experiment:
         recipe.to_yaml(),
         [(one.use, one.options) for one in recipe.evaluate.on] if recipe.evaluate else (),
         recipe.evaluate.rows if recipe.evaluate else 2000,
-        recipe.record.precision,
+        resolved_precision(recipe.record.precision),
     )
 
 

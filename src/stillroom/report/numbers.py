@@ -90,8 +90,8 @@ def spread(values: Sequence[object]) -> dict[str, Any]:
     held = [found for value in values if (found := finite(value)) is not None]
     if not held:
         return {"mean": None, "low": None, "high": None, "n": 0, "points": []}
-    found = over_seeds(held)
-    return {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n, "points": held}
+    whole = over_seeds(held)
+    return {"mean": whole.mean, "low": whole.low, "high": whole.high, "n": whole.n, "points": held}
 
 
 def scaled(reading: Mapping[str, Any], factor: float) -> dict[str, Any]:
