@@ -210,3 +210,12 @@ def test_what_texts_hold_is_shown(command, reviews):
     assert code == 0 and "without a text" in out and "film" in out and "at most" in out
     found = json.loads(command("data", "show", reviews, "--json")[1])
     assert found["input"] == {"dtype": "text", "shape": []} and found["classes"] == ["negative", "positive"]
+
+
+def test_the_column_that_a_run_was_trained_on_is_found_without_being_named(votes, tmp_path):
+    (tmp_path / "x.csv").write_text("id,message,text\n1,good,bad\n")
+    assert [row["row"] for row in predictions(votes, [tmp_path / "x.csv"], usual="message").answers] == [1]
+    columns = ("message", "text", "no")
+    told = {usual: predictions(votes, [tmp_path / "x.csv"], usual=usual).answers[0] for usual in columns}
+    said = {name: predictions(votes, [tmp_path / "x.csv"], column=name).answers[0] for name in ("message", "text")}
+    assert told["message"] == said["message"] and told["text"] == told["no"] == said["text"] != said["message"]

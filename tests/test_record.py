@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stillroom.errors import StoreError, UserError
+from stillroom.errors import DataError, StoreError, UserError
 from stillroom.randomness import row_hashes
 from stillroom.record import estimate, record
 from stillroom.store import Store
@@ -329,3 +329,9 @@ def test_a_teacher_without_a_name_is_known_by_its_answers(parts, tmp_path):
     assert not (tmp_path / "old").exists()
     store = record(other, parts.Rows(), tmp_path / "store")
     assert (tmp_path / "old" / "store-1").is_dir() and "asked anew" in store.manifest.notes[0]
+
+
+def test_arrays_are_no_source(tmp_path):
+    with pytest.raises(DataError, match=r"This is no source: got tuple.*as_source"):
+        record(lambda batch: {}, (torch.zeros(2, 2), torch.zeros(2)), tmp_path / "s")
+    assert not (tmp_path / "s").exists()

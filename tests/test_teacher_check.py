@@ -216,3 +216,20 @@ def test_advice_to_train_longer_is_for_teachers_that_were_trained_here(training,
     held["teacher_check"] = "The teacher answers at chance."
     told = why_not(experiment, held, torch.randn(10, 4))
     assert told.sentence == "The teacher answers at chance." and "longer" not in told.figure["text"]
+
+
+def test_few_validation_rows_are_joined_by_training_rows_for_a_teacher_given_as_it_is():
+    splits = {"train": range(100), "validation": range(100, 110), "test": range(110, 200)}
+    data = ArraySource(torch.zeros(200, 2), torch.arange(200) % 4, classes=NAMES, splits=splits)
+    teacher = lambda batch: {"logits": answers(torch.zeros(len(batch["id"]), dtype=torch.long))}  # noqa: E731
+    arm = ArmPlan("kd", list, Training(steps=1), None, lambda _: student(), None, {}, {})
+    given = Experiment("x", data, {"": TeacherPlan({})}, {"kd": arm}, [0])
+    trained = Experiment("x", data, {"": TeacherPlan({}, training=Training(steps=5))}, {"kd": arm}, [0])
+    assert "25.5 % of the validation and training examples" in (checked(given, teacher) or "")  # 28 of 110
+    assert checked(trained, teacher) is None, "ten rows say nothing"
+
+
+def test_a_teacher_far_above_always_one_answer_is_not_at_chance():
+    labels = torch.tensor([0] * 14 + [1] * 10 + [2] * 3)
+    guess = torch.tensor([0] * 14 + [1] * 4 + [0] * 6 + [0] * 3)  # 18 of 27 right, against 14 for always 'cat'
+    assert doubt(answers(guess, 3), labels, NAMES, True, "rows") is None
